@@ -1,0 +1,1 @@
+"""Quoting, PCK keys and certificates, collateral, verification."""

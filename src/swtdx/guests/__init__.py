@@ -1,0 +1,1 @@
+"""Where guests come from: kernels, initramfs images, the boot shim."""

@@ -1,0 +1,1 @@
+"""Attackers, and what they must not achieve."""

@@ -1,0 +1,1 @@
+"""The hardware: memory, keys, processors, time."""

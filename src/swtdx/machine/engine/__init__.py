@@ -1,0 +1,1 @@
+"""How guest instructions are executed."""

@@ -1,0 +1,1 @@
+"""The TDX Module: trusted, reached only through SEAMCALL and TDCALL."""

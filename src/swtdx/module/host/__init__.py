@@ -1,0 +1,1 @@
+"""SEAMCALL leaves, a file per object."""

@@ -1,0 +1,1 @@
+"""What leaves work on: PAMT, TDR, TDCS, TDVPS, SEPT, key ownership, measurement."""

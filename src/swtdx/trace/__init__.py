@@ -1,0 +1,1 @@
+"""Events, timelines, the cost model."""
