@@ -1,0 +1,1 @@
+"""Stock QEMU as the machine's logical processors."""

@@ -1,0 +1,86 @@
+"""Where things lie in the engine's own memory, and the mailbox through which the stub is driven.
+
+QEMU's RAM is two files: the engine's (this one, first) and the simulated machine's frames.  The
+engine's memory has no HPA in the simulated machine, so no simulated software can reach it.
+
+Addresses are QEMU physical addresses; ``stub.S`` declares the same numbers (a test compares them).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIB: Final = 1 << 20
+PAGE: Final = 4096
+
+#: Size of the engine's own memory, a multiple of 2 MiB so that large frames stay aligned.
+ENGINE_SIZE: Final = 64 * MIB
+
+NUM_CPUS: Final = 0x20000
+NEXT_CPU: Final = 0x20004
+XCR0_ALL: Final = 0x20008
+PML4: Final = 0x21000
+PDPT: Final = 0x22000  # 4 pages: 2 TiB of identity map in 1 GiB pages
+MAILBOX: Final = 0x40000
+HOST_SAVE: Final = 0x60000
+STACK: Final = 0x80000
+#: At most this many logical processors (mailboxes, stacks and host save pages are reserved for it).
+MAX_CPUS: Final = 32
+
+#: The identity page directory for guests that run with paging off (one 4 KiB page).
+IDENTITY_PD: Final = 0x30000
+#: I/O permission map (3 pages), all ones: every IN and OUT exits.
+IOPM: Final = 0x32000
+#: A page to stage copies in.
+STAGING: Final = 0x36000
+
+#: Contexts: a VMCB, registers, extra state and an MSR permission map each.
+CONTEXTS: Final = 0x100000
+CONTEXT_SIZE: Final = 0x6000
+MAX_CONTEXTS: Final = 160
+#: The rest is a pool of pages for nested page tables.
+POOL: Final = 0x600000
+
+# Mailbox fields (bytes from the mailbox's start)
+MB_SEQ: Final = 0x00
+MB_DONE: Final = 0x04
+MB_CMD: Final = 0x08
+MB_RING: Final = 0x0C
+MB_ASLEEP: Final = 0x10
+MB_KICKED: Final = 0x14
+MB_TIMER_OP: Final = 0x18
+MB_TIMER: Final = 0x1C
+MB_VMCB: Final = 0x20
+MB_GPRS: Final = 0x28
+MB_EXTRA: Final = 0x30
+MB_EXIT_TSC: Final = 0x38
+MB_SRC: Final = 0x40
+MB_DST: Final = 0x48
+MB_LEN: Final = 0x50
+MB_INDEX: Final = 0x58
+MB_TIMER_FIRED: Final = 0x5C
+MB_RESULT: Final = 0x60
+
+CMD_RUN: Final = 1
+CMD_SAVE: Final = 2
+CMD_LOAD: Final = 3
+CMD_COPY: Final = 4
+CMD_PROBE: Final = 5
+
+# A context's pages
+CTX_VMCB: Final = 0x0000
+CTX_GPRS: Final = 0x1000
+CTX_EXTRA: Final = 0x2000
+CTX_MSRPM: Final = 0x3000  # two pages
+
+# The extra page
+EX_XSAVE: Final = 0x000
+EX_XSAVE_SIZE: Final = 0xC00
+EX_XCR0: Final = 0xF00
+EX_TSC_AUX: Final = 0xF08
+EX_DR0: Final = 0xF10
+
+DOORBELL_PORT: Final = 0xE9
+
+assert CONTEXTS + MAX_CONTEXTS * CONTEXT_SIZE <= POOL
+assert STACK + MAX_CPUS * 1024 <= 0xA0000

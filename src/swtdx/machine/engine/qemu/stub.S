@@ -1,0 +1,526 @@
+# The engine's stub: what a QEMU processor runs instead of a BIOS.
+#
+# Each QEMU processor plays one logical processor of the simulated machine.  The stub brings it to
+# long mode, then waits at a mailbox for Python's commands; its main one is RUN, "do a VM entry with
+# this context".  It plays the microcode of VM entry and VM exit, nothing else: it knows no TDX.
+#
+# The image is a 64 KiB ROM at 0xF0000 (and at 4 GiB - 64 KiB), started at the reset vector.  Python
+# has filled the page tables, mailboxes and stacks in the engine's own memory (layout.py) before
+# QEMU starts.  Offsets below are declared a second time in layout.py; a test compares the two.
+
+        .intel_syntax noprefix
+
+        # Where things are (physical = linear addresses; layout.py)
+        .equ    PML4,           0x00021000
+        .equ    MAILBOX,        0x00040000      # + 4096 * processor
+        .equ    HOST_SAVE,      0x00060000      # + 4096 * processor
+        .equ    STACK,          0x00080000      # + 1024 * processor (grows down from the end)
+        .equ    NUM_CPUS,       0x00020000      # u32, written by Python
+        .equ    NEXT_CPU,       0x00020004      # u32, processors that have arrived
+        .equ    XCR0_ALL,       0x00020008      # u64, every XCR0 bit this QEMU knows (from CPUID)
+        .equ    LAPIC,          0xFEE00000
+
+        # Mailbox fields
+        .equ    MB_SEQ,         0x00            # u32 command number, written by Python last
+        .equ    MB_DONE,        0x04            # u32 last command carried out
+        .equ    MB_CMD,         0x08            # u32 what to do
+        .equ    MB_RING,        0x0C            # u32 1: Python sleeps, ring when done
+        .equ    MB_ASLEEP,      0x10            # u32 1: the processor halts, wake it by a byte
+        .equ    MB_KICKED,      0x14            # u32 an interrupt request arrived
+        .equ    MB_TIMER_OP,    0x18            # u32 1: load MB_TIMER into the local APIC timer
+        .equ    MB_TIMER,       0x1C            # u32 initial count, 0 stops it
+        .equ    MB_VMCB,        0x20            # u64
+        .equ    MB_GPRS,        0x28            # u64 16 registers, x86 order
+        .equ    MB_EXTRA,       0x30            # u64 XSAVE area, debug registers, XCR0, TSC_AUX
+        .equ    MB_EXIT_TSC,    0x38            # u64 TSC at the last exit
+        .equ    MB_SRC,         0x40            # u64 COPY: source, in bytes
+        .equ    MB_DST,         0x48            # u64
+        .equ    MB_LEN,         0x50            # u64 multiple of 8
+        .equ    MB_INDEX,       0x58            # u32 this processor's number
+        .equ    MB_TIMER_FIRED, 0x5C            # u32
+        .equ    MB_RESULT,      0x60            # u64 CPUID etc.: results of PROBE
+
+        .equ    CMD_RUN,        1
+        .equ    CMD_SAVE,       2
+        .equ    CMD_LOAD,       3
+        .equ    CMD_COPY,       4
+        .equ    CMD_PROBE,      5
+
+        # Context extra page
+        .equ    EX_XSAVE,       0x000           # up to 0xC00 bytes
+        .equ    EX_XCR0,        0xF00
+        .equ    EX_TSC_AUX,     0xF08
+        .equ    EX_DR0,         0xF10
+
+        # VMCB fields
+        .equ    VMCB_EXITCODE,  0x70
+        .equ    VMCB_RSP,       0x5D8
+        .equ    VMCB_RAX,       0x5F8
+
+        .equ    EXIT_INTR,      0x60
+
+        .equ    VEC_TIMER,      0x40
+        .equ    VEC_IPI,        0x41
+        .equ    VEC_SPURIOUS,   0x4F
+        .equ    VEC_PIC,        0x50            # IRQ0..7 of the first 8259
+        .equ    VEC_UART,       VEC_PIC + 4
+        .equ    UART,           0x3F8
+        .equ    DOORBELL,       0x0E9
+
+        .section .text
+        .globl  _start
+
+# ---------------------------------------------------------------- 16 bit
+        .code16
+_start:
+bsp16:
+        cli
+        cld
+        lgdt    cs:[gdt_ptr - 0xF0000]
+        mov     eax, cr0
+        or      al, 1
+        mov     cr0, eax
+        .byte   0x66, 0xEA                      # ljmpl $8, $enter32
+        .long   enter32
+        .word   0x08
+
+# ---------------------------------------------------------------- 32 bit
+        .code32
+enter32:
+        mov     ax, 0x10
+        mov     ds, ax
+        mov     es, ax
+        mov     ss, ax
+        mov     eax, cr4
+        or      eax, 0x40620                    # OSXSAVE | OSXMMEXCPT | OSFXSR | PAE
+        mov     cr4, eax
+        mov     eax, PML4
+        mov     cr3, eax
+        mov     ecx, 0xC0000080
+        rdmsr
+        or      eax, 0x1900                     # SVME | NXE | LME
+        wrmsr
+        mov     eax, 0x80010033                 # PG | WP | NE | ET | MP | PE
+        mov     cr0, eax
+        .byte   0xEA                            # ljmp $0x18, $enter64
+        .long   enter64
+        .word   0x18
+
+# ---------------------------------------------------------------- 64 bit
+        .code64
+enter64:
+        xor     eax, eax
+        mov     ds, eax
+        mov     es, eax
+        mov     ss, eax
+        lidt    [idt_ptr]
+        # Which processor am I?  The bootstrap processor is number 0; others take a ticket, then
+        # use their APIC id, which QEMU makes equal to the processor's number.
+        mov     ebx, LAPIC
+        mov     ebp, [rbx + 0x20]
+        shr     ebp, 24                         # EBP: APIC id = number
+        mov     r12d, ebp
+        shl     r12d, 12
+        add     r12d, MAILBOX                   # R12: mailbox
+        mov     eax, ebp
+        shl     eax, 10
+        lea     rsp, [rax + STACK + 1024]
+        mov     [r12 + MB_INDEX], ebp
+        # Local APIC: on, timer one-shot at divide 1, spurious vector
+        mov     dword ptr [rbx + 0xF0], 0x100 | VEC_SPURIOUS
+        mov     dword ptr [rbx + 0x3E0], 0x0B
+        mov     dword ptr [rbx + 0x320], VEC_TIMER
+        mov     dword ptr [rbx + 0x380], 0
+        mov     dword ptr [rbx + 0x80], 0
+        # VM_HSAVE_PA
+        mov     eax, ebp
+        shl     eax, 12
+        add     eax, HOST_SAVE
+        xor     edx, edx
+        mov     ecx, 0xC0010117
+        wrmsr
+        # Every state component this QEMU knows
+        mov     eax, 0x0D
+        xor     ecx, ecx
+        cpuid
+        mov     [XCR0_ALL], eax
+        mov     [XCR0_ALL + 4], edx
+        call    xcr0_all
+        test    ebp, ebp
+        jnz     arrived
+        call    bsp_setup
+arrived:
+        lock inc dword ptr [NEXT_CPU]
+        sti
+        mov     r13d, [r12 + MB_SEQ]            # R13: last command seen
+        mov     [r12 + MB_DONE], r13d
+        jmp     wait
+
+# Set XCR0 to everything.  Clobbers RAX, RCX, RDX.
+xcr0_all:
+        mov     eax, [XCR0_ALL]
+        mov     edx, [XCR0_ALL + 4]
+        xor     ecx, ecx
+        xsetbv
+        ret
+
+# The bootstrap processor owns the 8259, the UART (Python's bell) and the start of the others.
+bsp_setup:
+        mov     ebx, LAPIC
+        mov     al, 0x13                        # ICW1: edge, single, ICW4
+        out     0x20, al
+        mov     al, VEC_PIC
+        out     0x21, al
+        mov     al, 0x03                        # ICW4: 8086, auto EOI
+        out     0x21, al
+        mov     al, 0xEF                        # only IRQ4
+        out     0x21, al
+        mov     dword ptr [rbx + 0x350], 0x700  # LINT0 = ExtINT
+        mov     dx, UART + 1
+        mov     al, 1                           # interrupt on received data
+        out     dx, al
+        mov     dx, UART + 4
+        mov     al, 0x0B                        # OUT2 lets the interrupt through
+        out     dx, al
+        # INIT, SIPI to all but self
+        cmp     dword ptr [NUM_CPUS], 1
+        je      1f
+        mov     dword ptr [rbx + 0x310], 0
+        mov     dword ptr [rbx + 0x300], 0x000C4500
+        # A processor takes INIT in its own thread: repeat SIPI until all have arrived (the count
+        # lacks ourselves).
+        mov     edx, [NUM_CPUS]
+        dec     edx
+2:      mov     dword ptr [rbx + 0x300], 0x000C46FE
+        mov     ecx, 100000
+3:      dec     ecx
+        jnz     3b
+        cmp     [NEXT_CPU], edx
+        jb      2b
+1:      ret
+
+# ---------------------------------------------------------------- the mailbox
+# R12 mailbox, R13 last command; both are kept in the mailbox's stack frame over a VM entry.
+wait:
+        mov     ecx, 60000                      # spin a while: most commands come soon
+3:      mov     eax, [r12 + MB_SEQ]
+        cmp     eax, r13d
+        jne     command
+        dec     ecx
+        jnz     3b
+        # Sleep.  XCHG is a full barrier: either we see the command, or Python sees us asleep.
+        cli
+        mov     eax, 1
+        xchg    [r12 + MB_ASLEEP], eax
+        mov     eax, [r12 + MB_SEQ]
+        cmp     eax, r13d
+        jne     4f
+        sti
+        hlt
+        cli
+4:      xor     eax, eax
+        xchg    [r12 + MB_ASLEEP], eax
+        sti
+        jmp     wait
+
+command:
+        mov     r13d, eax
+        mov     eax, [r12 + MB_CMD]
+        cmp     eax, CMD_RUN
+        je      run
+        cmp     eax, CMD_SAVE
+        je      save
+        cmp     eax, CMD_LOAD
+        je      load
+        cmp     eax, CMD_COPY
+        je      copy
+        cmp     eax, CMD_PROBE
+        je      probe
+done:
+        mov     eax, r13d
+        xchg    [r12 + MB_DONE], eax            # barrier: the ring flag is read after
+        cmp     dword ptr [r12 + MB_RING], 0
+        je      wait
+        mov     dword ptr [r12 + MB_RING], 0
+        mov     al, [r12 + MB_INDEX]
+        mov     dx, DOORBELL
+        add     dl, al                          # one bell a processor
+        out     dx, al
+        jmp     wait
+
+# ---- RUN: one VM entry
+run:
+        cmp     dword ptr [r12 + MB_TIMER_OP], 0
+        je      5f
+        mov     dword ptr [r12 + MB_TIMER_OP], 0
+        mov     eax, [r12 + MB_TIMER]
+        mov     ecx, LAPIC
+        mov     [rcx + 0x380], eax
+5:      clgi
+        cmp     dword ptr [r12 + MB_KICKED], 0
+        jne     kicked
+        push    r12
+        push    r13
+        mov     rax, [r12 + MB_GPRS]
+        push    rax
+        mov     rdx, [r12 + MB_VMCB]
+        push    rdx
+        mov     rcx, [rax]
+        mov     [rdx + VMCB_RAX], rcx
+        mov     rcx, [rax + 4*8]
+        mov     [rdx + VMCB_RSP], rcx
+        mov     rcx, [rax + 1*8]
+        mov     rdx, [rax + 2*8]
+        mov     rbx, [rax + 3*8]
+        mov     rbp, [rax + 5*8]
+        mov     rsi, [rax + 6*8]
+        mov     rdi, [rax + 7*8]
+        mov     r8,  [rax + 8*8]
+        mov     r9,  [rax + 9*8]
+        mov     r10, [rax + 10*8]
+        mov     r11, [rax + 11*8]
+        mov     r12, [rax + 12*8]
+        mov     r13, [rax + 13*8]
+        mov     r14, [rax + 14*8]
+        mov     r15, [rax + 15*8]
+        mov     rax, [rsp]
+        vmrun   rax
+        # RSP and RAX are ours again, the rest is the guest's
+        mov     rax, [rsp + 8]
+        mov     [rax + 1*8], rcx
+        mov     [rax + 2*8], rdx
+        mov     [rax + 3*8], rbx
+        mov     [rax + 5*8], rbp
+        mov     [rax + 6*8], rsi
+        mov     [rax + 7*8], rdi
+        mov     [rax + 8*8], r8
+        mov     [rax + 9*8], r9
+        mov     [rax + 10*8], r10
+        mov     [rax + 11*8], r11
+        mov     [rax + 12*8], r12
+        mov     [rax + 13*8], r13
+        mov     [rax + 14*8], r14
+        mov     [rax + 15*8], r15
+        pop     rdx
+        mov     rcx, [rdx + VMCB_RAX]
+        mov     [rax], rcx
+        mov     rcx, [rdx + VMCB_RSP]
+        mov     [rax + 4*8], rcx
+        pop     rax
+        pop     r13
+        pop     r12
+        rdtsc
+        mov     [r12 + MB_EXIT_TSC], eax
+        mov     [r12 + MB_EXIT_TSC + 4], edx
+        stgi                                    # pending interrupts are taken here
+        nop
+        jmp     done
+kicked:
+        mov     rdx, [r12 + MB_VMCB]
+        mov     qword ptr [rdx + VMCB_EXITCODE], EXIT_INTR
+        mov     dword ptr [rdx + 0x88], 0       # EXITINTINFO: nothing was being delivered
+        rdtsc
+        mov     [r12 + MB_EXIT_TSC], eax
+        mov     [r12 + MB_EXIT_TSC + 4], edx
+        stgi
+        nop
+        jmp     done
+
+# ---- SAVE: the state that a VM entry and exit leave in the processor, to the context
+save:
+        mov     rax, [r12 + MB_VMCB]
+        vmsave  rax
+        mov     rdi, [r12 + MB_EXTRA]
+        xor     ecx, ecx
+        xgetbv
+        mov     [rdi + EX_XCR0], eax
+        mov     [rdi + EX_XCR0 + 4], edx
+        call    xcr0_all
+        xsave   [rdi + EX_XSAVE]
+        mov     eax, [rdi + EX_XCR0]
+        mov     edx, [rdi + EX_XCR0 + 4]
+        xor     ecx, ecx
+        xsetbv
+        mov     ecx, 0xC0000103
+        rdmsr
+        mov     [rdi + EX_TSC_AUX], eax
+        mov     rax, dr0
+        mov     [rdi + EX_DR0], rax
+        mov     rax, dr1
+        mov     [rdi + EX_DR0 + 8], rax
+        mov     rax, dr2
+        mov     [rdi + EX_DR0 + 16], rax
+        mov     rax, dr3
+        mov     [rdi + EX_DR0 + 24], rax
+        jmp     done
+
+# ---- LOAD: the reverse
+load:
+        mov     rax, [r12 + MB_VMCB]
+        vmload  rax
+        mov     rdi, [r12 + MB_EXTRA]
+        call    xcr0_all
+        mov     eax, [XCR0_ALL]
+        mov     edx, [XCR0_ALL + 4]
+        xrstor  [rdi + EX_XSAVE]
+        mov     eax, [rdi + EX_XCR0]
+        mov     edx, [rdi + EX_XCR0 + 4]
+        xor     ecx, ecx
+        xsetbv
+        mov     eax, [rdi + EX_TSC_AUX]
+        xor     edx, edx
+        mov     ecx, 0xC0000103
+        wrmsr
+        mov     rax, [rdi + EX_DR0]
+        mov     dr0, rax
+        mov     rax, [rdi + EX_DR0 + 8]
+        mov     dr1, rax
+        mov     rax, [rdi + EX_DR0 + 16]
+        mov     dr2, rax
+        mov     rax, [rdi + EX_DR0 + 24]
+        mov     dr3, rax
+        jmp     done
+
+# ---- COPY: so that QEMU sees the write (it does not see Python's) and drops translated code
+copy:
+        mov     rsi, [r12 + MB_SRC]
+        mov     rdi, [r12 + MB_DST]
+        mov     rcx, [r12 + MB_LEN]
+        shr     rcx, 3
+        rep movsq
+        jmp     done
+
+# ---- PROBE: CPUID(MB_SRC, MB_DST) to MB_RESULT
+probe:
+        mov     eax, [r12 + MB_SRC]
+        mov     ecx, [r12 + MB_DST]
+        cpuid
+        mov     [r12 + MB_RESULT], eax
+        mov     [r12 + MB_RESULT + 4], ebx
+        mov     [r12 + MB_RESULT + 8], ecx
+        mov     [r12 + MB_RESULT + 12], edx
+        rdtsc
+        mov     [r12 + MB_EXIT_TSC], eax
+        mov     [r12 + MB_EXIT_TSC + 4], edx
+        jmp     done
+
+# ---------------------------------------------------------------- interrupts
+# They come only while the stub waits or at STGI, always on our stack, never in the guest.
+isr_timer:
+        push    rax
+        push    rcx
+        call    my_mailbox
+        mov     dword ptr [rax + MB_TIMER_FIRED], 1
+eoi:    mov     ecx, LAPIC
+        mov     dword ptr [rcx + 0xB0], 0
+        pop     rcx
+        pop     rax
+        iretq
+isr_ipi:
+        push    rax
+        push    rcx
+        call    my_mailbox
+        mov     dword ptr [rax + MB_KICKED], 1
+        jmp     eoi
+# A byte from Python: the number of the processor to wake.  Only the first processor gets it.
+isr_uart:
+        push    rax
+        push    rcx
+        push    rdx
+6:      mov     dx, UART + 5
+        in      al, dx
+        test    al, 1
+        jz      7f
+        mov     dx, UART
+        in      al, dx
+        movzx   eax, al
+        mov     ecx, LAPIC
+        test    eax, eax
+        jz      8f
+        shl     eax, 24
+        mov     [rcx + 0x310], eax
+        mov     dword ptr [rcx + 0x300], VEC_IPI
+        jmp     6b
+8:      mov     dword ptr [MAILBOX + MB_KICKED], 1
+        jmp     6b
+7:      pop     rdx
+        pop     rcx
+        pop     rax
+isr_none:
+        iretq
+# RAX := this processor's mailbox, by APIC id
+my_mailbox:
+        mov     eax, LAPIC
+        mov     eax, [rax + 0x20]
+        shr     eax, 12
+        add     eax, MAILBOX
+        ret
+# An exception in the stub is a defect of the engine: leave a mark that Python reports.
+isr_fatal:
+        call    my_mailbox
+        mov     dword ptr [rax + MB_RESULT], 0xDEAD
+        pop     rcx
+        mov     [rax + MB_RESULT + 8], rcx
+9:      hlt
+        jmp     9b
+
+# ---------------------------------------------------------------- tables
+        .balign 16
+gdt:
+        .quad   0
+        .quad   0x00CF9B000000FFFF              # 0x08 32-bit code (accessed: the ROM cannot be written)
+        .quad   0x00CF93000000FFFF              # 0x10 data
+        .quad   0x00AF9B000000FFFF              # 0x18 64-bit code
+gdt_ptr:
+        .word   gdt_ptr - gdt - 1
+        .long   gdt
+        .balign 16
+        .macro  gate handler
+        .word   (\handler - _start)
+        .word   0x18
+        .byte   0
+        .byte   0x8E
+        .word   0x000F
+        .long   0
+        .long   0
+        .endm
+idt:
+        .rept   0x40
+        gate    isr_fatal
+        .endr
+        gate    isr_timer
+        gate    isr_ipi
+        .rept   VEC_UART - VEC_IPI - 1
+        gate    isr_none
+        .endr
+        gate    isr_uart
+        .rept   3
+        gate    isr_none
+        .endr
+idt_ptr:
+        .word   idt_ptr - idt - 1
+        .quad   idt
+
+# Application processors: SIPI vector 0xFE
+        .org    0xE000
+        .code16
+ap16:
+        cli
+        cld
+        mov     ax, 0xF000
+        mov     ds, ax
+        lgdt    ds:[gdt_ptr - 0xF0000]
+        mov     eax, cr0
+        or      al, 1
+        mov     cr0, eax
+        .byte   0x66, 0xEA
+        .long   enter32
+        .word   0x08
+
+
+# Reset vector
+        .org    0xFFF0
+        .byte   0xEA                            # ljmp $0xF000, $bsp16
+        .word   bsp16 - _start
+        .word   0xF000
+        .org    0x10000
