@@ -81,6 +81,8 @@ EX_TSC_AUX: Final = 0xF08
 EX_DR0: Final = 0xF10
 
 DOORBELL_PORT: Final = 0xE9
+#: Flag in a byte to the UART: wake the processor from HLT, but do not make it leave its guest.
+WAKE_ONLY: Final = 0x80
 
 assert CONTEXTS + MAX_CONTEXTS * CONTEXT_SIZE <= POOL
 assert STACK + MAX_CPUS * 1024 <= 0xA0000

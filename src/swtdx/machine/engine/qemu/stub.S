@@ -61,6 +61,7 @@
 
         .equ    VEC_TIMER,      0x40
         .equ    VEC_IPI,        0x41
+        .equ    VEC_WAKE,       0x42
         .equ    VEC_SPURIOUS,   0x4F
         .equ    VEC_PIC,        0x50            # IRQ0..7 of the first 8259
         .equ    VEC_UART,       VEC_PIC + 4
@@ -71,9 +72,9 @@
         .globl  _start
 
 # ---------------------------------------------------------------- 16 bit
+# From the reset vector, and from SIPI with vector 0xF0 (CS:IP = F000:0000) for the others.
         .code16
 _start:
-bsp16:
         cli
         cld
         lgdt    cs:[gdt_ptr - 0xF0000]
@@ -191,7 +192,7 @@ bsp_setup:
         # lacks ourselves).
         mov     edx, [NUM_CPUS]
         dec     edx
-2:      mov     dword ptr [rbx + 0x300], 0x000C46FE
+2:      mov     dword ptr [rbx + 0x300], 0x000C46F0
         mov     ecx, 100000
 3:      dec     ecx
         jnz     3b
@@ -416,6 +417,10 @@ eoi:    mov     ecx, LAPIC
         pop     rcx
         pop     rax
         iretq
+isr_wake:
+        push    rax
+        push    rcx
+        jmp     eoi
 isr_ipi:
         push    rax
         push    rcx
@@ -433,15 +438,21 @@ isr_uart:
         jz      7f
         mov     dx, UART
         in      al, dx
-        movzx   eax, al
         mov     ecx, LAPIC
+        mov     edx, VEC_IPI
+        btr     eax, 7                          # bit 7: only wake
+        jnc     8f
+        mov     edx, VEC_WAKE
+8:      movzx   eax, al
         test    eax, eax
-        jz      8f
+        jz      9f
         shl     eax, 24
         mov     [rcx + 0x310], eax
-        mov     dword ptr [rcx + 0x300], VEC_IPI
+        mov     [rcx + 0x300], edx
         jmp     6b
-8:      mov     dword ptr [MAILBOX + MB_KICKED], 1
+9:      cmp     edx, VEC_IPI
+        jne     6b
+        mov     dword ptr [MAILBOX + MB_KICKED], 1
         jmp     6b
 7:      pop     rdx
         pop     rcx
@@ -490,7 +501,8 @@ idt:
         .endr
         gate    isr_timer
         gate    isr_ipi
-        .rept   VEC_UART - VEC_IPI - 1
+        gate    isr_wake
+        .rept   VEC_UART - VEC_WAKE - 1
         gate    isr_none
         .endr
         gate    isr_uart
@@ -501,26 +513,9 @@ idt_ptr:
         .word   idt_ptr - idt - 1
         .quad   idt
 
-# Application processors: SIPI vector 0xFE
-        .org    0xE000
-        .code16
-ap16:
-        cli
-        cld
-        mov     ax, 0xF000
-        mov     ds, ax
-        lgdt    ds:[gdt_ptr - 0xF0000]
-        mov     eax, cr0
-        or      al, 1
-        mov     cr0, eax
-        .byte   0x66, 0xEA
-        .long   enter32
-        .word   0x08
-
-
 # Reset vector
         .org    0xFFF0
         .byte   0xEA                            # ljmp $0xF000, $bsp16
-        .word   bsp16 - _start
+        .word   0
         .word   0xF000
         .org    0x10000

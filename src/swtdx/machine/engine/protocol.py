@@ -1,0 +1,172 @@
+"""What an engine is: something that executes guest instructions until it cannot go on.
+
+An engine knows nothing of TDX, nor of EPT formats.  It has, for every vCPU it is given, a
+:class:`GuestContext` (the registers, as the processor holds them while a VMCS is current) and, for
+every address space, a :class:`TranslationCache` that maps GPAs to frames, as a TLB does.  It stops
+with an :class:`Event`; the VMX microcode (``machine.vmx``) decides what the event means: a miss to
+be filled, a native instruction to be carried out, or a VM exit.
+
+Numbers are those of VMX: basic exit reasons, exit qualifications, VMCS encodings.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import MutableSequence
+from typing import Protocol
+
+
+class EngineError(RuntimeError):
+    """The engine cannot be started or has failed; the message says what to do."""
+
+
+class Stop(enum.IntEnum):
+    """Why an engine stopped."""
+
+    MISS = 0  #: no translation for ``event.gpa`` with ``event.access``
+    INTERRUPT = 1  #: an interrupt request, a timer, or a spurious wake-up
+    UNDEFINED = 2  #: the instruction at RIP is one that the engine does not execute
+    CPUID = 3
+    HLT = 4
+    RDMSR = 5
+    WRMSR = 6
+    IO = 7  #: ``event.qualification`` as in VMX, ``event.length`` known
+    CR_ACCESS = 8  #: a control register access, not decoded
+    INVD = 9
+    WBINVD = 10
+    MONITOR = 11
+    MWAIT = 12
+    RDPMC = 13
+    RDTSC = 14
+    SHUTDOWN = 15  #: triple fault
+    EXCEPTION = 16  #: an exception in the exception bitmap: vector and error code in the event
+    TASK_SWITCH = 17
+    RDTSCP = 18
+    DEAD = 19  #: the entry failed or the context is not valid
+
+
+class Access(enum.IntFlag):
+    """Kinds of access, with the bit values of an EPT-violation qualification."""
+
+    READ = 1
+    WRITE = 2
+    FETCH = 4
+    #: The access was made by the guest's own page walk (qualification bit 8 is clear).
+    WALK = 8
+
+
+class Event:
+    """Where and why the engine stopped.  One object a context, overwritten by each run."""
+
+    __slots__ = ("access", "error_code", "gpa", "length", "qualification", "stop", "tsc", "vector")
+
+    def __init__(self) -> None:
+        self.stop = Stop.DEAD
+        #: Guest-physical address of a miss, page offset included where known.
+        self.gpa = 0
+        self.access = Access.READ
+        #: VMX exit qualification (I/O), or an engine's diagnostic code.
+        self.qualification = 0
+        #: Instruction length in bytes, 0 where the engine does not know it.
+        self.length = 0
+        #: Exception vector, and its error code or None.
+        self.vector = 0
+        self.error_code: int | None = None
+        #: Host TSC at the stop.
+        self.tsc = 0
+
+
+class TranslationCache(Protocol):
+    """GPA to frame translations of one address space on one logical processor."""
+
+    def map(self, gpa: int, hpa: int, size: int, access: Access, *, code: bool) -> None:
+        """Cache a translation of ``size`` bytes (4 KiB or 2 MiB); ``code`` allows fetches."""
+
+    def lookup(self, gpa: int) -> int | None:
+        """The HPA that ``gpa`` is mapped to (byte address), or None."""
+
+    def flush(self) -> None:
+        """Forget everything."""
+
+
+class GuestContext(Protocol):
+    """A vCPU's registers in the processor, by VMCS encoding and by name for the hot ones."""
+
+    event: Event
+
+    @property
+    def gpr(self) -> MutableSequence[int]:
+        """RAX..R15 in x86 order; index 4 is RSP."""
+
+    def read(self, encoding: int) -> int:
+        """A guest-state field."""
+
+    def write(self, encoding: int, value: int) -> None:
+        """Store a guest-state field."""
+
+    rip: int
+    rflags: int
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level."""
+
+    def read_msr(self, index: int) -> int | None:
+        """An MSR that the engine keeps natively (STAR, KERNEL_GS_BASE, TSC_AUX, ...), else None."""
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Store such an MSR; False when the engine does not keep it."""
+
+    def read_xstate(self) -> bytes:
+        """The extended state, standard XSAVE format (bytes 0..)."""
+
+    def write_xstate(self, image: bytes) -> None:
+        """Load the extended state from a standard-format XSAVE image."""
+
+    xcr0: int
+
+    def inject(self, vector: int, kind: int, error_code: int | None) -> None:
+        """Deliver an event at the next run.  ``kind`` is a VMX interruption type."""
+
+    def undelivered(self) -> tuple[int, int, int | None] | None:
+        """The event (vector, kind, error code) whose delivery the stop interrupted, or None."""
+
+    def offer_interrupt(self, vector: int | None) -> None:
+        """Deliver external interrupt ``vector`` as soon as the guest can take it; None: none."""
+
+    def interrupt_taken(self) -> bool:
+        """Whether the offered interrupt was delivered since it was offered."""
+
+
+class Engine(Protocol):
+    """Executes guest instructions on the machine's logical processors."""
+
+    name: str
+
+    def context(self, lp: int) -> GuestContext:
+        """A fresh context on logical processor ``lp``."""
+
+    def release(self, context: GuestContext) -> None:
+        """The context will not be used again."""
+
+    def space(self, lp: int) -> TranslationCache:
+        """A fresh, empty translation cache on ``lp``."""
+
+    def run(self, lp: int, context: GuestContext, space: TranslationCache, deadline: int | None) -> Event:
+        """Execute until something stops the guest.
+
+        ``deadline`` is a host TSC value at which to stop with :attr:`Stop.INTERRUPT`, or None.
+        """
+
+    def kick(self, lp: int) -> None:
+        """Make ``lp`` stop with :attr:`Stop.INTERRUPT`, now or at its next run.  Any thread."""
+
+    def tsc(self) -> int:
+        """The time-stamp counter of the machine."""
+
+    @property
+    def tsc_hz(self) -> float:
+        """Its frequency in Hz."""
+
+    def close(self) -> None:
+        """Stop and free everything.  Idempotent."""

@@ -1,0 +1,476 @@
+"""A vCPU's registers in QEMU's format: a VMCB, a page of GPRs, a page of other state.
+
+While a context is *live* on a processor, the part of its state that VM entry does not load (FS, GS,
+LDTR, TR, the SYSCALL and SYSENTER MSRs, the extended state, DR0-3, TSC_AUX) is in the processor;
+reading it makes the stub save it first, writing it makes the stub load it before the next entry.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, MutableSequence
+from typing import Final
+
+from swtdx.arch import vmcs
+from swtdx.machine.engine.protocol import Event
+from swtdx.machine.engine.qemu import layout as at
+from swtdx.machine.engine.qemu import vmcb
+from swtdx.machine.engine.qemu.npt import IDENTITY_GPA
+
+_CR0_PG: Final = 1 << 31
+_CR4_PSE: Final = 1 << 4
+_CR4_PAE: Final = 1 << 5
+_EFER_LME: Final = 1 << 8
+_EFER_LMA: Final = 1 << 10
+_EFER_SVME: Final = 1 << 12
+#: Control register intercepts: CR0, CR4 and CR8 writes and CR8 reads always; all of CR0, CR3, CR4
+#: while paging is off, because the VMCB then holds a stand-in.
+_CR_PAGED: Final = (0x0100, 0x0111)
+_CR_UNPAGED: Final = (0x0119, 0x0119)
+
+_SEGMENTS: Final = {
+    "ES": vmcb.ES, "CS": vmcb.CS, "SS": vmcb.SS, "DS": vmcb.DS, "FS": vmcb.FS, "GS": vmcb.GS,
+    "LDTR": vmcb.LDTR, "TR": vmcb.TR,
+}  # fmt: skip
+_LIVE_SEGMENTS: Final = ("FS", "GS", "LDTR", "TR")
+
+_U16: Final = struct.Struct("<H")
+_U32: Final = struct.Struct("<I")
+_U64: Final = struct.Struct("<Q")
+
+
+def _plain_fields() -> dict[int, tuple[struct.Struct, int, bool]]:
+    """VMCS encoding to (codec, VMCB offset, whether the field is live state)."""
+    table: dict[int, tuple[struct.Struct, int, bool]] = {
+        vmcs.GUEST_RIP: (_U64, vmcb.RIP, False),
+        vmcs.GUEST_RFLAGS: (_U64, vmcb.RFLAGS, False),
+        vmcs.GUEST_DR7: (_U64, vmcb.DR7, False),
+        vmcs.GUEST_SYSENTER_CS: (_U64, vmcb.SYSENTER_CS, True),
+        vmcs.GUEST_SYSENTER_ESP: (_U64, vmcb.SYSENTER_ESP, True),
+        vmcs.GUEST_SYSENTER_EIP: (_U64, vmcb.SYSENTER_EIP, True),
+        vmcs.GUEST_GDTR_BASE: (_U64, vmcb.GDTR + 8, False),
+        vmcs.GUEST_GDTR_LIMIT: (_U32, vmcb.GDTR + 4, False),
+        vmcs.GUEST_IDTR_BASE: (_U64, vmcb.IDTR + 8, False),
+        vmcs.GUEST_IDTR_LIMIT: (_U32, vmcb.IDTR + 4, False),
+    }
+    for name, offset in _SEGMENTS.items():
+        live = name in _LIVE_SEGMENTS
+        table[getattr(vmcs, f"GUEST_{name}_SELECTOR")] = (_U16, offset, live)
+        table[getattr(vmcs, f"GUEST_{name}_LIMIT")] = (_U32, offset + 4, live)
+        table[getattr(vmcs, f"GUEST_{name}_BASE")] = (_U64, offset + 8, live)
+    return table
+
+
+_PLAIN: Final = _plain_fields()
+_ACCESS_RIGHTS: Final = {
+    getattr(vmcs, f"GUEST_{name}_ACCESS_RIGHTS"): (offset + 2, name in _LIVE_SEGMENTS)
+    for name, offset in _SEGMENTS.items()
+}
+#: MSRs in the VMCB that VMLOAD and VMSAVE carry.
+_MSRS: Final = {
+    0x174: vmcb.SYSENTER_CS,
+    0x175: vmcb.SYSENTER_ESP,
+    0x176: vmcb.SYSENTER_EIP,
+    0xC0000081: vmcb.STAR,
+    0xC0000082: vmcb.LSTAR,
+    0xC0000083: vmcb.CSTAR,
+    0xC0000084: vmcb.SFMASK,
+    0xC0000100: vmcb.FS + 8,
+    0xC0000101: vmcb.GS + 8,
+    0xC0000102: vmcb.KERNEL_GS_BASE,
+}
+_TSC_AUX: Final = 0xC0000103
+_UNUSABLE: Final = 1 << 16
+
+
+class QemuContext:
+    """See :class:`swtdx.machine.engine.protocol.GuestContext`."""
+
+    __slots__ = (
+        "_b", "_cr0", "_cr3", "_cr4", "_efer", "_i", "_memory", "_other", "_q", "_save", "_vq",
+        "base", "event", "gpr", "live_on", "needs_load", "saved", "unpaged", "virq",
+    )  # fmt: skip
+
+    def __init__(self, memory: memoryview, base: int, save: Callable[[QemuContext], None]) -> None:
+        """``base``: the context's pages in engine memory; ``save`` brings live state to them."""
+        memory[base : base + at.CONTEXT_SIZE] = bytes(at.CONTEXT_SIZE)
+        self.base = base
+        self._save = save
+        self._memory = memory
+        self._b = memory[base : base + at.PAGE]
+        self._q = self._b.cast("Q")
+        self._i = self._b.cast("I")
+        registers = memory[base + at.CTX_GPRS : base + at.CTX_GPRS + 128]
+        self.gpr: MutableSequence[int] = registers.cast("Q")  # type: ignore[assignment]
+        self.event = Event()
+        self.live_on: int | None = None
+        #: Whether the pages hold the live state (else it is only in the processor).
+        self.saved = True
+        self.needs_load = True
+        self.virq: int | None = None
+        self._other: dict[int, int] = {}
+        self.unpaged = True
+        self._cr0 = 0x21
+        self._cr3 = 0
+        self._cr4 = 0
+        self._efer = 0
+        self._initialise()
+
+    def _initialise(self) -> None:
+        b, base = self._b, self.base
+        _U64.pack_into(b, vmcb.INTERCEPT, vmcb.INTERCEPTS)
+        # #UD is how instructions that QEMU does not know arrive; #MC would be QEMU's own.
+        _U32.pack_into(b, vmcb.INTERCEPT_EXCEPTIONS, 1 << 6 | 1 << 18)
+        _U64.pack_into(b, vmcb.IOPM_PA, at.IOPM)
+        _U64.pack_into(b, vmcb.MSRPM_PA, base + at.CTX_MSRPM)
+        self._memory[base + at.CTX_MSRPM : base + at.CTX_MSRPM + 0x2000] = b"\xff" * 0x2000
+        _U32.pack_into(b, vmcb.ASID, 1)
+        _U32.pack_into(b, vmcb.INT_CTL, vmcb.V_INTR_MASKING | vmcb.V_IGN_TPR)
+        _U64.pack_into(b, vmcb.NESTED_CTL, vmcb.NESTED_PAGING)
+        _U64.pack_into(b, vmcb.DR6, 0xFFFF0FF0)
+        _U64.pack_into(b, vmcb.DR7, 0x400)
+        _U64.pack_into(b, vmcb.RFLAGS, 2)
+        extra = base + at.CTX_EXTRA
+        _U64.pack_into(self._memory, extra + at.EX_XCR0, 1)
+        struct.pack_into("<HHI", self._memory, extra, 0x37F, 0, 0)  # FCW
+        _U32.pack_into(self._memory, extra + 24, 0x1F80)  # MXCSR
+        self._apply_paging()
+
+    # ------------------------------------------------------------------ control registers
+    def _apply_paging(self) -> None:
+        """Write CR0, CR3, CR4, EFER to the VMCB.
+
+        QEMU 7.2 does not walk the nested table while CR0.PG is 0 (``excp_helper.c``), so a guest
+        with paging off runs on an identity page directory of ours with 4 MiB pages; it cannot tell,
+        since its accesses to the control registers exit.
+        """
+        q = self._q
+        if self._cr0 & _CR0_PG:
+            self.unpaged = False
+            reads, writes = _CR_PAGED
+            q[vmcb.CR0 >> 3] = self._cr0
+            q[vmcb.CR3 >> 3] = self._cr3
+            q[vmcb.CR4 >> 3] = self._cr4
+            q[vmcb.EFER >> 3] = self._efer | _EFER_SVME
+        else:
+            self.unpaged = True
+            reads, writes = _CR_UNPAGED
+            q[vmcb.CR0 >> 3] = self._cr0 | _CR0_PG
+            q[vmcb.CR3 >> 3] = IDENTITY_GPA
+            q[vmcb.CR4 >> 3] = self._cr4 & ~_CR4_PAE | _CR4_PSE
+            q[vmcb.EFER >> 3] = self._efer & ~(_EFER_LME | _EFER_LMA) | _EFER_SVME
+        _U16.pack_into(self._b, vmcb.INTERCEPT_CR, reads)
+        _U16.pack_into(self._b, vmcb.INTERCEPT_CR + 2, writes)
+
+    @property
+    def cr0(self) -> int:
+        """CR0 as the guest sees it."""
+        return self._cr0
+
+    @cr0.setter
+    def cr0(self, value: int) -> None:
+        self._cr0 = value
+        self._apply_paging()
+
+    @property
+    def cr3(self) -> int:
+        """CR3 as the guest sees it."""
+        return self._cr3 if self.unpaged else self._q[vmcb.CR3 >> 3]
+
+    @cr3.setter
+    def cr3(self, value: int) -> None:
+        self._cr3 = value
+        if not self.unpaged:
+            self._q[vmcb.CR3 >> 3] = value
+
+    @property
+    def cr4(self) -> int:
+        """CR4 as the guest sees it."""
+        return self._cr4
+
+    @cr4.setter
+    def cr4(self, value: int) -> None:
+        self._cr4 = value
+        if not self.unpaged:
+            self._cr3 = self._q[vmcb.CR3 >> 3]
+        self._apply_paging()
+
+    @property
+    def efer(self) -> int:
+        """EFER as the guest sees it."""
+        return self._efer
+
+    @efer.setter
+    def efer(self, value: int) -> None:
+        self._efer = value
+        if not self.unpaged:
+            self._cr3 = self._q[vmcb.CR3 >> 3]
+        self._apply_paging()
+
+    # ------------------------------------------------------------------ hot registers
+    @property
+    def rip(self) -> int:
+        """Instruction pointer."""
+        return self._q[vmcb.RIP >> 3]
+
+    @rip.setter
+    def rip(self, value: int) -> None:
+        self._q[vmcb.RIP >> 3] = value
+
+    @property
+    def rflags(self) -> int:
+        """Flags."""
+        return self._q[vmcb.RFLAGS >> 3]
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        self._q[vmcb.RFLAGS >> 3] = value
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level."""
+        return self._b[vmcb.CPL]
+
+    @property
+    def cs_base(self) -> int:
+        """Base of CS."""
+        return self._q[(vmcb.CS + 8) >> 3]
+
+    @property
+    def long_mode(self) -> bool:
+        """Whether the guest executes 64-bit code (EFER.LMA and CS.L)."""
+        return bool(self._efer & _EFER_LMA and self._b[vmcb.CS + 3] & 2)
+
+    @property
+    def cr2(self) -> int:
+        """CR2."""
+        return self._q[vmcb.CR2 >> 3]
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self._q[vmcb.CR2 >> 3] = value
+
+    @property
+    def in_shadow(self) -> bool:
+        """Whether the stop came in an STI or MOV SS shadow."""
+        return bool(self._b[vmcb.INT_STATE] & 1)
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """What RDTSC adds to the host's TSC (modulo 2**64)."""
+        self._q[vmcb.TSC_OFFSET >> 3] = offset & (1 << 64) - 1
+
+    def intercept_tsc(self, on: bool) -> None:
+        """Whether RDTSC and RDTSCP stop (for a TSC that is not the host's frequency)."""
+        extra = vmcb.intercept(vmcb.EXIT_RDTSC, vmcb.EXIT_RDTSCP) if on else 0
+        _U64.pack_into(self._b, vmcb.INTERCEPT, vmcb.INTERCEPTS | extra)
+
+    def intercept_exceptions(self, bitmap: int) -> None:
+        """Which exceptions stop, besides those that always do."""
+        _U32.pack_into(self._b, vmcb.INTERCEPT_EXCEPTIONS, bitmap | 1 << 6 | 1 << 18)
+
+    def allow_msr(self, index: int, *, read: bool, write: bool) -> None:
+        """Let RDMSR/WRMSR of ``index`` run natively (True) or stop (False)."""
+        if index < 0x2000:
+            bit = index * 2
+        elif 0xC0000000 <= index < 0xC0002000:
+            bit = (0x2000 + index - 0xC0000000) * 2
+        else:
+            raise ValueError(f"MSR {index:#x} always stops")
+        where = self.base + at.CTX_MSRPM + (bit >> 3)
+        keep = self._memory[where] & ~(3 << (bit & 7))
+        self._memory[where] = keep | (0 if read else 1 << (bit & 7)) | (0 if write else 2 << (bit & 7))
+
+    # ------------------------------------------------------------------ by encoding
+    def _live(self) -> None:
+        """Make the pages hold the live state."""
+        if not self.saved:
+            self._save(self)
+
+    def read(self, encoding: int) -> int:
+        """A guest-state field (0 for those that the engine does not use)."""
+        plain = _PLAIN.get(encoding)
+        if plain is not None:
+            codec, offset, live = plain
+            if live:
+                self._live()
+            value: int = codec.unpack_from(self._b, offset)[0]
+            return value
+        rights = _ACCESS_RIGHTS.get(encoding)
+        if rights is not None:
+            offset, live = rights
+            if live:
+                self._live()
+            attributes: int = _U16.unpack_from(self._b, offset)[0]
+            value = attributes & 0xFF | (attributes & 0xF00) << 4
+            return value if attributes & 0x80 else value | _UNUSABLE
+        match encoding:
+            case vmcs.GUEST_RSP:
+                return self.gpr[4]
+            case vmcs.GUEST_CR0:
+                return self.cr0
+            case vmcs.GUEST_CR3:
+                return self.cr3
+            case vmcs.GUEST_CR4:
+                return self.cr4
+            case vmcs.GUEST_EFER:
+                return self.efer
+            case vmcs.GUEST_INTERRUPTIBILITY:
+                return int(self.in_shadow)
+        return self._other.get(encoding, 0)
+
+    def write(self, encoding: int, value: int) -> None:
+        """Store a guest-state field."""
+        plain = _PLAIN.get(encoding)
+        if plain is not None:
+            codec, offset, live = plain
+            if live:
+                self._live()
+                self.needs_load = True
+            codec.pack_into(self._b, offset, value)
+            return
+        rights = _ACCESS_RIGHTS.get(encoding)
+        if rights is not None:
+            offset, live = rights
+            if live:
+                self._live()
+                self.needs_load = True
+            attributes = 0 if value & _UNUSABLE else value & 0xFF | value >> 4 & 0xF00
+            _U16.pack_into(self._b, offset, attributes)
+            if encoding == vmcs.GUEST_SS_ACCESS_RIGHTS:
+                self._b[vmcb.CPL] = value >> 5 & 3
+            return
+        match encoding:
+            case vmcs.GUEST_RSP:
+                self.gpr[4] = value
+            case vmcs.GUEST_CR0:
+                self.cr0 = value
+            case vmcs.GUEST_CR3:
+                self.cr3 = value
+            case vmcs.GUEST_CR4:
+                self.cr4 = value
+            case vmcs.GUEST_EFER:
+                self.efer = value
+            case vmcs.GUEST_INTERRUPTIBILITY:
+                self._b[vmcb.INT_STATE] = value & 1
+            case _:
+                self._other[encoding] = value
+
+    def read_msr(self, index: int) -> int | None:
+        """An MSR that VM entry loads natively, or None."""
+        if index == _TSC_AUX:
+            self._live()
+            aux: int = _U32.unpack_from(self._memory, self.base + at.CTX_EXTRA + at.EX_TSC_AUX)[0]
+            return aux
+        offset = _MSRS.get(index)
+        if offset is None:
+            return None
+        self._live()
+        return self._q[offset >> 3]
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Store such an MSR; False when it is not one."""
+        if index == _TSC_AUX:
+            self._live()
+            _U32.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_TSC_AUX, value & 0xFFFFFFFF)
+        else:
+            offset = _MSRS.get(index)
+            if offset is None:
+                return False
+            self._live()
+            self._q[offset >> 3] = value
+        self.needs_load = True
+        return True
+
+    def read_dr(self, number: int) -> int:
+        """DR0-DR3 or DR6."""
+        if number == 6:
+            return self._q[vmcb.DR6 >> 3]
+        self._live()
+        value: int = _U64.unpack_from(self._memory, self.base + at.CTX_EXTRA + at.EX_DR0 + 8 * number)[0]
+        return value
+
+    def write_dr(self, number: int, value: int) -> None:
+        """Store DR0-DR3 or DR6."""
+        if number == 6:
+            self._q[vmcb.DR6 >> 3] = value
+            return
+        self._live()
+        _U64.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_DR0 + 8 * number, value)
+        self.needs_load = True
+
+    @property
+    def xcr0(self) -> int:
+        """XCR0."""
+        self._live()
+        value: int = _U64.unpack_from(self._memory, self.base + at.CTX_EXTRA + at.EX_XCR0)[0]
+        return value
+
+    @xcr0.setter
+    def xcr0(self, value: int) -> None:
+        self._live()
+        _U64.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_XCR0, value)
+        self.needs_load = True
+
+    def read_xstate(self) -> bytes:
+        """The extended state as a standard-format XSAVE image of 3 KiB."""
+        self._live()
+        start = self.base + at.CTX_EXTRA
+        return bytes(self._memory[start : start + at.EX_XSAVE_SIZE])
+
+    def write_xstate(self, image: bytes) -> None:
+        """Load a standard-format XSAVE image (at most 3 KiB).
+
+        Raises:
+            ValueError: the image is larger than the engine's area.
+        """
+        if len(image) > at.EX_XSAVE_SIZE:
+            raise ValueError(f"an XSAVE image of {len(image)} bytes does not fit in {at.EX_XSAVE_SIZE}")
+        self._live()
+        start = self.base + at.CTX_EXTRA
+        self._memory[start : start + len(image)] = image
+        self.needs_load = True
+
+    # ------------------------------------------------------------------ events
+    def inject(self, vector: int, kind: int, error_code: int | None) -> None:
+        """Deliver an event at the next entry; ``kind`` is a VMX interruption type.
+
+        Software interrupts are delivered by executing the instruction again, so they need nothing.
+        """
+        if kind in (4, 5, 6):
+            return
+        word = vector | kind << 8 | vmcb.EVENT_VALID
+        if error_code is not None:
+            word |= vmcb.EVENT_HAS_ERROR
+            self._i[vmcb.EVENT_INJ_ERROR >> 2] = error_code
+        self._i[vmcb.EVENT_INJ >> 2] = word
+
+    @property
+    def injecting(self) -> bool:
+        """Whether an event waits to be delivered."""
+        return bool(self._i[vmcb.EVENT_INJ >> 2] & vmcb.EVENT_VALID)
+
+    def undelivered(self) -> tuple[int, int, int | None] | None:
+        """The event whose delivery the last stop interrupted: (vector, VMX type, error code)."""
+        word = self._i[vmcb.EXIT_INT_INFO >> 2]
+        if not word & vmcb.EVENT_VALID:
+            return None
+        vector, kind = word & 0xFF, word >> 8 & 7
+        if kind == 3 and vector > 31:
+            # QEMU reports an external interrupt as an exception; its virtual interrupt is still
+            # pending then, so there is nothing to deliver again.
+            return None
+        error = self._i[vmcb.EXIT_INT_INFO_ERROR >> 2] if word & vmcb.EVENT_HAS_ERROR else None
+        return vector, kind, error
+
+    def offer_interrupt(self, vector: int | None) -> None:
+        """Set or withdraw the virtual interrupt."""
+        self.virq = vector
+        control = vmcb.V_INTR_MASKING | vmcb.V_IGN_TPR
+        if vector is not None:
+            control |= vmcb.V_IRQ | (vector >> 4) << 16
+            self._i[vmcb.INT_VECTOR >> 2] = vector
+        self._i[vmcb.INT_CTL >> 2] = control
+
+    def interrupt_taken(self) -> bool:
+        """Whether the offered interrupt was delivered."""
+        return self.virq is not None and not self._i[vmcb.INT_CTL >> 2] & vmcb.V_IRQ

@@ -1,0 +1,337 @@
+"""The QEMU engine: see ``docs/engine.md`` and :mod:`swtdx.machine.engine.protocol`."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from typing import Final
+
+from swtdx.machine.engine.protocol import Access, EngineError, Event, Stop
+from swtdx.machine.engine.qemu import layout as at
+from swtdx.machine.engine.qemu import vmcb
+from swtdx.machine.engine.qemu.context import QemuContext
+from swtdx.machine.engine.qemu.npt import NestedTable, PagePool
+from swtdx.machine.engine.qemu.process import QemuProcess
+
+#: Polls of the mailbox before going to sleep until the doorbell rings (about 60 ns each).
+SPIN: Final = 1500
+#: How long to sleep before looking again whether all is well, in seconds.
+_NAP: Final = 0.25
+
+_SIMPLE: Final = {
+    vmcb.EXIT_CPUID: Stop.CPUID,
+    vmcb.EXIT_HLT: Stop.HLT,
+    vmcb.EXIT_INVD: Stop.INVD,
+    vmcb.EXIT_WBINVD: Stop.WBINVD,
+    vmcb.EXIT_MONITOR: Stop.MONITOR,
+    vmcb.EXIT_MWAIT: Stop.MWAIT,
+    vmcb.EXIT_RDPMC: Stop.RDPMC,
+    vmcb.EXIT_RDTSC: Stop.RDTSC,
+    vmcb.EXIT_RDTSCP: Stop.RDTSCP,
+    vmcb.EXIT_SHUTDOWN: Stop.SHUTDOWN,
+    vmcb.EXIT_TASK_SWITCH: Stop.TASK_SWITCH,
+    vmcb.EXIT_INTR: Stop.INTERRUPT,
+    vmcb.EXIT_NMI: Stop.INTERRUPT,
+    vmcb.EXIT_INIT: Stop.INTERRUPT,
+    **dict.fromkeys(vmcb.FOREIGN, Stop.UNDEFINED),
+}
+
+
+class _Port:
+    """One QEMU processor and its mailbox."""
+
+    __slots__ = ("armed", "base", "bell", "done", "extra", "index", "live", "q", "seq", "w")
+
+    def __init__(self, process: QemuProcess, index: int) -> None:
+        self.index = index
+        self.base = at.MAILBOX + index * at.PAGE
+        page = process.memory[self.base : self.base + at.PAGE]
+        self.w = page.cast("I")
+        self.q = page.cast("Q")
+        self.bell = process.bells[index]
+        self.seq = self.w[at.MB_DONE >> 2]
+        self.live: QemuContext | None = None
+        self.armed: int | None = None
+
+
+class QemuEngine:
+    """Runs guests on stock QEMU's processors."""
+
+    name = "qemu"
+
+    def __init__(self, frames_fd: int, frames_size: int, cpus: int) -> None:
+        """Start QEMU; its boot goes on in the background until the first use.
+
+        Raises:
+            EngineError: QEMU is missing, too old or does not start.
+        """
+        self._process = QemuProcess(frames_fd, frames_size, cpus)
+        self._pool = PagePool()
+        self._contexts = list(
+            range(at.CONTEXTS + (at.MAX_CONTEXTS - 1) * at.CONTEXT_SIZE, at.CONTEXTS - 1, -at.CONTEXT_SIZE)
+        )
+        self._ports: list[_Port] = []
+        self._lock = threading.Lock()
+        self._tsc_base = (0, 0)  # (perf_counter_ns, tsc)
+        self._tsc_hz = 0.0
+        self.runs = 0
+
+    # ------------------------------------------------------------------ start, time
+    def _ready(self) -> list[_Port]:
+        if self._ports:
+            return self._ports
+        with self._lock:
+            if not self._ports:
+                self._process.wait_ready()
+                ports = [_Port(self._process, index) for index in range(self._process.cpus)]
+                self._calibrate(ports[0])
+                self._ports = ports
+        return self._ports
+
+    def _calibrate(self, port: _Port) -> None:
+        """Relate QEMU's TSC to ``perf_counter_ns`` by two readings 20 ms apart."""
+        first = self._read_tsc(port)
+        time.sleep(0.02)
+        second = self._read_tsc(port)
+        self._tsc_base = second
+        self._tsc_hz = (second[1] - first[1]) * 1e9 / (second[0] - first[0])
+
+    def _read_tsc(self, port: _Port) -> tuple[int, int]:
+        """(perf_counter_ns, TSC) read together: the tightest of a few tries."""
+        best: tuple[int, int, int] | None = None
+        for _ in range(5):
+            before = time.perf_counter_ns()
+            self._command(port, at.CMD_PROBE)
+            after = time.perf_counter_ns()
+            if best is None or after - before < best[0]:
+                best = (after - before, (before + after) // 2, port.q[at.MB_EXIT_TSC >> 3])
+        assert best is not None
+        return best[1], best[2]
+
+    def tsc(self) -> int:
+        """The time-stamp counter now (extrapolated from the last stop)."""
+        self._ready()
+        base, tsc = self._tsc_base
+        return tsc + int((time.perf_counter_ns() - base) * self._tsc_hz / 1e9)
+
+    @property
+    def tsc_hz(self) -> float:
+        """Frequency of the time-stamp counter in Hz, as measured."""
+        self._ready()
+        return self._tsc_hz
+
+    def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        """CPUID as QEMU's processor executes it (EAX, EBX, ECX, EDX): what the engine can do."""
+        port = self._ready()[0]
+        port.q[at.MB_SRC >> 3] = leaf
+        port.q[at.MB_DST >> 3] = subleaf
+        self._command(port, at.CMD_PROBE)
+        start = at.MB_RESULT >> 2
+        return (port.w[start], port.w[start + 1], port.w[start + 2], port.w[start + 3])
+
+    # ------------------------------------------------------------------ contexts and spaces
+    def context(self, lp: int) -> QemuContext:
+        """A fresh context.
+
+        Raises:
+            EngineError: all contexts are in use.
+        """
+        self._ready()
+        with self._lock:
+            if not self._contexts:
+                raise EngineError(f"the QEMU engine holds at most {at.MAX_CONTEXTS} vCPUs at once")
+            return QemuContext(self._process.memory, self._contexts.pop(), self._save)
+
+    def release(self, context: QemuContext) -> None:
+        """Free a context."""
+        for port in self._ports:
+            if port.live is context:
+                port.live = None
+        with self._lock:
+            self._contexts.append(context.base)
+
+    def space(self, lp: int) -> NestedTable:
+        """A fresh translation cache."""
+        self._ready()
+        return NestedTable(self._process, self._pool)
+
+    def _save(self, context: QemuContext) -> None:
+        """Bring live state to the context's pages."""
+        assert context.live_on is not None
+        port = self._ports[context.live_on]
+        self._address(port, context)
+        self._command(port, at.CMD_SAVE)
+        context.saved = True
+
+    @staticmethod
+    def _address(port: _Port, context: QemuContext) -> None:
+        base = context.base
+        port.q[at.MB_VMCB >> 3] = base + at.CTX_VMCB
+        port.q[at.MB_GPRS >> 3] = base + at.CTX_GPRS
+        port.q[at.MB_EXTRA >> 3] = base + at.CTX_EXTRA
+
+    def _make_live(self, port: _Port, context: QemuContext) -> None:
+        """Give the processor to ``context``: save what it held, load what this one needs."""
+        previous = port.live
+        if previous is not None and previous is not context:
+            if not previous.saved:
+                self._save(previous)
+            previous.live_on = None
+            previous.needs_load = True
+        if context.live_on is not None and context.live_on != port.index:
+            if not context.saved:
+                self._save(context)
+            self._ports[context.live_on].live = None
+            context.needs_load = True
+        self._address(port, context)
+        if context.needs_load:
+            self._command(port, at.CMD_LOAD)
+            context.needs_load = False
+        port.live = context
+        context.live_on = port.index
+
+    # ------------------------------------------------------------------ code that Python wrote
+    def rewrite(self, hpa: int, size: int) -> None:
+        """Let QEMU write ``size`` bytes at ``hpa`` onto themselves.
+
+        QEMU does not see Python's writes; its own write makes it drop code translated from there.
+        """
+        port = self._ready()[0]
+        where = self._process.physical(hpa)
+        port.q[at.MB_SRC >> 3] = where
+        port.q[at.MB_DST >> 3] = where
+        port.q[at.MB_LEN >> 3] = size
+        self._command(port, at.CMD_COPY)
+
+    # ------------------------------------------------------------------ running
+    def _command(self, port: _Port, command: int) -> None:
+        """Give a command to the stub and wait until it is done."""
+        words = port.w
+        words[at.MB_CMD >> 2] = command
+        port.seq = seq = (port.seq + 1) & 0xFFFFFFFF
+        words[at.MB_SEQ >> 2] = seq
+        if words[at.MB_ASLEEP >> 2]:
+            self._process.wake(port.index, kick=False)
+        done = at.MB_DONE >> 2
+        for _ in range(SPIN):
+            if words[done] == seq:
+                return
+        self._sleep(port, seq)
+
+    def _sleep(self, port: _Port, seq: int) -> None:
+        """Wait for the doorbell."""
+        words = port.w
+        done = at.MB_DONE >> 2
+        while words[done] != seq:
+            words[at.MB_RING >> 2] = 1
+            if words[done] == seq:
+                break
+            readable, _, _ = select.select([port.bell], [], [], _NAP)
+            if readable:
+                try:
+                    if not port.bell.recv(64):
+                        self._process.check_alive()
+                except BlockingIOError:
+                    pass
+            elif words[done] != seq:
+                self._process.check_alive()
+                if words[at.MB_RESULT >> 2] == 0xDEAD:
+                    raise EngineError(
+                        f"the stub failed on processor {port.index} at {port.q[(at.MB_RESULT + 8) >> 3]:#x}"
+                    )
+                if words[at.MB_ASLEEP >> 2]:
+                    self._process.wake(port.index, kick=False)
+        words[at.MB_RING >> 2] = 0
+
+    def run(self, lp: int, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
+        """Run the guest until it stops; see the protocol."""
+        port = self._ports[lp]
+        event = context.event
+        if port.live is not context or context.needs_load:
+            self._make_live(port, context)
+        if deadline != port.armed and not self._arm(port, deadline):
+            event.stop = Stop.INTERRUPT
+            event.tsc = self.tsc()
+            return event
+        if context.unpaged is not space.identity:
+            space.set_identity(context.unpaged)
+        context._q[vmcb.NESTED_CR3 >> 3] = space.root
+        context.saved = False
+        self.runs += 1
+        self._command(port, at.CMD_RUN)
+        event.tsc = port.q[at.MB_EXIT_TSC >> 3]
+        self._decode(port, context, event)
+        return event
+
+    def _arm(self, port: _Port, deadline: int | None) -> bool:
+        """Set the processor's timer; False when the deadline has passed."""
+        count = 0
+        if deadline is not None:
+            left = deadline - self.tsc()
+            if left <= 0:
+                return False
+            count = max(1, min(int(left * 1e9 / self._tsc_hz), 0xFFFFFFFF))
+        port.w[at.MB_TIMER_FIRED >> 2] = 0
+        port.w[at.MB_TIMER >> 2] = count
+        port.w[at.MB_TIMER_OP >> 2] = 1
+        port.armed = deadline
+        return True
+
+    def _decode(self, port: _Port, context: QemuContext, event: Event) -> None:
+        """Turn the VMCB's exit code into an event."""
+        q = context._q
+        code = q[vmcb.EXIT_CODE >> 3]
+        event.length = 0
+        if code == vmcb.EXIT_EXCEPTION + 6:
+            event.stop = Stop.UNDEFINED
+            return
+        simple = _SIMPLE.get(code)
+        if simple is not None:
+            event.stop = simple
+            if simple is Stop.INTERRUPT:
+                words = port.w
+                words[at.MB_KICKED >> 2] = 0
+                if words[at.MB_TIMER_FIRED >> 2]:
+                    words[at.MB_TIMER_FIRED >> 2] = 0
+                    port.armed = None
+        elif code == vmcb.EXIT_MSR:
+            event.stop = Stop.WRMSR if q[vmcb.EXIT_INFO_1 >> 3] else Stop.RDMSR
+        elif code == vmcb.EXIT_NPF:
+            info = q[vmcb.EXIT_INFO_1 >> 3]
+            event.stop = Stop.MISS
+            event.gpa = q[vmcb.EXIT_INFO_2 >> 3]
+            if info & vmcb.NPF_WALK:
+                event.access = Access.READ | Access.WALK
+            elif info & vmcb.NPF_WRITE:
+                event.access = Access.WRITE
+            elif info & vmcb.NPF_FETCH:
+                event.access = Access.FETCH
+            else:
+                event.access = Access.READ
+        elif code == vmcb.EXIT_IOIO:
+            event.stop = Stop.IO
+            info = q[vmcb.EXIT_INFO_1 >> 3]
+            event.length = q[vmcb.EXIT_INFO_2 >> 3] - q[vmcb.RIP >> 3]
+            event.qualification = (
+                (info >> 4 & 7) - 1 | (info & 1) << 3 | (info & 0xC) << 2 | info & 0xFFFF0000
+            )
+        elif code < 0x20:
+            event.stop = Stop.CR_ACCESS
+            event.qualification = code
+        elif vmcb.EXIT_EXCEPTION <= code < vmcb.EXIT_EXCEPTION + 32:
+            event.stop = Stop.EXCEPTION
+            event.vector = code - vmcb.EXIT_EXCEPTION
+            event.error_code = q[vmcb.EXIT_INFO_1 >> 3] & 0xFFFFFFFF
+        else:
+            event.stop = Stop.DEAD
+            event.qualification = code
+
+    def kick(self, lp: int) -> None:
+        """Interrupt a processor; any thread may call."""
+        if self._ports:
+            self._process.wake(lp, kick=True)
+
+    def close(self) -> None:
+        """Stop QEMU.  Idempotent."""
+        self._process.close()
