@@ -125,8 +125,55 @@ class GuestContext(Protocol):
 
     xcr0: int
 
+    extra_msrs: dict[int, int]
+    cr0: int
+    cr2: int
+    cr3: int
+    cr4: int
+    efer: int
+
+    @property
+    def cs_base(self) -> int:
+        """Base of CS."""
+
+    @property
+    def long_mode(self) -> bool:
+        """Whether the guest executes 64-bit code (EFER.LMA and CS.L)."""
+
+    @property
+    def in_shadow(self) -> bool:
+        """Whether the stop came in an STI or MOV SS shadow."""
+
+    @property
+    def injecting(self) -> bool:
+        """Whether an injected event has not been delivered yet."""
+
+    def switch_paging(self, cr0: int, efer: int) -> None:
+        """Load CR0 and EFER together."""
+
+    def read_dr(self, number: int) -> int:
+        """DR0-DR3 or DR6."""
+
+    def write_dr(self, number: int, value: int) -> None:
+        """Store DR0-DR3 or DR6."""
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """What RDTSC adds to the machine's TSC."""
+
+    def intercept_tsc(self, on: bool) -> None:
+        """Whether RDTSC and RDTSCP stop."""
+
+    def intercept_exceptions(self, bitmap: int) -> None:
+        """Which exceptions stop with :attr:`Stop.EXCEPTION`."""
+
+    def allow_msr(self, index: int, *, read: bool, write: bool) -> None:
+        """Let RDMSR/WRMSR of ``index`` run in the engine (True) or stop (False)."""
+
     def inject(self, vector: int, kind: int, error_code: int | None) -> None:
         """Deliver an event at the next run.  ``kind`` is a VMX interruption type."""
+
+    def withdraw(self) -> tuple[int, int, int | None] | None:
+        """Take back an event that was to be injected at the next run."""
 
     def undelivered(self) -> tuple[int, int, int | None] | None:
         """The event (vector, kind, error code) whose delivery the stop interrupted, or None."""

@@ -88,7 +88,7 @@ class QemuContext:
 
     __slots__ = (
         "_b", "_cr0", "_cr3", "_cr4", "_efer", "_i", "_memory", "_other", "_q", "_save", "_vq",
-        "base", "event", "gpr", "live_on", "needs_load", "saved", "unpaged", "virq",
+        "base", "event", "extra_msrs", "gpr", "live_on", "needs_load", "saved", "unpaged", "virq",
     )  # fmt: skip
 
     def __init__(self, memory: memoryview, base: int, save: Callable[[QemuContext], None]) -> None:
@@ -108,6 +108,8 @@ class QemuContext:
         self.saved = True
         self.needs_load = True
         self.virq: int | None = None
+        #: Guest MSRs that only the microcode knows, by index.
+        self.extra_msrs: dict[int, int] = {}
         self._other: dict[int, int] = {}
         self.unpaged = True
         self._cr0 = 0x21
@@ -169,8 +171,7 @@ class QemuContext:
 
     @cr0.setter
     def cr0(self, value: int) -> None:
-        self._cr0 = value
-        self._apply_paging()
+        self.switch_paging(value, self._efer)
 
     @property
     def cr3(self) -> int:
@@ -190,9 +191,8 @@ class QemuContext:
 
     @cr4.setter
     def cr4(self, value: int) -> None:
+        self._cr3 = self.cr3
         self._cr4 = value
-        if not self.unpaged:
-            self._cr3 = self._q[vmcb.CR3 >> 3]
         self._apply_paging()
 
     @property
@@ -202,9 +202,13 @@ class QemuContext:
 
     @efer.setter
     def efer(self, value: int) -> None:
-        self._efer = value
-        if not self.unpaged:
-            self._cr3 = self._q[vmcb.CR3 >> 3]
+        self.switch_paging(self._cr0, value)
+
+    def switch_paging(self, cr0: int, efer: int) -> None:
+        """Load CR0 and EFER together (turning paging on or off changes EFER.LMA)."""
+        self._cr3 = self.cr3
+        self._cr0 = cr0
+        self._efer = efer
         self._apply_paging()
 
     # ------------------------------------------------------------------ hot registers
@@ -448,6 +452,15 @@ class QemuContext:
     def injecting(self) -> bool:
         """Whether an event waits to be delivered."""
         return bool(self._i[vmcb.EVENT_INJ >> 2] & vmcb.EVENT_VALID)
+
+    def withdraw(self) -> tuple[int, int, int | None] | None:
+        """Take back an event that was to be injected at the next entry."""
+        word = self._i[vmcb.EVENT_INJ >> 2]
+        if not word & vmcb.EVENT_VALID:
+            return None
+        self._i[vmcb.EVENT_INJ >> 2] = 0
+        error = self._i[vmcb.EVENT_INJ_ERROR >> 2] if word & vmcb.EVENT_HAS_ERROR else None
+        return word & 0xFF, word >> 8 & 7, error
 
     def undelivered(self) -> tuple[int, int, int | None] | None:
         """The event whose delivery the last stop interrupted: (vector, VMX type, error code)."""

@@ -47,7 +47,19 @@ class PagePool:
 class NestedTable:
     """A 4-level nested page table; see :class:`swtdx.machine.engine.protocol.TranslationCache`."""
 
-    __slots__ = ("_directories", "_large", "_pool", "_process", "_q", "_small", "_tables", "_used", "identity", "root")
+    __slots__ = (
+        "_directories",
+        "_large",
+        "_pool",
+        "_process",
+        "_q",
+        "_small",
+        "_tables",
+        "_units",
+        "_used",
+        "identity",
+        "root",
+    )
 
     def __init__(self, process: QemuProcess, pool: PagePool) -> None:
         self._process = process
@@ -58,6 +70,7 @@ class NestedTable:
         self._tables: dict[int, int] = {}  # gpa >> 21 -> page table, likewise
         self._large: dict[int, int] = {}  # gpa >> 21 -> HPA
         self._small: dict[int, int] = {}  # gpa >> 12 -> HPA
+        self._units: set[int] = set()  # HPA >> 21 of everything mapped
         self.identity = False
         self.root = self._page()
 
@@ -108,6 +121,7 @@ class NestedTable:
         if not (code and access & Access.FETCH):
             bits |= _NO_EXECUTE
         entry = self._process.physical(hpa) | bits
+        self._units.add(hpa >> 21)
         if size == LARGE:
             if gpa >> 21 in self._tables:
                 del self._tables[gpa >> 21]
@@ -136,6 +150,16 @@ class NestedTable:
         self.root = self._page()
         self.identity = False
 
+    def drop(self, hpa: int, size: int) -> None:
+        """Frames ``hpa .. hpa+size-1`` leave the cache: no translation may reach them any more."""
+        units = self._units
+        if len(units) < size >> 21:
+            hit = any(hpa >> 21 <= unit <= hpa + size - 1 >> 21 for unit in units)
+        else:
+            hit = any(unit in units for unit in range(hpa >> 21, (hpa + size - 1 >> 21) + 1))
+        if hit:
+            self.flush()
+
     def set_identity(self, on: bool) -> None:
         """Map, or unmap, the identity page directory for a guest with paging off."""
         slot = self._table(IDENTITY_GPA) + (IDENTITY_GPA >> 12 & 511)
@@ -149,6 +173,7 @@ class NestedTable:
         self._tables.clear()
         self._large.clear()
         self._small.clear()
+        self._units.clear()
 
     def close(self) -> None:
         """Give the pages back; the table cannot be used again."""

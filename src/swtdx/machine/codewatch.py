@@ -1,0 +1,44 @@
+"""Which frames a guest may have executed code from, and for whom.
+
+An engine translates guest code and does not see what Python writes to memory.  Content that a guest
+writes itself it sees; content that arrives otherwise arrives while the frame belongs to nobody, or
+to somebody else.  So a frame must be cleaned of translated code exactly when it is mapped for
+another owner, or at another GPA, than the last time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_LARGE: Final = 2 << 20
+_SMALL: Final = 4096
+
+#: (owner, GPA - HPA): the same for every page of an unchanged large mapping.
+Tag = tuple[int, int]
+
+
+class CodeWatch:
+    """Remembers the last executable mapping of every frame."""
+
+    def __init__(self) -> None:
+        self._large: dict[int, Tag] = {}
+        self._small: dict[int, dict[int, Tag]] = {}
+
+    def mapped(self, owner: int, gpa: int, hpa: int, size: int) -> bool:
+        """Note a mapping; True when the frames may hold code translated for another one."""
+        tag = (owner, gpa - hpa)
+        region = hpa // _LARGE
+        before = self._large.get(region)
+        if size >= _LARGE:
+            parts = self._small.pop(region, {})
+            self._large[region] = tag
+            return before not in (None, tag) or any(part != tag for part in parts.values())
+        parts = self._small.setdefault(region, {})
+        last = parts.get(hpa // _SMALL, before)
+        parts[hpa // _SMALL] = tag
+        return last not in (None, tag)
+
+    def ever_mapped(self, hpa: int) -> bool:
+        """Whether the frame was ever mapped for execution."""
+        region = hpa // _LARGE
+        return region in self._large or hpa // _SMALL in self._small.get(region, {})

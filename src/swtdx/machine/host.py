@@ -1,0 +1,163 @@
+"""The machine's public face: what software outside SEAM can do with it.
+
+The hypervisor and its tools import this module and nothing else of ``swtdx.machine`` (import-linter
+checks it).  Memory is reached with the rights of such software: a private KeyID faults, a TD's line
+reads as zeros, the SEAM range does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from swtdx.machine.faults import GeneralProtection, InvalidOpcode, ProcessorFault
+from swtdx.machine.memory import Requestor, ReservedBitFault
+
+if TYPE_CHECKING:
+    from swtdx.machine.machine import Machine
+    from swtdx.machine.processor import LogicalProcessor
+
+__all__ = [
+    "GeneralProtection",
+    "Host",
+    "HostMemory",
+    "HostProcessor",
+    "InvalidOpcode",
+    "ProcessorFault",
+    "ReservedBitFault",
+]
+
+
+class HostMemory:
+    """Physical memory as the hypervisor reaches it: addresses carry a shared KeyID or none."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._memory = machine.memory
+
+    def read(self, pa: int, count: int) -> bytes:
+        """``count`` bytes at physical address ``pa``.
+
+        Raises:
+            ReservedBitFault: the address carries a private KeyID.
+        """
+        return self._memory.read(pa, count, Requestor.HOST)
+
+    def write(self, pa: int, data: bytes | bytearray | memoryview) -> None:
+        """Store ``data`` at ``pa``; the same rules as :meth:`read`."""
+        self._memory.write(pa, bytes(data), Requestor.HOST)
+
+    def read_u64(self, pa: int) -> int:
+        """The little-endian 8 bytes at ``pa``."""
+        return int.from_bytes(self._memory.read(pa, 8, Requestor.HOST), "little")
+
+    def write_u64(self, pa: int, value: int) -> None:
+        """Store 8 bytes, little-endian."""
+        self._memory.write(pa, value.to_bytes(8, "little"), Requestor.HOST)
+
+    def clear(self, pa: int, size: int) -> None:
+        """Zero whole 4 KiB pages with MOVDIR64B, which also cures poisoned lines."""
+        self._memory.direct_zero(pa, size, Requestor.HOST)
+
+
+class HostProcessor:
+    """A logical processor as the software that runs on it in VMX root mode uses it."""
+
+    __slots__ = ("_lp", "gpr", "index", "package", "xmm")
+
+    def __init__(self, lp: LogicalProcessor) -> None:
+        self._lp = lp
+        self.index = lp.index
+        self.package = lp.package
+        #: RAX..R15, x86 order; read and written in place.
+        self.gpr = lp.gpr
+        #: XMM0..XMM15.
+        self.xmm = lp.xmm
+
+    def seamcall(self) -> bool:
+        """SEAMCALL with the operands in ``gpr``; False is VMfailInvalid (CF=1: nobody answered).
+
+        Raises:
+            InvalidOpcode: not in VMX root operation.
+            GeneralProtection: SEAM is not enabled.
+        """
+        self._lp.seamcall()
+        return not self._lp.cf
+
+    def vmxon(self) -> None:
+        """Enter VMX root operation."""
+        self._lp.vmxon()
+
+    def vmxoff(self) -> None:
+        """Leave VMX root operation."""
+        self._lp.vmxoff()
+
+    @property
+    def pending(self) -> Sequence[int]:
+        """Vectors of external interrupts that wait at the local APIC, ascending."""
+        return sorted(self._lp.pending)
+
+    def acknowledge(self, vector: int) -> None:
+        """Take an external interrupt."""
+        self._lp.acknowledge(vector)
+
+    def interrupt(self, vector: int) -> None:
+        """Send an interrupt to this processor (an IPI, a device's MSI).  Any thread may call."""
+        self._lp.interrupt(vector)
+
+    def arm_timer(self, deadline: int | None, vector: int) -> None:
+        """Raise ``vector`` when the TSC reaches ``deadline``; None disarms."""
+        self._lp.arm_timer(deadline, vector)
+
+    def halt(self, timeout: float | None = None) -> None:
+        """Wait for an interrupt (or ``timeout`` seconds)."""
+        self._lp.halt(timeout)
+
+    def poll_timer(self) -> None:
+        """Raise the timer's interrupt now if its deadline has passed."""
+        self._lp.poll_timer(self._lp.machine.tsc())
+
+
+class Host:
+    """The hypervisor's machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.processors = [HostProcessor(lp) for lp in machine.processors]
+        self.memory = HostMemory(machine)
+
+    def memory_map(self) -> list[tuple[int, int]]:
+        """Usable physical memory as (base, size) in bytes, as the BIOS reports it."""
+        return self._machine.memory.usable_ranges()
+
+    @property
+    def packages(self) -> int:
+        """Number of processor packages."""
+        return self._machine.config.packages
+
+    def tsc(self) -> int:
+        """RDTSC."""
+        return self._machine.tsc()
+
+    @property
+    def tsc_hz(self) -> float:
+        """Frequency of the TSC in Hz."""
+        return self._machine.tsc_hz
+
+    @property
+    def keyid_shift(self) -> int:
+        """The lowest physical address bit that holds the KeyID."""
+        return self._machine.memory.addresses.hpa_bits
+
+    @property
+    def shared_keyids(self) -> int:
+        """IA32_MKTME_KEYID_PARTITIONING[31:0]: shared KeyIDs besides 0."""
+        return self._machine.memory.addresses.shared_keyids
+
+    @property
+    def private_keyids(self) -> int:
+        """IA32_MKTME_KEYID_PARTITIONING[63:32]."""
+        return self._machine.memory.addresses.private_keyids
+
+    def wbinvd(self, package: int) -> None:
+        """WBINVD on a processor of ``package``."""
+        self._machine.memory.wbinvd()

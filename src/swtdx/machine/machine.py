@@ -1,0 +1,114 @@
+"""The machine: memory, processors, SEAM, time, and an engine that starts when it is first needed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from swtdx.machine.codewatch import CodeWatch
+from swtdx.machine.engine.protocol import Engine
+from swtdx.machine.memory import PhysicalMemory
+from swtdx.machine.processor import LogicalProcessor
+from swtdx.machine.random import HardwareRandom
+from swtdx.machine.seam import Seam
+from swtdx.machine.vmx.vmcs import Vmcs
+
+#: Frequency of the TSC when no engine dictates one.
+DEFAULT_TSC_HZ: Final = 2_000_000_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """What the machine is built of."""
+
+    packages: int = 1
+    processors_per_package: int = 2
+    memory_bytes: int = 4 << 30
+    seed: bytes = b"swtdx"
+    engine: str = "qemu"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Machine:
+    """See the module's docstring.  ``close`` frees everything."""
+
+    def __init__(self, config: MachineConfig, memory: PhysicalMemory) -> None:
+        self.config = config
+        self.memory = memory
+        self.random = HardwareRandom(config.seed)
+        self.seam = Seam()
+        self.machine_checks: list[tuple[int, Exception]] = []
+        self._engine: Engine | None = None
+        self._started = time.perf_counter_ns()
+        self._watch = CodeWatch()
+        count = config.packages * config.processors_per_package
+        self.processors = [
+            LogicalProcessor(self, index, index // config.processors_per_package) for index in range(count)
+        ]
+        memory.subscribe(self._frames_leave)
+
+    # ------------------------------------------------------------------ engine and time
+    @property
+    def engine(self) -> Engine:
+        """The engine, started on first use.
+
+        Raises:
+            EngineError: it cannot be started.
+        """
+        if self._engine is None:
+            self._engine = self._start_engine()
+        return self._engine
+
+    def start_engine(self) -> None:
+        """Start the engine now (it comes up while other work is done)."""
+        _ = self.engine
+
+    def _start_engine(self) -> Engine:
+        if self.config.engine == "qemu":
+            from swtdx.machine.engine.qemu.engine import QemuEngine
+
+            return QemuEngine(self.memory.frames_fd, self.memory.size, len(self.processors))
+        raise ValueError(f"there is no engine called {self.config.engine!r}")
+
+    def tsc(self) -> int:
+        """The time-stamp counter."""
+        if self._engine is not None:
+            return self._engine.tsc()
+        return int((time.perf_counter_ns() - self._started) * DEFAULT_TSC_HZ / 1e9)
+
+    @property
+    def tsc_hz(self) -> float:
+        """Its frequency in Hz."""
+        return self._engine.tsc_hz if self._engine is not None else DEFAULT_TSC_HZ
+
+    # ------------------------------------------------------------------ frames and the engine
+    def frames_mapped(self, vmcs: Vmcs, gpa: int, hpa: int, size: int, *, code: bool, space: Any) -> None:
+        """The engine is about to map these frames for a guest."""
+        owner = self.memory.key_generation(vmcs.controls[0x4026])
+        if code and self._watch.mapped(owner, gpa, hpa, size):
+            self.engine.rewrite(hpa, size)
+
+    def code_written(self, hpa: int, size: int) -> None:
+        """Software outside the engine wrote to frames that a guest may have executed."""
+        if self._engine is not None and self._watch.ever_mapped(hpa):
+            self._engine.rewrite(hpa & -8, size + 7 & -8)
+
+    def _frames_leave(self, hpa: int, size: int) -> None:
+        """Frames leave the cache: no translation may reach them any more."""
+        for lp in self.processors:
+            for space in lp.spaces.values():
+                space.drop(hpa, size)
+
+    def close(self) -> None:
+        """Stop the engine and free the memory.  Idempotent."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        self.memory.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

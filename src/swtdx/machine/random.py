@@ -1,0 +1,37 @@
+"""The processor's random number generator, deterministic from the machine's seed."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+
+def derive(seed: bytes, purpose: str, length: int = 32) -> bytes:
+    """``length`` bytes of key material for ``purpose`` out of the machine's seed (HKDF-SHA384)."""
+    return HKDF(algorithm=hashes.SHA384(), length=length, salt=b"swtdx", info=purpose.encode()).derive(seed)
+
+
+class HardwareRandom:
+    """RDRAND/RDSEED: an AES-256-CTR stream keyed from the seed; ``entropy`` counts what was drawn."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed = seed
+        self.drawn = 0
+        self._stream = self._start(0)
+
+    def _start(self, position: int) -> object:
+        cipher = Cipher(algorithms.AES(derive(self._seed, "rdrand")), modes.CTR(position.to_bytes(16, "big")))
+        return cipher.encryptor()
+
+    def bytes(self, count: int) -> bytes:
+        """``count`` random bytes, drawn in units of 16."""
+        blocks = (count + 15) // 16
+        self.drawn += blocks
+        data: bytes = self._stream.update(bytes(16 * blocks))  # type: ignore[attr-defined]
+        return data[:count]
+
+    def seek(self, drawn: int) -> None:
+        """Continue from a saved ``drawn`` count."""
+        self.drawn = drawn
+        self._stream = self._start(drawn)

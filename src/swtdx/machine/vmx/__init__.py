@@ -1,0 +1,1 @@
+"""VMX: the microcode between an engine and the software that runs in SEAM."""

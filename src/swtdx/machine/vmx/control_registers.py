@@ -1,0 +1,195 @@
+"""Accesses of a guest to CR0, CR3, CR4 and CR8, as VMX carries them out or lets them exit.
+
+Source: Intel SDM volume 3, sections 2.5, 4.1.2 and 26.1.3 (guest/host masks and read shadows).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch import vmcs as f
+from swtdx.machine.engine.protocol import Event
+from swtdx.machine.faults import GeneralProtection
+from swtdx.machine.vmx import decode
+from swtdx.machine.vmx import exit as reason
+from swtdx.machine.vmx.apicv import VirtualApic
+from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.vmcs import Vmcs
+
+if TYPE_CHECKING:
+    from swtdx.machine.vmx.unit import VmxUnit
+
+_PE: Final = 1 << 0
+_TS: Final = 1 << 3
+_ET: Final = 1 << 4
+_WP: Final = 1 << 16
+_NW: Final = 1 << 29
+_CD: Final = 1 << 30
+_PG: Final = 1 << 31
+_PAE: Final = 1 << 5
+_CET: Final = 1 << 23
+_LA57: Final = 1 << 12
+_PCIDE: Final = 1 << 17
+_LME: Final = 1 << 8
+_LMA: Final = 1 << 10
+_CR0_DEFINED: Final = 0xE005003F
+
+#: Exit qualification: access types (bits 5:4).
+_MOV_TO: Final = 0
+_MOV_FROM: Final = 1
+_CLTS: Final = 2
+_LMSW: Final = 3
+
+
+class ControlRegisters:
+    """Control register accesses on one logical processor."""
+
+    def __init__(self, unit: VmxUnit) -> None:
+        self._unit = unit
+
+    def access(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        """Carry out the control-register instruction at RIP, or make it exit.
+
+        Raises:
+            GeneralProtection: the processor does not allow the new value.
+        """
+        unit = self._unit
+        context = vmcs.context
+        decoded = decode.control_register_access(unit.fetch(vmcs), unit.code_bits(vmcs))
+        if decoded is None:
+            return unit.exit.set(reason.INVALID_GUEST_STATE)
+        kind, number, gpr, length = decoded
+        if context.cpl:
+            raise GeneralProtection("a control register was accessed with CPL above 0")
+        if kind == "from":
+            context.gpr[gpr] = self._read(vmcs, number)
+        elif kind == "smsw":
+            return (
+                unit.exit.set(reason.CR_ACCESS, _MOV_FROM << 4, length)
+                if gpr < 0
+                else self._smsw(vmcs, gpr, length)
+            )
+        elif kind == "to":
+            value = context.gpr[gpr] if context.long_mode else context.gpr[gpr] & 0xFFFFFFFF
+            if self._write(vmcs, number, value):
+                return unit.exit.set(reason.CR_ACCESS, number | _MOV_TO << 4 | gpr << 8, length)
+        elif kind == "clts":
+            if self._write(vmcs, 0, context.cr0 & ~_TS):
+                return unit.exit.set(reason.CR_ACCESS, _CLTS << 4, length)
+        else:
+            source = context.gpr[gpr] & 0xFFFF if gpr >= 0 else self._memory_word(vmcs)
+            # LMSW changes PE, MP, EM and TS, and cannot clear PE.
+            value = context.cr0 & ~0xE | source & 0xF
+            if self._write(vmcs, 0, value):
+                return unit.exit.set(
+                    reason.CR_ACCESS, _LMSW << 4 | (0 if gpr >= 0 else 1 << 6) | source << 16, length
+                )
+        context.rip += length
+        return None
+
+    def _smsw(self, vmcs: Vmcs, gpr: int, length: int) -> None:
+        vmcs.context.gpr[gpr] = vmcs.context.cr0
+        vmcs.context.rip += length
+
+    def _memory_word(self, vmcs: Vmcs) -> int:
+        unit = self._unit
+        linear = decode.memory_operand(unit.fetch(vmcs), vmcs.context.rip, unit.code_bits(vmcs), vmcs.context)
+        return unit.read_linear(vmcs, linear or 0, 2)
+
+    @staticmethod
+    def _read(vmcs: Vmcs, number: int) -> int:
+        context = vmcs.context
+        match number:
+            case 0:
+                return int(context.cr0)
+            case 2:
+                return int(context.cr2)
+            case 3:
+                return int(context.cr3)
+            case 4:
+                return int(context.cr4)
+            case 8:
+                return 0 if vmcs.apic_page is None else vmcs.apic_page[0x80] >> 4
+        raise GeneralProtection(f"CR{number} does not exist")
+
+    def _write(self, vmcs: Vmcs, number: int, value: int) -> bool:
+        """Write a control register; True when the host owns a bit that would change."""
+        context = vmcs.context
+        match number:
+            case 0:
+                return self._write_cr0(vmcs, value)
+            case 3:
+                if context.efer & _LMA and value >> 52 & 0x7FF:
+                    raise GeneralProtection("CR3 with reserved bits")
+                context.cr3 = value & ~(1 << 63)
+                return False
+            case 4:
+                return self._write_cr4(vmcs, value)
+            case 8:
+                if value >> 4:
+                    raise GeneralProtection("CR8 with reserved bits")
+                if vmcs.apic_page is not None:
+                    VirtualApic.set_tpr(vmcs.apic_page, vmcs.read(f.GUEST_INTERRUPT_STATUS), value << 4)
+                return False
+        raise GeneralProtection(f"CR{number} does not exist")
+
+    def _write_cr0(self, vmcs: Vmcs, value: int) -> bool:
+        if value >> 32:
+            raise GeneralProtection("CR0 with reserved bits")
+        shadow, mask = vmcs.controls[f.CR0_READ_SHADOW], vmcs.controls[f.CR0_GUEST_HOST_MASK]
+        if (value ^ shadow) & mask:
+            return True
+        self.load_cr0(vmcs, value)
+        return False
+
+    def load_cr0(self, vmcs: Vmcs, value: int) -> None:
+        """Load CR0 with the processor's checks and its effect on EFER.LMA.
+
+        Raises:
+            GeneralProtection: the combination is not allowed.
+        """
+        context = vmcs.context
+        value = value & _CR0_DEFINED | _ET
+        if (value & _PG and not value & _PE) or (value & _NW and not value & _CD):
+            raise GeneralProtection("CR0 with an impossible combination")
+        if context.cr4 & _CET and not value & _WP:
+            raise GeneralProtection("CR0.WP cannot be cleared while CR4.CET is set")
+        turned_on = value & _PG and not context.cr0 & _PG
+        turned_off = context.cr0 & _PG and not value & _PG
+        efer = context.efer
+        if turned_on and efer & _LME:
+            if not context.cr4 & _PAE or context.long_mode:
+                raise GeneralProtection("long mode needs CR4.PAE")
+            efer |= _LMA
+        elif turned_off:
+            if context.long_mode or context.cr4 & _PCIDE:
+                raise GeneralProtection("paging cannot be turned off here")
+            efer &= ~_LMA
+        # CR3 must not be lost between the two views of it.
+        context.switch_paging(value, efer)
+
+    def _write_cr4(self, vmcs: Vmcs, value: int) -> bool:
+        unit = self._unit
+        context = vmcs.context
+        if value & ~unit.machine.cr4_supported:
+            raise GeneralProtection(f"CR4 with bits that this processor does not have: {value:#x}")
+        shadow, mask = vmcs.controls[f.CR4_READ_SHADOW], vmcs.controls[f.CR4_GUEST_HOST_MASK]
+        if (value ^ shadow) & mask:
+            return True
+        self.load_cr4(vmcs, value)
+        return False
+
+    def load_cr4(self, vmcs: Vmcs, value: int) -> None:
+        """Load CR4 with the processor's checks.
+
+        Raises:
+            GeneralProtection: the combination is not allowed.
+        """
+        context = vmcs.context
+        if context.efer & _LMA and (not value & _PAE or (value ^ context.cr4) & _LA57):
+            raise GeneralProtection("CR4.PAE and CR4.LA57 cannot change in long mode")
+        if value & _PCIDE and not context.efer & _LMA:
+            raise GeneralProtection("CR4.PCIDE needs long mode")
+        if value & _CET and not context.cr0 & _WP:
+            raise GeneralProtection("CR4.CET needs CR0.WP")
+        context.cr4 = value

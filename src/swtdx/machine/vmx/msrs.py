@@ -1,0 +1,125 @@
+"""MSRs of a guest that exist in the processor but not in the engine: kept and checked here.
+
+They are native for the guest (its MSR bitmap lets them through), so the microcode carries them out
+as hardware would.  Source: Intel SDM volume 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from swtdx.arch import vmcs as f
+from swtdx.machine.faults import GeneralProtection
+from swtdx.machine.vmx.apicv import VirtualApic
+from swtdx.machine.vmx.vmcs import Vmcs
+
+_TSC: Final = 0x10
+_SPEC_CTRL: Final = 0x48
+_PRED_CMD: Final = 0x49
+_FLUSH_CMD: Final = 0x10B
+_PAT: Final = 0x277
+_EFER: Final = 0xC0000080
+_X2APIC_FIRST: Final = 0x800
+_X2APIC_LAST: Final = 0x83F
+_TPR: Final = 0x808
+_EOI: Final = 0x80B
+_SELF_IPI: Final = 0x83F
+
+#: Native MSRs without a meaning to the model: writable bits, value at reset.
+_PLAIN: Final[dict[int, tuple[int, int]]] = {
+    _SPEC_CTRL: (0x7, 0),
+    0xBC: (0x1, 0),
+    0xE1: (0xFFFFFFFD, 0),
+    0x122: (0x3, 0),
+    0x600: ((1 << 64) - 1, 0),
+    0x1B01: (0x1, 0),
+    0xC80: (0x1, 0),
+}
+#: Native, read-only, with a fixed value.
+_READ_ONLY: Final[dict[int, int]] = {0xBD: 1}
+#: Commands: write-only, the bits that may be set.
+_COMMANDS: Final[dict[int, int]] = {_PRED_CMD: 0x1, _FLUSH_CMD: 0x1}
+_PAT_TYPES: Final = frozenset({0, 1, 4, 5, 6, 7})
+
+
+def canonical(address: int, bits: int = 48) -> bool:
+    """Whether a linear address is canonical for a ``bits``-bit linear address width."""
+    top = address >> bits - 1
+    return top in (0, (1 << 65 - bits) - 1)
+
+
+class GuestMsrs:
+    """Carries out native RDMSR and WRMSR of a guest."""
+
+    def __init__(self, guest_tsc: Callable[[Vmcs], int]) -> None:
+        self._guest_tsc = guest_tsc
+
+    def read(self, vmcs: Vmcs, index: int) -> int:
+        """RDMSR.
+
+        Raises:
+            GeneralProtection: the MSR does not exist or cannot be read.
+        """
+        kept = vmcs.context.read_msr(index)
+        if kept is not None:
+            return int(kept)
+        if index == _EFER:
+            return int(vmcs.context.efer)
+        if index == _TSC:
+            return self._guest_tsc(vmcs)
+        if index == _PAT:
+            return vmcs.read(f.GUEST_PAT)
+        if index in _READ_ONLY:
+            return _READ_ONLY[index]
+        if index in _PLAIN:
+            return int(vmcs.context.extra_msrs.get(index, _PLAIN[index][1]))
+        if _X2APIC_FIRST <= index <= _X2APIC_LAST and vmcs.apic_page is not None and index != _EOI:
+            if index in (_SELF_IPI, 0x809, 0x80C, 0x80E):
+                raise GeneralProtection(f"RDMSR of {index:#x}")
+            return VirtualApic.read(vmcs.apic_page, index)
+        raise GeneralProtection(f"RDMSR of {index:#x}, which this processor does not have")
+
+    def write(self, vmcs: Vmcs, index: int, value: int) -> None:
+        """WRMSR.
+
+        Raises:
+            GeneralProtection: the MSR does not exist, is read-only, or does not take the value.
+        """
+        if index in (0x175, 0x176, 0xC0000082, 0xC0000100, 0xC0000101, 0xC0000102) and not canonical(value):
+            raise GeneralProtection(f"WRMSR of {index:#x} with a non-canonical address")
+        if vmcs.context.write_msr(index, value):
+            return
+        if index == _PAT:
+            if any(value >> shift & 0xFF not in _PAT_TYPES for shift in range(0, 64, 8)):
+                raise GeneralProtection("WRMSR of IA32_PAT with a reserved memory type")
+            vmcs.write(f.GUEST_PAT, value)
+        elif index in _PLAIN:
+            if value & ~_PLAIN[index][0]:
+                raise GeneralProtection(f"WRMSR of {index:#x} with reserved bits")
+            vmcs.context.extra_msrs[index] = value
+        elif index in _COMMANDS:
+            if value & ~_COMMANDS[index]:
+                raise GeneralProtection(f"WRMSR of {index:#x} with reserved bits")
+        elif _X2APIC_FIRST <= index <= _X2APIC_LAST and vmcs.apic_page is not None:
+            self._write_apic(vmcs, index, value, vmcs.apic_page)
+        else:
+            raise GeneralProtection(f"WRMSR of {index:#x}, which this processor does not have")
+
+    @staticmethod
+    def _write_apic(vmcs: Vmcs, index: int, value: int, page: memoryview) -> None:
+        status = vmcs.read(f.GUEST_INTERRUPT_STATUS)
+        if index == _EOI:
+            if value:
+                raise GeneralProtection("WRMSR of x2APIC EOI with a value other than 0")
+            vmcs.write(f.GUEST_INTERRUPT_STATUS, VirtualApic.end_of_interrupt(page, status))
+        elif index == _TPR:
+            if value >> 8:
+                raise GeneralProtection("WRMSR of x2APIC TPR with reserved bits")
+            VirtualApic.set_tpr(page, status, value)
+        elif index == _SELF_IPI:
+            if value >> 8 or value < 16:
+                raise GeneralProtection("WRMSR of x2APIC SELF_IPI with a reserved vector")
+            vmcs.write(f.GUEST_INTERRUPT_STATUS, VirtualApic.request(page, status, value))
+        else:
+            raise GeneralProtection(f"WRMSR of read-only x2APIC register {index:#x}")

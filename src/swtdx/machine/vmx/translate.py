@@ -1,0 +1,183 @@
+"""What happens when a guest touches a GPA that its translation cache does not know.
+
+The EPT is walked; a translation is cached, in bulk where neighbours are already resident; otherwise
+the access is an EPT violation: a #VE in the guest where the entry says so, else a VM exit.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from swtdx.arch import vmcs as f
+from swtdx.machine.engine.protocol import Access
+from swtdx.machine.vmx import decode
+from swtdx.machine.vmx import exit as reason
+from swtdx.machine.vmx.ept import SUPPRESS_VE, Walk, walk
+from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.vmcs import Vmcs
+
+if TYPE_CHECKING:
+    from swtdx.machine.vmx.unit import VmxUnit
+
+_LEAF: Final = 0x80
+_ADDRESS: Final = 0x000FFFFFFFFFF000
+_SMALL: Final = 4096
+_LARGE: Final = 2 << 20
+_HUGE: Final = 1 << 30
+#: Secondary control "EPT-violation #VE".
+EPT_VIOLATION_VE: Final = 1 << 18
+_VE_VECTOR: Final = 20
+_HARDWARE_EXCEPTION: Final = 3
+#: Qualification bits 7 (linear address valid) and 8 (the access itself, not the page walk).
+_GLA_VALID: Final = 1 << 7
+_FINAL: Final = 1 << 8
+
+
+class Translator:
+    """Fills the translation caches of one logical processor."""
+
+    def __init__(self, unit: VmxUnit) -> None:
+        self._unit = unit
+        self._found = Walk()
+
+    def miss(self, vmcs: Vmcs, gpa: int, access: Access) -> VmExit | None:
+        """Handle a miss: None when the guest can go on, else the VM exit.
+
+        Raises:
+            MachineCheck: the target is memory whose integrity is broken.
+        """
+        found = self._walk(vmcs, gpa)
+        if found.present and not found.misconfigured:
+            wanted = int(access) & 7
+            if found.entry & wanted == wanted:
+                self._fill(vmcs, gpa, found)
+                return None
+        if found.misconfigured:
+            outcome = self._unit.exit.set(reason.EPT_MISCONFIGURATION)
+            outcome.gpa = gpa
+            return outcome
+        return self._violation(vmcs, gpa, access, found.entry)
+
+    def reach(self, vmcs: Vmcs, gpa: int) -> int | None:
+        """The HPA of ``gpa`` for a microcode read, filling the cache; None when it is not readable."""
+        hpa = vmcs.space.lookup(gpa)
+        if hpa is not None:
+            return int(hpa)
+        found = self._walk(vmcs, gpa)
+        if found.misconfigured or not found.entry & 1:
+            return None
+        self._fill(vmcs, gpa, found)
+        hpa = vmcs.space.lookup(gpa)
+        return None if hpa is None else int(hpa)
+
+    def _walk(self, vmcs: Vmcs, gpa: int) -> Walk:
+        unit = self._unit
+        controls = vmcs.controls
+        if gpa & unit.shared_bit(vmcs):
+            # The hypervisor's tables: addresses carry shared KeyIDs, or fault.
+            return walk(
+                controls[f.SHARED_EPTP] & _ADDRESS | controls[f.EPTP] & 0x3F,
+                gpa & ~unit.shared_bit(vmcs),
+                0,
+                unit.map_shared_table,
+                self._found,
+            )
+        return walk(
+            controls[f.EPTP], gpa, unit.keyid_bits(controls[f.HKID]), unit.map_private_table, self._found
+        )
+
+    def _fill(self, vmcs: Vmcs, gpa: int, found: Walk) -> None:
+        unit = self._unit
+        shared = bool(gpa & unit.shared_bit(vmcs))
+        keyid = 0 if shared else unit.keyid_bits(vmcs.controls[f.HKID])
+        if found.level == 0:
+            self._fill_small(vmcs, gpa, found, keyid, shared)
+            return
+        # A 1 GiB page is cached 2 MiB at a time.
+        size = _LARGE if found.level == 1 else _HUGE
+        address = found.entry & _ADDRESS & -size | gpa & size - _LARGE
+        self._map(vmcs, gpa & -_LARGE, address | keyid, _LARGE, found.entry, shared)
+        if found.level == 1 and not shared:
+            self._fill_neighbours(vmcs, gpa, found, keyid)
+
+    def _map(self, vmcs: Vmcs, gpa: int, pa: int, size: int, entry: int, shared: bool) -> None:
+        unit = self._unit
+        hpa, keyid = unit.split(pa)
+        unit.memory.acquire(hpa, size, keyid, unit.guest)
+        unit.claim(vmcs, gpa, hpa, size, code=not shared)
+        vmcs.space.map(gpa, hpa, size, Access(entry & 7), code=not shared)
+
+    def _fill_small(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int, shared: bool) -> None:
+        """Cache the page and up to 511 neighbours of the same table that are present."""
+        self._map(vmcs, gpa & -_SMALL, found.entry & _ADDRESS | keyid, _SMALL, found.entry, shared)
+        if shared:
+            return
+        assert found.table is not None
+        entries = np.frombuffer(found.table, dtype="<u8")
+        base = gpa & -_LARGE
+        here = gpa >> 12 & 511
+        lookup = vmcs.space.lookup
+        # Only what lies near: the cost of a fill is paid per page.
+        for index in range(max(0, here - 8), min(512, here + 64)):
+            entry = int(entries[index])
+            if entry & 7 and lookup(base + index * _SMALL) is None:
+                self._map(vmcs, base + index * _SMALL, entry & _ADDRESS | keyid, _SMALL, entry, shared)
+
+    def _fill_neighbours(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int) -> None:
+        """Cache the other 2 MiB pages that the same table maps."""
+        assert found.table is not None
+        entries = np.frombuffer(found.table, dtype="<u8")
+        base = gpa & -_HUGE
+        lookup = vmcs.space.lookup
+        for index in np.flatnonzero((entries & np.uint64(0x87)) > np.uint64(_LEAF)).tolist():
+            where = base + index * _LARGE
+            if lookup(where) is None:
+                entry = int(entries[index])
+                self._map(vmcs, where, entry & _ADDRESS | keyid, _LARGE, entry, False)
+
+    # ------------------------------------------------------------------ violations
+    def _violation(self, vmcs: Vmcs, gpa: int, access: Access, entry: int) -> VmExit | None:
+        qualification = int(access) & 7 | (entry & 7) << 3
+        if not access & Access.WALK:
+            qualification |= _FINAL
+        if (
+            not entry & SUPPRESS_VE
+            and vmcs.controls[f.SECONDARY_CONTROLS] & EPT_VIOLATION_VE
+            and vmcs.context.undelivered() is None
+            and self._convert(vmcs, gpa, qualification)
+        ):
+            return None
+        outcome = self._unit.exit.set(reason.EPT_VIOLATION, qualification)
+        outcome.gpa = gpa
+        return outcome
+
+    def _convert(self, vmcs: Vmcs, gpa: int, qualification: int) -> bool:
+        """Turn an EPT violation into a #VE in the guest; False when its area is in use.
+
+        Source: Intel SDM volume 3, section 26.5.7.
+        """
+        unit = self._unit
+        area_pa = vmcs.controls[f.VE_INFORMATION_ADDRESS]
+        page = unit.map_private_table(area_pa & -_SMALL | unit.keyid_bits(vmcs.controls[f.HKID]))
+        offset = area_pa & _SMALL - 1
+        if struct.unpack_from("<I", page, offset + 4)[0]:
+            return False
+        gla = self.linear_address(vmcs)
+        if gla is not None:
+            qualification |= _GLA_VALID
+        struct.pack_into(
+            "<IIQQQH", page, offset, reason.EPT_VIOLATION, 0xFFFFFFFF, qualification, gla or 0, gpa, 0
+        )
+        vmcs.context.inject(_VE_VECTOR, _HARDWARE_EXCEPTION, None)
+        return True
+
+    def linear_address(self, vmcs: Vmcs) -> int | None:
+        """The linear address of the memory operand at RIP, which the engine does not report."""
+        unit = self._unit
+        code = unit.fetch(vmcs)
+        if not code:
+            return None
+        return decode.memory_operand(code, vmcs.context.rip, unit.code_bits(vmcs), vmcs.context)

@@ -1,0 +1,432 @@
+"""The VMX unit of a logical processor: VMPTRLD, VMCLEAR, and VM entry down to the next VM exit.
+
+Between an entry and an exit this is the processor's microcode: it fills the translation cache,
+carries out what is native for the guest but unknown to the engine, virtualises the APIC, and turns
+everything else into VM exits.  It decides nothing that a VMCS field does not tell it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch import vmcs as f
+from swtdx.machine.engine.protocol import Event, GuestContext, Stop
+from swtdx.machine.faults import GeneralProtection
+from swtdx.machine.memory import MachineCheck, Requestor
+from swtdx.machine.vmx import decode
+from swtdx.machine.vmx import exit as reason
+from swtdx.machine.vmx.apicv import VirtualApic, drain_posted
+from swtdx.machine.vmx.control_registers import ControlRegisters
+from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.msrs import GuestMsrs
+from swtdx.machine.vmx.paging import linear_to_gpa
+from swtdx.machine.vmx.translate import Translator
+from swtdx.machine.vmx.vmcs import Vmcs
+
+if TYPE_CHECKING:
+    from swtdx.machine.processor import LogicalProcessor
+
+#: Pin-based control "process posted interrupts".
+PROCESS_POSTED: Final = 1 << 7
+_MASK64: Final = (1 << 64) - 1
+_VALID: Final = 1 << 31
+_UD: Final = 6
+_GP: Final = 13
+_HARDWARE_EXCEPTION: Final = 3
+#: MSRs that an engine runs natively when the MSR bitmap lets them through.
+_ENGINE_MSRS: Final = (
+    0x174, 0x175, 0x176, 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103,
+)  # fmt: skip
+_TSC_UNIT: Final = 1 << 48
+
+
+class VmxUnit:
+    """VMX of one logical processor."""
+
+    def __init__(self, lp: LogicalProcessor) -> None:
+        self.lp = lp
+        self.machine = lp.machine
+        self.memory = lp.machine.memory
+        self.guest = Requestor.TD
+        self.exit = VmExit()
+        self.active: dict[int, Vmcs] = {}
+        self.current: Vmcs | None = None
+        self._translator = Translator(self)
+        self._msrs = GuestMsrs(self.guest_tsc)
+        self._controls = ControlRegisters(self)
+        self._keyid_shift = self.memory.addresses.hpa_bits
+        self._handlers: dict[Stop, Callable[[Vmcs, Event], VmExit | None]] = {
+            Stop.MISS: self._miss,
+            Stop.UNDEFINED: self._undefined,
+            Stop.CPUID: self._plain(reason.CPUID, b"\x0f\xa2"),
+            Stop.HLT: self._plain(reason.HLT, b"\xf4"),
+            Stop.INVD: self._plain(reason.INVD, b"\x0f\x08"),
+            Stop.WBINVD: self._plain(reason.WBINVD, b"\x0f\x09"),
+            Stop.MONITOR: self._plain(reason.MONITOR, b"\x0f\x01\xc8"),
+            Stop.MWAIT: self._plain(reason.MWAIT, b"\x0f\x01\xc9"),
+            Stop.RDPMC: self._plain(reason.RDPMC, b"\x0f\x33"),
+            Stop.RDMSR: self._rdmsr,
+            Stop.WRMSR: self._wrmsr,
+            Stop.IO: self._io,
+            Stop.RDTSC: self._rdtsc,
+            Stop.RDTSCP: self._rdtsc,
+            Stop.CR_ACCESS: self._controls.access,
+            Stop.SHUTDOWN: self._shutdown,
+            Stop.EXCEPTION: self._exception,
+            Stop.TASK_SWITCH: self._task_switch,
+            Stop.DEAD: self._dead,
+        }
+
+    # ------------------------------------------------------------------ VMCS management
+    def load(self, pa: int) -> Vmcs:
+        """VMPTRLD: make the VMCS at physical address ``pa`` (with KeyID) active and current."""
+        vmcs = self.active.get(pa)
+        if vmcs is None:
+            vmcs = Vmcs(pa, self.machine.engine.context(self.lp.index))
+            vmcs.load(self.memory.map_page(*self.split(pa)))
+            self.active[pa] = vmcs
+        self.current = vmcs
+        return vmcs
+
+    def clear(self, pa: int) -> None:
+        """VMCLEAR: write the VMCS back to memory; it is no longer active here."""
+        vmcs = self.active.pop(pa, None)
+        if vmcs is None:
+            return
+        vmcs.store(self.memory.map_page(*self.split(pa)))
+        self.machine.engine.release(vmcs.context)
+        if self.current is vmcs:
+            self.current = None
+
+    def write_back(self, vmcs: Vmcs) -> None:
+        """Copy an active VMCS to its region without clearing it (for snapshots)."""
+        vmcs.store(self.memory.map_page(*self.split(vmcs.pa)))
+
+    # ------------------------------------------------------------------ addresses
+    def split(self, pa: int) -> tuple[int, int]:
+        """(HPA, KeyID) of a physical address."""
+        shift = self._keyid_shift
+        return pa & (1 << shift) - 1, pa >> shift
+
+    def keyid_bits(self, keyid: int) -> int:
+        """``keyid`` where physical addresses carry it."""
+        return keyid << self._keyid_shift
+
+    @staticmethod
+    def shared_bit(vmcs: Vmcs) -> int:
+        """The GPA bit that selects shared memory: 51 with a 5-level Secure EPT of GPAW 52, else 47."""
+        return 1 << 51 if vmcs.controls[f.EPTP] >> 3 & 7 == 4 else 1 << 47
+
+    def map_private_table(self, pa: int) -> memoryview:
+        """A page that the processor reads with a private KeyID (Secure EPT, #VE area)."""
+        return self.memory.map_page(*self.split(pa))
+
+    def map_shared_table(self, pa: int) -> memoryview:
+        """A page of the hypervisor's EPT."""
+        hpa, keyid = self.split(pa)
+        return memoryview(self.memory.read(self.memory.addresses.join(hpa, keyid), 4096, Requestor.HOST))
+
+    def flush(self, key: tuple[int, ...]) -> None:
+        """INVEPT of one address space on this processor."""
+        space = self.lp.spaces.get(key)
+        if space is not None:
+            space.flush()
+
+    def claim(self, vmcs: Vmcs, gpa: int, hpa: int, size: int, *, code: bool) -> None:
+        """Note who maps these frames, so that an engine can drop code it translated from them."""
+        self.machine.frames_mapped(vmcs, gpa, hpa, size, code=code, space=vmcs.space)
+
+    # ------------------------------------------------------------------ guest memory for microcode
+    def code_bits(self, vmcs: Vmcs) -> int:
+        """Whether the guest executes 64-, 32- or 16-bit code."""
+        if vmcs.context.long_mode:
+            return 64
+        return 32 if vmcs.context.read(f.GUEST_CS_ACCESS_RIGHTS) & 1 << 14 else 16
+
+    def _read_qword(self, vmcs: Vmcs) -> Callable[[int], int | None]:
+        lookup, frames, reach = vmcs.space.lookup, self.memory.frames, self._translator.reach
+
+        def read(gpa: int) -> int | None:
+            hpa = lookup(gpa)
+            if hpa is None:
+                hpa = reach(vmcs, gpa)
+                if hpa is None:
+                    return None
+            value: int = struct.unpack_from("<Q", frames, hpa)[0]
+            return value
+
+        return read
+
+    def fetch(self, vmcs: Vmcs, count: int = decode.MAX_LENGTH) -> bytes:
+        """Up to ``count`` bytes of code at CS:RIP; fewer where the next page is not mapped."""
+        context = vmcs.context
+        linear = context.rip if context.long_mode else context.cs_base + context.rip & 0xFFFFFFFF
+        read = self._read_qword(vmcs)
+        code = b""
+        while len(code) < count:
+            gpa = linear_to_gpa(linear, context.cr0, context.cr3, context.cr4, context.efer, read)
+            hpa = None if gpa is None else self._translator.reach(vmcs, gpa)
+            if hpa is None:
+                break
+            part = min(count - len(code), 4096 - (linear & 4095))
+            code += bytes(self.memory.frames[hpa : hpa + part])
+            linear += part
+        return code
+
+    def guest_tsc(self, vmcs: Vmcs) -> int:
+        """What RDTSC gives the guest now."""
+        tsc = self.machine.tsc()
+        return (tsc * vmcs.controls[f.TSC_MULTIPLIER] >> 48) + vmcs.controls[f.TSC_OFFSET] & _MASK64
+
+    def read_guest_msr(self, vmcs: Vmcs, index: int) -> int:
+        """A guest MSR that the processor holds (for software in SEAM that saves guest state)."""
+        return self._msrs.read(vmcs, index)
+
+    def write_guest_msr(self, vmcs: Vmcs, index: int, value: int) -> None:
+        """Load a guest MSR that the processor holds."""
+        self._msrs.write(vmcs, index, value)
+
+    # ------------------------------------------------------------------ VM entry
+    def enter(self) -> VmExit:
+        """VMLAUNCH/VMRESUME of the current VMCS, until the next VM exit."""
+        vmcs = self.current
+        assert vmcs is not None, "VM entry without a current VMCS"
+        context: GuestContext = vmcs.context
+        lp = self.lp
+        engine = self.machine.engine
+        self._prepare(vmcs)
+        entry_event = vmcs.take_entry_event()
+        if entry_event is not None:
+            context.inject(*entry_event)
+        shadow = False
+        while True:
+            if lp.pending:
+                outcome = self._external_interrupt(vmcs)
+                if outcome is not None:
+                    return self._leave(vmcs, outcome, None)
+            context.offer_interrupt(None if shadow else self._deliverable(vmcs))
+            deadline = lp.timer_deadline
+            if shadow:
+                # Give the guest its one instruction: interrupts are offered again soon after.
+                deadline = self.machine.tsc() + 100_000
+            event = engine.run(lp.index, context, vmcs.space, deadline)
+            lp.runs += 1
+            if context.interrupt_taken():
+                self._delivered(vmcs)
+            if event.stop is Stop.INTERRUPT:
+                shadow = False
+                lp.poll_timer(event.tsc)
+                undelivered = context.undelivered()
+                if undelivered is not None:
+                    context.inject(*undelivered)
+                continue
+            shadow = context.in_shadow and event.stop is Stop.MISS
+            undelivered = context.undelivered()
+            try:
+                outcome = self._handlers[event.stop](vmcs, event)
+            except MachineCheck as broken:
+                outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
+                outcome.intr_info = reason.MACHINE_CHECK_INFO
+                lp.machine_check(broken)
+            except GeneralProtection:
+                context.inject(_GP, _HARDWARE_EXCEPTION, 0)
+                continue
+            if outcome is not None:
+                return self._leave(vmcs, outcome, undelivered)
+            if undelivered is not None and not context.injecting:
+                context.inject(*undelivered)
+
+    def _leave(self, vmcs: Vmcs, outcome: VmExit, undelivered: tuple[int, int, int | None] | None) -> VmExit:
+        """Fill the IDT-vectoring information of an exit."""
+        pending = vmcs.context.withdraw() or undelivered
+        if pending is not None:
+            vector, kind, error = pending
+            outcome.idt_info = vector | kind << 8 | _VALID | (1 << 11 if error is not None else 0)
+            outcome.idt_error = error or 0
+        return outcome
+
+    def _prepare(self, vmcs: Vmcs) -> None:
+        """Derive what the engine needs from control fields that have changed."""
+        controls = vmcs.controls
+        key = (controls[f.EPTP], controls[f.HKID], controls[f.SHARED_EPTP])
+        if vmcs.address_key != key:
+            vmcs.address_key = key
+            spaces = self.lp.spaces
+            if key not in spaces:
+                spaces[key] = self.machine.engine.space(self.lp.index)
+            vmcs.space = spaces[key]
+        if vmcs.offset_set is None:
+            scaled = controls[f.TSC_MULTIPLIER] != _TSC_UNIT
+            vmcs.context.intercept_tsc(scaled)
+            vmcs.context.set_tsc_offset(controls[f.TSC_OFFSET])
+            vmcs.offset_set = controls[f.TSC_OFFSET]
+        if vmcs.msr_bitmap is None:
+            self._load_msr_bitmap(vmcs)
+        if vmcs.apic_page is None or self.memory.epoch != vmcs.apic_epoch:
+            pa = controls[f.VIRTUAL_APIC_PAGE]
+            vmcs.apic_page = self.map_private_table(pa | self.keyid_bits(controls[f.HKID]))
+            vmcs.apic_epoch = self.memory.epoch
+
+    def _load_msr_bitmap(self, vmcs: Vmcs) -> None:
+        pa = vmcs.controls[f.MSR_BITMAP] | self.keyid_bits(vmcs.controls[f.HKID])
+        vmcs.msr_bitmap = memoryview(bytes(self.map_private_table(pa)))
+        for index in _ENGINE_MSRS:
+            vmcs.context.allow_msr(
+                index,
+                read=not self._msr_exits(vmcs, index, False),
+                write=not self._msr_exits(vmcs, index, True),
+            )
+        vmcs.context.intercept_exceptions(vmcs.controls[f.EXCEPTION_BITMAP])
+
+    @staticmethod
+    def _msr_exits(vmcs: Vmcs, index: int, write: bool) -> bool:
+        """The MSR bitmap's verdict (SDM volume 3, section 25.6.9)."""
+        assert vmcs.msr_bitmap is not None
+        if index < 0x2000:
+            base = 0
+        elif 0xC0000000 <= index < 0xC0002000:
+            base, index = 1024, index - 0xC0000000
+        else:
+            return True
+        return bool(vmcs.msr_bitmap[base + (2048 if write else 0) + (index >> 3)] >> (index & 7) & 1)
+
+    # ------------------------------------------------------------------ interrupts
+    def _external_interrupt(self, vmcs: Vmcs) -> VmExit | None:
+        """Pending host interrupts: a posted-interrupt notification is processed, others exit."""
+        controls = vmcs.controls
+        if controls[f.PIN_BASED_CONTROLS] & PROCESS_POSTED:
+            notification = controls[f.POSTED_INTERRUPT_NOTIFICATION_VECTOR]
+            if notification in self.lp.pending:
+                self.lp.acknowledge(notification)
+                self._process_posted(vmcs)
+        if not self.lp.pending:
+            return None
+        return self.exit.set(reason.EXTERNAL_INTERRUPT)
+
+    def _process_posted(self, vmcs: Vmcs) -> None:
+        """Posted-interrupt processing (SDM volume 3, section 30.6)."""
+        pa = vmcs.controls[f.POSTED_INTERRUPT_DESCRIPTOR]
+        descriptor = bytearray(self.memory.read(pa, 64, Requestor.HOST))
+        vectors = drain_posted(memoryview(descriptor))
+        self.memory.write(pa, bytes(descriptor), Requestor.HOST)
+        status = vmcs.context.read(f.GUEST_INTERRUPT_STATUS)
+        assert vmcs.apic_page is not None
+        for vector in vectors:
+            status = VirtualApic.request(vmcs.apic_page, status, vector)
+        vmcs.context.write(f.GUEST_INTERRUPT_STATUS, status)
+
+    @staticmethod
+    def _deliverable(vmcs: Vmcs) -> int | None:
+        status = vmcs.context.read(f.GUEST_INTERRUPT_STATUS)
+        if not status & 0xFF:
+            return None
+        assert vmcs.apic_page is not None
+        return VirtualApic.deliverable(vmcs.apic_page, status)
+
+    @staticmethod
+    def _delivered(vmcs: Vmcs) -> None:
+        assert vmcs.apic_page is not None
+        status = vmcs.context.read(f.GUEST_INTERRUPT_STATUS)
+        vmcs.context.write(f.GUEST_INTERRUPT_STATUS, VirtualApic.delivered(vmcs.apic_page, status))
+
+    # ------------------------------------------------------------------ stops
+    def _miss(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        return self._translator.miss(vmcs, event.gpa, event.access)
+
+    def _plain(self, why: int, usual: bytes) -> Callable[[Vmcs, Event], VmExit | None]:
+        """A handler for an instruction that always exits; ``usual`` is its usual encoding."""
+
+        def handle(vmcs: Vmcs, _event: Event) -> VmExit | None:
+            return self.exit.set(why, 0, self.length(vmcs, usual))
+
+        return handle
+
+    def length(self, vmcs: Vmcs, usual: bytes) -> int:
+        """Length of the instruction at RIP, most likely ``usual``."""
+        code = self.fetch(vmcs)
+        if code.startswith(usual):
+            return len(usual)
+        if not code:
+            return len(usual)
+        return decode.length(code, vmcs.context.rip, self.code_bits(vmcs))
+
+    def _undefined(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        code = self.fetch(vmcs)
+        why, length = decode.undefined_reason(code, self.code_bits(vmcs))
+        if why is None:
+            vmcs.context.inject(_UD, _HARDWARE_EXCEPTION, None)
+            return None
+        if why == reason.TDCALL and vmcs.context.cpl:
+            raise GeneralProtection("TDCALL with CPL above 0")
+        return self.exit.set(why, 0, length)
+
+    def _rdmsr(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        context = vmcs.context
+        index = context.gpr[1] & 0xFFFFFFFF
+        length = self.length(vmcs, b"\x0f\x32")
+        if self._msr_exits(vmcs, index, False):
+            return self.exit.set(reason.RDMSR, 0, length)
+        value = self._msrs.read(vmcs, index)
+        context.gpr[0] = value & 0xFFFFFFFF
+        context.gpr[2] = value >> 32
+        context.rip += length
+        return None
+
+    def _wrmsr(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        context = vmcs.context
+        index = context.gpr[1] & 0xFFFFFFFF
+        length = self.length(vmcs, b"\x0f\x30")
+        if self._msr_exits(vmcs, index, True):
+            return self.exit.set(reason.WRMSR, 0, length)
+        self._msrs.write(vmcs, index, context.gpr[0] & 0xFFFFFFFF | (context.gpr[2] & 0xFFFFFFFF) << 32)
+        context.rip += length
+        return None
+
+    def _io(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        qualification = event.qualification
+        if event.length >= 2:
+            code = self.fetch(vmcs)[: event.length]
+            # IN/OUT with an immediate port are E4-E7: bit 6 of the qualification.
+            if len(code) >= 2 and code[-2] & 0xFC == 0xE4:
+                qualification |= 1 << 6
+        return self.exit.set(reason.IO, qualification, event.length)
+
+    def _rdtsc(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        """RDTSC of a guest whose TSC does not tick at the host's rate."""
+        context = vmcs.context
+        value = self.guest_tsc(vmcs)
+        context.gpr[0] = value & 0xFFFFFFFF
+        context.gpr[2] = value >> 32
+        if event.stop is Stop.RDTSCP:
+            context.gpr[1] = context.read_msr(0xC0000103) or 0
+            context.rip += self.length(vmcs, b"\x0f\x01\xf9")
+        else:
+            context.rip += self.length(vmcs, b"\x0f\x31")
+        return None
+
+    def _shutdown(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:
+        return self.exit.set(reason.TRIPLE_FAULT)
+
+    def _exception(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
+        info = event.vector | _HARDWARE_EXCEPTION << 8 | _VALID
+        if event.vector in (8, 10, 11, 12, 13, 14, 17, 21):
+            info |= 1 << 11
+            outcome.intr_error = event.error_code or 0
+        outcome.intr_info = info
+        if event.vector == 14:
+            outcome.qualification = vmcs.context.cr2
+        return outcome
+
+    def _task_switch(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:
+        return self.exit.set(reason.TASK_SWITCH)
+
+    def _dead(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        # QEMU leaves the guest this way when it loads CR3 or CR4 with reserved bits.
+        code = self.fetch(vmcs)
+        access = decode.control_register_access(code, self.code_bits(vmcs)) if code else None
+        if access is not None and access[0] == "to":
+            raise GeneralProtection("a control register was loaded with reserved bits")
+        return self.exit.set(reason.INVALID_GUEST_STATE, event.qualification)
