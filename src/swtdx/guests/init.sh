@@ -1,0 +1,70 @@
+#!/bin/sh
+# The first process of swtdx's own guests (PID 1).  What to do comes in /swtdx/, which the hypervisor
+# appends to the initrd as a second archive: mode (shell, exec or demo), and for exec a command and a
+# token.  See guests/initramfs.py for the file formats and guests/exec_protocol.py for the markers.
+
+export PATH=/bin HOME=/root
+bb=/bin/busybox
+
+$bb mount -t proc proc /proc
+$bb mount -t sysfs sysfs /sys
+$bb mount -t devtmpfs devtmpfs /dev
+$bb mount -t tmpfs tmpfs /tmp
+$bb --install -s /bin
+
+# Modules in the order in which they depend on each other.
+while read -r module; do
+    insmod "/lib/modules/$module.ko"
+done </lib/modules/order
+mount -t configfs configfs /sys/kernel/config 2>/dev/null
+
+# The virtio console, or whatever console the kernel has where there is none.
+console=/dev/hvc0
+(exec 3<>$console) 2>/dev/null || console=/dev/console
+
+mode=shell
+[ -r /swtdx/mode ] && read -r mode </swtdx/mode
+
+off() {
+    # Changing terminal settings waits until all output has left; switching off does not.
+    stty -echo <$console 2>/dev/null
+    poweroff -f
+    # Only a kernel without a way to switch off comes here.
+    while :; do sleep 3600; done
+}
+
+case $mode in
+exec)
+    read -r token </swtdx/token
+    # The command's bytes must arrive as they are: no CR before LF, no echo, and of the kernel only
+    # emergencies.
+    stty raw -echo <$console 2>/dev/null
+    dmesg -n 1
+    command=$(cat /swtdx/command; echo .)
+    command=${command%.}
+    cd /root
+    printf '\036%s BEGIN\n' "$token" >$console
+    setsid sh -c "$command" </dev/null >$console 2>&1
+    status=$?
+    # Nothing that the command left running may write after the last line.
+    kill -9 -1
+    printf '\036%s END %s\n' "$token" "$status" >$console
+    off
+    ;;
+demo)
+    stty -echo <$console 2>/dev/null
+    dmesg -n 1
+    cd /root
+    sh /swtdx/demo </dev/null >$console 2>&1
+    off
+    ;;
+*)
+    mkdir -p /dev/pts
+    mount -t devpts devpts /dev/pts
+    dmesg -n 3
+    [ "$TERM" = linux ] && export TERM=vt220
+    cd /root
+    setsid cttyhack sh -l <$console >$console 2>&1
+    off
+    ;;
+esac

@@ -1,0 +1,151 @@
+"""The initramfs of swtdx's own guests: busybox, a few modules, ``init.sh``; and what it is to do.
+
+An initrd here is two archives, one after the other, which the kernel unpacks in turn (Linux
+``Documentation/driver-api/early-userspace/buffer-format.rst``): the *base*, the same for every run of a
+guest, and the *job*, a few hundred bytes in ``/swtdx``.
+
+==================  ===============================================================================
+/swtdx/mode         ``shell``, ``exec`` or ``demo``, and a newline
+/swtdx/command      exec: the command's bytes, verbatim, for ``sh -c``
+/swtdx/token        exec: the token of the markers (:mod:`swtdx.guests.exec_protocol`), and a newline
+/swtdx/demo         demo: the script to run
+==================  ===============================================================================
+
+Nothing is compressed: under an emulated processor the shim copies and hashes an uncompressed byte
+faster than the kernel unpacks a compressed one (``docs/architecture.md`` has the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Final
+
+from swtdx.guests import cpio
+from swtdx.guests.errors import GuestError
+from swtdx.guests.exec_protocol import default_token
+from swtdx.guests.modules import Module
+
+#: Linux refuses a single argument of this size or longer (include/uapi/linux/binfmts.h, MAX_ARG_STRLEN).
+LONGEST_COMMAND: Final = 131072 - 1
+_DIRECTORIES: Final = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "sys", "tmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """A shell on the console; switches off when it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Shows what a TD is by a few commands, then switches off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exec:
+    """Runs one command by ``sh -c`` and reports its output and status (see ``exec_protocol``).
+
+    An empty ``token`` stands for the command's default token.
+    """
+
+    command: str
+    token: str = ""
+
+    @property
+    def marker_token(self) -> str:
+        """The token that the markers will carry."""
+        return self.token or default_token(self.command)
+
+
+Job = Shell | Demo | Exec
+
+
+def base_archive(busybox: bytes, modules: Iterable[Module] = (), extra: Iterable[cpio.Entry] = ()) -> bytes:
+    """The archive that is the same for every run.
+
+    Args:
+        busybox: a statically linked x86-64 busybox.
+        modules: kernel modules in load order.
+        extra: more files (they may not repeat a path of ours).
+
+    Raises:
+        GuestError: ``busybox`` is not a static x86-64 program.
+    """
+    _check_static(busybox)
+    loaded = list(modules)
+    entries = [cpio.directory(path) for path in _DIRECTORIES]
+    entries += [
+        cpio.character_device("dev/console", 5, 1),
+        cpio.regular("init", _ours("init.sh"), 0o755),
+        cpio.regular("bin/busybox", busybox, 0o755),
+        cpio.symlink("bin/sh", "busybox"),
+        cpio.regular("bin/tdreport", _ours("tools/tdreport.bin"), 0o755),
+        cpio.regular("etc/profile", _ours("profile.sh")),
+        cpio.regular("lib/modules/order", "".join(f"{module.name}\n" for module in loaded).encode()),
+    ]
+    entries += [cpio.regular(f"lib/modules/{module.name}.ko", module.data) for module in loaded]
+    entries += extra
+    return cpio.archive(entries)
+
+
+def job_archive(job: Job) -> bytes:
+    """The archive that says what to do; append it to :func:`base_archive`'s.
+
+    Raises:
+        GuestError: an exec job whose command is empty, too long or holds a NUL, or a malformed token.
+    """
+    files: dict[str, bytes]
+    match job:
+        case Shell():
+            files = {"mode": b"shell\n"}
+        case Demo():
+            files = {"mode": b"demo\n", "demo": _ours("demo.sh")}
+        case Exec():
+            files = {"mode": b"exec\n", **_exec_files(job)}
+    entries = [cpio.directory("swtdx", 0o700)]
+    entries += [cpio.regular(f"swtdx/{name}", data, 0o600) for name, data in files.items()]
+    return cpio.archive(entries)
+
+
+def build_initramfs(busybox: bytes, modules: Iterable[Module] = (), job: Job | None = None) -> bytes:
+    """Base and job archive in one: an initrd ready to boot (``job`` defaults to a shell).
+
+    Raises:
+        GuestError: see :func:`base_archive` and :func:`job_archive`.
+    """
+    return base_archive(busybox, modules) + job_archive(job or Shell())
+
+
+def _exec_files(job: Exec) -> dict[str, bytes]:
+    command = job.command.encode("utf-8", "surrogateescape")
+    if not command.strip():
+        raise GuestError("there is no command to run in the TD")
+    if b"\0" in command:
+        raise GuestError("a command cannot hold a NUL byte")
+    if len(command) > LONGEST_COMMAND:
+        raise GuestError(
+            f"a command of {len(command)} bytes is too long for Linux, which takes {LONGEST_COMMAND}; "
+            "put it into a file of an initrd of your own"
+        )
+    if not job.marker_token.isalnum():
+        raise GuestError(f"an exec token is made of letters and digits, not {job.marker_token!r}")
+    return {"command": command, "token": job.marker_token.encode() + b"\n"}
+
+
+def _check_static(program: bytes) -> None:
+    """Refuse what the guest could not run: no ELF, another processor's, or dynamically linked."""
+    if program[:6] != b"\x7fELF\x02\x01" or program[0x12:0x14] != b"\x3e\0":
+        raise GuestError("busybox for the guest must be a 64-bit x86 ELF program")
+    table = int.from_bytes(program[0x20:0x28], "little")
+    size = int.from_bytes(program[0x36:0x38], "little")
+    count = int.from_bytes(program[0x38:0x3A], "little")
+    kinds = {program[table + i * size : table + i * size + 4] for i in range(count)}
+    if b"\x03\0\0\0" in kinds:  # PT_INTERP
+        raise GuestError(
+            "busybox for the guest must be statically linked (Debian, Ubuntu: package busybox-static)"
+        )
+
+
+def _ours(name: str) -> bytes:
+    return resources.files("swtdx.guests").joinpath(name).read_bytes()
