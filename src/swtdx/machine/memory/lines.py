@@ -1,0 +1,123 @@
+"""Reads and writes inside one page, with what each KeyID sees of the others' lines.
+
+Called with the memory lock held, for accesses that the bus admitted.
+"""
+
+from __future__ import annotations
+
+from swtdx.machine.memory.addresses import (
+    ALL_LINES,
+    LINE,
+    PAGE_SHIFT,
+    full_line_mask,
+    line_mask,
+    line_runs,
+)
+from swtdx.machine.memory.cache import Cache
+from swtdx.machine.memory.faults import MachineCheck
+from swtdx.machine.memory.keys import Key
+from swtdx.machine.memory.pages import FILLED, WRITTEN
+from swtdx.machine.memory.store import Poison
+
+
+class LineAccess:
+    """Line-granular accesses over ``cache``."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self._first_private = cache.addresses.first_private
+
+    def read(self, page: int, offset: int, size: int, keyid: int) -> bytes:
+        """``size`` bytes from ``offset`` in the page, as ``keyid`` sees them.
+
+        Raises:
+            MachineCheck: a line is poisoned.
+        """
+        pages = self.cache.pages
+        mask = line_mask(offset, size)
+        shared = keyid < self._first_private
+        if shared and pages.valid[page] and pages.tag[page] >= self._first_private:
+            return self._peek(page, offset, size, self.cache.keys.key(keyid))
+        belongs = pages.pend[page] and self.cache.keys.by_serial(pages.pkey[page]).owner
+        if shared and belongs and not pages.valid[page] & mask:
+            return self._peek(page, offset, size, self.cache.keys.key(keyid))
+        if not keyid and not pages.valid[page] | pages.pend[page] and not pages.flag[page] & WRITTEN:
+            return bytes(size)  # as the BIOS left it; not worth a place in the cache
+        key = self.cache.prepare(page, keyid)
+        self.cache.fill(page, mask, key)
+        start = (page << PAGE_SHIFT) + offset
+        return self.cache.frames.map[start : start + size]
+
+    def _peek(self, page: int, offset: int, size: int, key: Key) -> bytes:
+        """Read under a shared KeyID beside a TD's lines, without disturbing them."""
+        lines = self._look(page, line_mask(offset, size), key)
+        start = offset % LINE
+        return bytes(lines[start : start + size])
+
+    def _look(self, page: int, mask: int, key: Key) -> bytearray:
+        """The lines in ``mask`` (one run) of a page that a TD uses, as a shared KeyID sees them."""
+        pages = self.cache.pages
+        first, count = line_runs(mask)[0]
+        result = bytearray(count * LINE)
+        hidden = 0
+        if pages.valid[page] and pages.tag[page] >= self._first_private:
+            hidden = pages.valid[page]
+        if pages.pend[page] and self.cache.keys.by_serial(pages.pkey[page]).owner:
+            hidden |= pages.pend[page]
+        seen = mask & ~hidden
+        if not seen:
+            return result
+        if seen & pages.pend[page]:
+            self.cache.materialise(page, page + 1)
+        if not pages.flag[page] & WRITTEN and not key.keyid:
+            return result
+        self.cache.store.initialise(page)
+        view = memoryview(result)
+        for line, length in line_runs(seen):
+            start = (line - first) * LINE
+            at = (page << PAGE_SHIFT) + line * LINE
+            try:
+                self.cache.store.open(key, view[start : start + length * LINE], at)
+            except Poison as poison:
+                raise MachineCheck(poison.hpa, key.keyid, poison.kind) from None
+        return result
+
+    def write(self, page: int, offset: int, data: memoryview, keyid: int) -> None:
+        """Store ``data`` at ``offset`` in the page under ``keyid``.
+
+        Raises:
+            MachineCheck: a line that had to be read first is poisoned; nothing was stored.
+        """
+        pages = self.cache.pages
+        mask = line_mask(offset, len(data))
+        if keyid < self._first_private and pages.valid[page] and pages.tag[page] >= self._first_private:
+            self._write_beside(page, offset, data, self.cache.keys.key(keyid))
+            return
+        key = self.cache.prepare(page, keyid)
+        covered = full_line_mask(offset, len(data)) if not key.owner and key.mac is None else 0
+        self.cache.fill(page, mask & ~covered, key)
+        if pages.pend[page] & mask & ~pages.dirty[page]:
+            self.cache.materialise(page, page + 1)
+        start = (page << PAGE_SHIFT) + offset
+        self.cache.frames.map[start : start + len(data)] = data
+        pages.touch(page, page + 1)
+        pages.tag[page] = keyid
+        pages.flag[page] |= FILLED
+        pages.valid[page] |= mask
+        pages.dirty[page] |= mask
+
+    def _write_beside(self, page: int, offset: int, data: memoryview, key: Key) -> None:
+        """A write under a shared KeyID to a page that a TD has in the cache.
+
+        Only the lines written leave the TD's cache; they go to DRAM at once, as the writer's.
+        """
+        pages = self.cache.pages
+        mask = line_mask(offset, len(data))
+        self.cache.release(page, page + 1)
+        lines = self._look(page, mask, key)
+        lines[offset % LINE : offset % LINE + len(data)] = data
+        self.cache.store.initialise(page)
+        pages.pend[page] &= ~mask & ALL_LINES
+        self.cache.drop_lines(page, mask, mask)
+        at = (page << PAGE_SHIFT) + offset // LINE * LINE
+        self.cache.store.seal(key, memoryview(lines), at)
