@@ -318,7 +318,9 @@ def name_of(status: int) -> str:
 
     Software-defined outcomes of SEAMCALL (``SW_GP`` ...) are named too.
     """
-    name = NAMES.get(status & CODE_MASK)
+    code = status & CODE_MASK
+    # Imports that fail half-way add FATAL to a code that has it not.
+    name = NAMES.get(code) or NAMES.get(code & ~FATAL)
     if name is None and status & SW_ERROR == SW_ERROR:
         name = SW_NAMES.get(status, "SW_ERROR")
     return name or f"{status:#018x}"

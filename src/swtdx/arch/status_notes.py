@@ -123,7 +123,7 @@ _ROWS: Final = (
     ("SYS_LP_INIT_NOT_PENDING", "", "the module does not wait for TDH.SYS.LP.INIT"),
     ("SYS_CONFIG_NOT_PENDING", "", "TDH.SYS.CONFIG needs TDH.SYS.INIT, and TDH.SYS.LP.INIT on every processor"),
     ("INCOMPATIBLE_SEAM_CAPABILITIES", "", "the processor's SEAM capabilities do not suffice"),
-    ("TD_FATAL", "operand", "the TD is marked fatal; it can only be torn down"),
+    ("TD_FATAL", "", "the TD is marked fatal; it can only be torn down"),
     ("TD_NON_DEBUG", "", "only a TD with ATTRIBUTES.DEBUG allows this"),
     ("TDCS_NOT_ALLOCATED", "", "the TD has fewer TDCX pages than this call needs"),
     ("LIFECYCLE_STATE_INCORRECT", "", "the TD's life cycle is in another state (TDR.LIFECYCLE_STATE)"),
@@ -342,7 +342,9 @@ def details_text(kind: str, details: int) -> str:
 
 def decode(value: int) -> Decoded | None:
     """A module's 64-bit status in parts; None if its code is not one of the module's."""
-    entry = STATUSES.get(value & status.CODE_MASK)
+    code = value & status.CODE_MASK
+    # Imports that fail half-way add FATAL to a code that has it not.
+    entry = STATUSES.get(code) or STATUSES.get(code & ~status.FATAL)
     if entry is None:
         return None
     details = value & status.DETAILS_MASK
