@@ -1,0 +1,1 @@
+"""VIRTIO 1.2: split virtqueues, the PCI transport without legacy, and devices on it."""

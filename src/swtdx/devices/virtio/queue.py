@@ -1,0 +1,236 @@
+"""Split virtqueues, device side.
+
+The rings lie in memory that the guest may change at any moment and fill with anything.  So every
+field is read once, checked, and only then used; whatever is wrong raises :class:`QueueError`, upon
+which the transport stops the device (DEVICE_NEEDS_RESET).  No input makes this code loop for longer
+than a queue is long.
+
+Source: VIRTIO 1.2, section 2.7.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from swtdx.devices.dma import Dma, DmaError
+
+DESC_NEXT: Final = 1
+DESC_WRITE: Final = 2
+DESC_INDIRECT: Final = 4
+AVAIL_NO_INTERRUPT: Final = 1
+USED_NO_NOTIFY: Final = 1
+#: A chain describes at most this many bytes here: far more than a driver of ours puts in one, far
+#: less than the 4 GiB that the specification allows and a hostile guest could make us copy.
+MAX_CHAIN_BYTES: Final = 16 << 20
+
+_DESC: Final = struct.Struct("<QIHH")
+_U16: Final = struct.Struct("<H")
+_USED_ELEMENT: Final = struct.Struct("<II")
+
+
+class QueueError(Exception):
+    """The driver broke the rules of the queue, or put it where the device cannot reach it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of guest memory: guest-physical address and length in bytes."""
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One buffer that the driver made available: what the device may read, then what it may write."""
+
+    head: int
+    readable: tuple[Segment, ...]
+    writable: tuple[Segment, ...]
+
+    @property
+    def readable_bytes(self) -> int:
+        """Bytes that the device may read."""
+        return sum(segment.length for segment in self.readable)
+
+    @property
+    def writable_bytes(self) -> int:
+        """Bytes that the device may write."""
+        return sum(segment.length for segment in self.writable)
+
+
+class Virtqueue:
+    """One queue: first programmed by the transport (the public fields), then used by the device."""
+
+    def __init__(self, dma: Dma, index: int, max_size: int) -> None:
+        """``max_size`` is the number of entries offered, a power of two up to 32768."""
+        self._dma = dma
+        self.index = index
+        self.max_size = max_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Disabled, with nothing programmed."""
+        self.size = self.max_size
+        self.desc = 0
+        self.avail = 0
+        self.used = 0
+        self.enabled = False
+        self.event_idx = False
+        self._last_avail = 0
+        self._used_idx = 0
+        self._signalled = 0  # used index at the last interrupt sent
+
+    def enable(self) -> None:
+        """Start using the queue as programmed.
+
+        Raises:
+            QueueError: an area is not aligned as section 2.7 wants it.
+        """
+        for name, address, alignment in (
+            ("descriptor table", self.desc, 16),
+            ("available ring", self.avail, 2),
+            ("used ring", self.used, 4),
+        ):
+            if address % alignment:
+                raise QueueError(
+                    f"queue {self.index}: the {name} at {address:#x} is not aligned to {alignment}"
+                )
+        self.enabled = True
+
+    def _read(self, gpa: int, length: int) -> bytes:
+        try:
+            return self._dma.read(gpa, length)
+        except DmaError as error:
+            raise QueueError(f"queue {self.index}: {error}") from error
+
+    def _write(self, gpa: int, data: bytes) -> None:
+        try:
+            self._dma.write(gpa, data)
+        except DmaError as error:
+            raise QueueError(f"queue {self.index}: {error}") from error
+
+    def available(self) -> int:
+        """Chains that the driver has made available and :meth:`pop` has not taken.
+
+        Raises:
+            QueueError: more than the queue has entries.
+        """
+        idx: int = _U16.unpack(self._read(self.avail + 2, 2))[0]
+        count = idx - self._last_avail & 0xFFFF
+        if count > self.size:
+            raise QueueError(
+                f"queue {self.index}: {count} buffers available in a queue of {self.size} entries"
+            )
+        return count
+
+    def pop(self) -> Chain | None:
+        """Take the next available chain, or None.
+
+        Raises:
+            QueueError: the ring or the chain is malformed.
+        """
+        if not self.available():
+            return None
+        slot = self._last_avail % self.size
+        head: int = _U16.unpack(self._read(self.avail + 4 + 2 * slot, 2))[0]
+        chain = self._walk(head)
+        self._last_avail = self._last_avail + 1 & 0xFFFF
+        return chain
+
+    def _walk(self, head: int) -> Chain:
+        readable: list[Segment] = []
+        writable: list[Segment] = []
+        total = 0
+        at = head
+        # A chain without a loop has at most as many descriptors as the table.
+        for _ in range(self.size):
+            if at >= self.size:
+                raise QueueError(f"queue {self.index}: descriptor {at} of {self.size}")
+            gpa, length, flags, following = _DESC.unpack(self._read(self.desc + 16 * at, 16))
+            if flags & DESC_INDIRECT:
+                raise QueueError(f"queue {self.index}: indirect descriptor, which was not negotiated")
+            total += length
+            if total > MAX_CHAIN_BYTES:
+                raise QueueError(f"queue {self.index}: a chain of more than {MAX_CHAIN_BYTES} bytes")
+            if flags & DESC_WRITE:
+                writable.append(Segment(gpa, length))
+            elif writable:
+                raise QueueError(f"queue {self.index}: a readable descriptor after a writable one")
+            else:
+                readable.append(Segment(gpa, length))
+            if not flags & DESC_NEXT:
+                return Chain(head, tuple(readable), tuple(writable))
+            at = following
+        raise QueueError(f"queue {self.index}: the descriptor chain from {head} has a loop")
+
+    def gather(self, chain: Chain) -> bytes:
+        """Everything that the device may read in ``chain``.
+
+        Raises:
+            QueueError: some of it cannot be reached.
+        """
+        return b"".join(self._read(piece.gpa, piece.length) for piece in chain.readable)
+
+    def scatter(self, chain: Chain, data: bytes) -> int:
+        """Fill ``chain`` from its start with as much of ``data`` as fits; returns how much that was.
+
+        Raises:
+            QueueError: some of it cannot be reached.
+        """
+        done = 0
+        for piece in chain.writable:
+            part = data[done : done + piece.length]
+            if not part:
+                break
+            self._write(piece.gpa, part)
+            done += len(part)
+        return done
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Give ``chain`` back, of which the first ``written`` writable bytes were filled.
+
+        Raises:
+            QueueError: the used ring cannot be reached.
+        """
+        slot = self._used_idx % self.size
+        self._write(self.used + 4 + 8 * slot, _USED_ELEMENT.pack(chain.head, written))
+        self._used_idx = self._used_idx + 1 & 0xFFFF
+        # The element must be there before the index says so.
+        self._write(self.used + 2, _U16.pack(self._used_idx))
+
+    def wants_interrupt(self) -> bool:
+        """Whether the driver wants to hear of what was pushed since the last time this said yes.
+
+        Raises:
+            QueueError: the available ring cannot be reached.
+        """
+        pushed = self._used_idx - self._signalled & 0xFFFF
+        if not pushed:
+            return False
+        if self.event_idx:
+            event: int = _U16.unpack(self._read(self.avail + 4 + 2 * self.size, 2))[0]
+            wanted = (self._used_idx - event - 1 & 0xFFFF) < pushed
+        else:
+            flags: int = _U16.unpack(self._read(self.avail, 2))[0]
+            wanted = not flags & AVAIL_NO_INTERRUPT
+        self._signalled = self._used_idx
+        return wanted
+
+    def set_notify(self, wanted: bool) -> None:
+        """Tell the driver whether to notify us of buffers that it adds.  It saves TD exits not to.
+
+        A request, not a promise: notifications may come all the same.  After asking for them, look
+        once more whether something was added before the driver could see it.
+
+        Raises:
+            QueueError: the used ring cannot be reached.
+        """
+        if self.event_idx:
+            # "Notify when the index passes this": the next one, or the one that comes last.
+            event = self._last_avail if wanted else self._last_avail - 1 & 0xFFFF
+            self._write(self.used + 4 + 8 * self.size, _U16.pack(event))
+        else:
+            self._write(self.used, _U16.pack(0 if wanted else USED_NO_NOTIFY))
