@@ -63,6 +63,12 @@ class DramStore:
         self._pages.flag[page] |= WRITTEN
         self.seal(self._keys.key(0), memoryview(bytes(PAGE)), page << PAGE_SHIFT)
 
+    def pristine(self, out: memoryview, hpa: int) -> None:
+        """Put into ``out`` the ciphertext of memory that was never written, without storing it."""
+        xts = self._keys.key(0).xts
+        if xts is not None:
+            xts.encrypt(memoryview(bytes(len(out))), out, hpa)
+
     def seal(self, key: Key, plain: memoryview, hpa: int) -> None:
         """Write whole lines of plaintext to DRAM under ``key``: encrypt, MAC, set owner bits.
 
