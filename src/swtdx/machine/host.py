@@ -127,7 +127,7 @@ class Host:
 
     def memory_map(self) -> list[tuple[int, int]]:
         """Usable physical memory as (base, size) in bytes, as the BIOS reports it."""
-        return self._machine.memory.usable_ranges()
+        return list(self._machine.usable)
 
     @property
     def packages(self) -> int:

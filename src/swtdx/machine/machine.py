@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from swtdx.arch.vmcs import HKID
 from swtdx.machine.codewatch import CodeWatch
 from swtdx.machine.engine.protocol import Engine
 from swtdx.machine.memory import PhysicalMemory
@@ -13,6 +14,10 @@ from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.random import HardwareRandom
 from swtdx.machine.seam import Seam
 from swtdx.machine.vmx.vmcs import Vmcs
+
+#: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, FSGSBASE, OSXSAVE, SMEP, SMAP,
+#: PKE: what stock QEMU's processor has of CR4 (VMXE is the processor's own).
+CR4_SUPPORTED: Final = 0x750FFF
 
 #: Frequency of the TSC when no engine dictates one.
 DEFAULT_TSC_HZ: Final = 2_000_000_000.0
@@ -39,6 +44,10 @@ class Machine:
         self.random = HardwareRandom(config.seed)
         self.seam = Seam()
         self.machine_checks: list[tuple[int, Exception]] = []
+        #: Memory that the BIOS gives to software: (base, size) in bytes.
+        self.usable: list[tuple[int, int]] = list(memory.populated)
+        #: CR4 bits that guests may set; the BIOS-independent face of CPUID.
+        self.cr4_supported = CR4_SUPPORTED
         self._engine: Engine | None = None
         self._started = time.perf_counter_ns()
         self._watch = CodeWatch()
@@ -85,7 +94,7 @@ class Machine:
     # ------------------------------------------------------------------ frames and the engine
     def frames_mapped(self, vmcs: Vmcs, gpa: int, hpa: int, size: int, *, code: bool, space: Any) -> None:
         """The engine is about to map these frames for a guest."""
-        owner = self.memory.key_generation(vmcs.controls[0x4026])
+        owner = self.memory.keys.key(vmcs.controls[HKID]).serial
         if code and self._watch.mapped(owner, gpa, hpa, size):
             self.engine.rewrite(hpa, size)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import MutableSequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class EngineError(RuntimeError):
@@ -87,6 +87,9 @@ class TranslationCache(Protocol):
 
     def flush(self) -> None:
         """Forget everything."""
+
+    def drop(self, hpa: int, size: int) -> None:
+        """Forget whatever maps these frames."""
 
 
 class GuestContext(Protocol):
@@ -193,17 +196,20 @@ class Engine(Protocol):
     def context(self, lp: int) -> GuestContext:
         """A fresh context on logical processor ``lp``."""
 
-    def release(self, context: GuestContext) -> None:
+    def release(self, context: Any) -> None:
         """The context will not be used again."""
 
     def space(self, lp: int) -> TranslationCache:
         """A fresh, empty translation cache on ``lp``."""
 
-    def run(self, lp: int, context: GuestContext, space: TranslationCache, deadline: int | None) -> Event:
+    def run(self, lp: int, context: Any, space: Any, deadline: int | None) -> Event:
         """Execute until something stops the guest.
 
         ``deadline`` is a host TSC value at which to stop with :attr:`Stop.INTERRUPT`, or None.
         """
+
+    def rewrite(self, hpa: int, size: int) -> None:
+        """Forget code translated from these frames: they were written behind the engine's back."""
 
     def kick(self, lp: int) -> None:
         """Make ``lp`` stop with :attr:`Stop.INTERRUPT`, now or at its next run.  Any thread."""

@@ -64,11 +64,10 @@ class ControlRegisters:
         if kind == "from":
             context.gpr[gpr] = self._read(vmcs, number)
         elif kind == "smsw":
-            return (
-                unit.exit.set(reason.CR_ACCESS, _MOV_FROM << 4, length)
-                if gpr < 0
-                else self._smsw(vmcs, gpr, length)
-            )
+            if gpr < 0:
+                # A store to memory is left to the software above: nothing modern executes it.
+                return unit.exit.set(reason.CR_ACCESS, _MOV_FROM << 4, length)
+            context.gpr[gpr] = context.cr0
         elif kind == "to":
             value = context.gpr[gpr] if context.long_mode else context.gpr[gpr] & 0xFFFFFFFF
             if self._write(vmcs, number, value):
@@ -86,10 +85,6 @@ class ControlRegisters:
                 )
         context.rip += length
         return None
-
-    def _smsw(self, vmcs: Vmcs, gpr: int, length: int) -> None:
-        vmcs.context.gpr[gpr] = vmcs.context.cr0
-        vmcs.context.rip += length
 
     def _memory_word(self, vmcs: Vmcs) -> int:
         unit = self._unit
@@ -170,7 +165,6 @@ class ControlRegisters:
 
     def _write_cr4(self, vmcs: Vmcs, value: int) -> bool:
         unit = self._unit
-        context = vmcs.context
         if value & ~unit.machine.cr4_supported:
             raise GeneralProtection(f"CR4 with bits that this processor does not have: {value:#x}")
         shadow, mask = vmcs.controls[f.CR4_READ_SHADOW], vmcs.controls[f.CR4_GUEST_HOST_MASK]

@@ -5,9 +5,9 @@ The decoder is ``iced-x86``; the instructions that a TD executes most are recogn
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from swtdx.arch import vmcs
 from swtdx.machine.vmx import exit as reason
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ def length(code: bytes, rip: int, bits: int) -> int:
     return int(decode(code, rip, bits).len)
 
 
+def is_invd(code: bytes, bits: int) -> bool:
+    """Whether ``code`` starts with INVD."""
+    return bool(decode(code, 0, bits).mnemonic == _iced().Mnemonic.INVD)
+
+
 def undefined_reason(code: bytes, bits: int) -> tuple[int | None, int]:
     """The exit reason and length of an instruction that the engine does not know.
 
@@ -80,61 +85,43 @@ def memory_operand(code: bytes, rip: int, bits: int, context: GuestContext) -> i
     """The linear address of the instruction's memory operand, or None when it has none."""
     iced = _iced()
     instruction = decode(code, rip, bits)
-    segments = {
-        iced.Register.ES: "ES",
-        iced.Register.CS: "CS",
-        iced.Register.SS: "SS",
-        iced.Register.DS: "DS",
-        iced.Register.FS: "FS",
-        iced.Register.GS: "GS",
-    }
-
-    def value(register: int, _element: int, _size: int) -> int | None:
-        from swtdx.arch import vmcs
-
-        if register in segments:
-            # 64-bit code has only FS and GS bases.
-            if bits == 64 and segments[register] not in ("FS", "GS"):
-                return 0
-            return context.read(getattr(vmcs, f"GUEST_{segments[register]}_BASE"))
-        return _register(iced, register, context)
-
+    kinds, registers = iced.OpKind, iced.Register
+    mask = (1 << bits) - 1
     for operand in range(instruction.op_count):
         kind = instruction.op_kind(operand)
-        if kind in _memory_kinds(iced):
-            address = _virtual_address(instruction, operand, value)
-            return None if address is None else address & (1 << 64) - 1
+        if kind == kinds.MEMORY:
+            # RIP-relative displacements come out of the decoder as addresses already.
+            address = instruction.memory_displacement
+            if not instruction.is_ip_rel_memory_operand:
+                address += _register(iced, instruction.memory_base, context)
+                address += _register(iced, instruction.memory_index, context) * instruction.memory_index_scale
+            return int(address + _segment_base(iced, instruction.memory_segment, bits, context)) & mask
+        if kind in (kinds.MEMORY_SEG_SI, kinds.MEMORY_SEG_ESI, kinds.MEMORY_SEG_RSI):
+            return context.gpr[6] + _segment_base(iced, instruction.memory_segment, bits, context) & mask
+        if kind in (kinds.MEMORY_ESDI, kinds.MEMORY_ESEDI, kinds.MEMORY_ESRDI):
+            return context.gpr[7] + _segment_base(iced, registers.ES, bits, context) & mask
     return None
 
 
-def _virtual_address(
-    instruction: Any, operand: int, value: Callable[[int, int, int], int | None]
-) -> int | None:
-    address: int | None = instruction.virtual_address(operand, 0, value)
-    return address
+def _segment_base(iced: Any, segment: int, bits: int, context: GuestContext) -> int:
+    """The base of a segment register; 64-bit code has only FS and GS bases."""
+    registers = iced.Register
+    names = {registers.ES: "ES", registers.CS: "CS", registers.SS: "SS", registers.DS: "DS"}
+    if segment in names:
+        return 0 if bits == 64 else context.read(getattr(vmcs, f"GUEST_{names[segment]}_BASE"))
+    return context.read(vmcs.GUEST_FS_BASE if segment == registers.FS else vmcs.GUEST_GS_BASE)
 
 
-def _memory_kinds(iced: Any) -> tuple[int, ...]:
-    kinds = iced.OpKind
-    return (
-        kinds.MEMORY, kinds.MEMORY_SEG_SI, kinds.MEMORY_SEG_ESI, kinds.MEMORY_SEG_RSI,
-        kinds.MEMORY_ESDI, kinds.MEMORY_ESEDI, kinds.MEMORY_ESRDI,
-        kinds.MEMORY_SEG_DI, kinds.MEMORY_SEG_EDI, kinds.MEMORY_SEG_RDI,
-    )  # fmt: skip
-
-
-def _register(iced: Any, register: int, context: GuestContext) -> int | None:
-    """The value of a general register of any width."""
+def _register(iced: Any, register: int, context: GuestContext) -> int:
+    """The value of a general register of any width, 0 for none."""
     registers = iced.Register
     if registers.RAX <= register <= registers.R15:
-        return context.gpr[register - registers.RAX]
+        return int(context.gpr[register - registers.RAX])
     if registers.EAX <= register <= registers.R15D:
-        return context.gpr[register - registers.EAX] & 0xFFFFFFFF
+        return int(context.gpr[register - registers.EAX]) & 0xFFFFFFFF
     if registers.AX <= register <= registers.R15W:
-        return context.gpr[register - registers.AX] & 0xFFFF
-    if register in (registers.RIP, registers.EIP):
-        return context.rip
-    return None
+        return int(context.gpr[register - registers.AX]) & 0xFFFF
+    return 0
 
 
 def control_register_access(code: bytes, bits: int) -> tuple[str, int, int, int] | None:

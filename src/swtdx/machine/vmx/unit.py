@@ -63,7 +63,7 @@ class VmxUnit:
             Stop.CPUID: self._plain(reason.CPUID, b"\x0f\xa2"),
             Stop.HLT: self._plain(reason.HLT, b"\xf4"),
             Stop.INVD: self._plain(reason.INVD, b"\x0f\x08"),
-            Stop.WBINVD: self._plain(reason.WBINVD, b"\x0f\x09"),
+            Stop.WBINVD: self._wbinvd,
             Stop.MONITOR: self._plain(reason.MONITOR, b"\x0f\x01\xc8"),
             Stop.MWAIT: self._plain(reason.MWAIT, b"\x0f\x01\xc9"),
             Stop.RDPMC: self._plain(reason.RDPMC, b"\x0f\x33"),
@@ -125,8 +125,7 @@ class VmxUnit:
 
     def map_shared_table(self, pa: int) -> memoryview:
         """A page of the hypervisor's EPT."""
-        hpa, keyid = self.split(pa)
-        return memoryview(self.memory.read(self.memory.addresses.join(hpa, keyid), 4096, Requestor.HOST))
+        return memoryview(self.memory.read(pa, 4096, Requestor.HOST))
 
     def flush(self, key: tuple[int, ...]) -> None:
         """INVEPT of one address space on this processor."""
@@ -174,6 +173,14 @@ class VmxUnit:
             code += bytes(self.memory.frames[hpa : hpa + part])
             linear += part
         return code
+
+    def read_linear(self, vmcs: Vmcs, linear: int, count: int) -> int:
+        """``count`` (at most 8) bytes of guest memory within one page, 0 where it is not mapped."""
+        context = vmcs.context
+        read = self._read_qword(vmcs)
+        gpa = linear_to_gpa(linear, context.cr0, context.cr3, context.cr4, context.efer, read)
+        hpa = None if gpa is None else self._translator.reach(vmcs, gpa)
+        return 0 if hpa is None else int.from_bytes(self.memory.frames[hpa : hpa + count], "little")
 
     def guest_tsc(self, vmcs: Vmcs) -> int:
         """What RDTSC gives the guest now."""
@@ -342,6 +349,13 @@ class VmxUnit:
             return self.exit.set(why, 0, self.length(vmcs, usual))
 
         return handle
+
+    def _wbinvd(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        # QEMU 7.2 has one exit code for WBINVD and INVD (translate.c), so the bytes decide.
+        code = self.fetch(vmcs)
+        bits = self.code_bits(vmcs)
+        why = reason.INVD if decode.is_invd(code, bits) else reason.WBINVD
+        return self.exit.set(why, 0, decode.length(code, vmcs.context.rip, bits))
 
     def length(self, vmcs: Vmcs, usual: bytes) -> int:
         """Length of the instruction at RIP, most likely ``usual``."""

@@ -1,0 +1,369 @@
+"""The VMX microcode on QEMU: small guests in machine code, and what hardware would do with them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from swtdx.arch import vmcs as f
+from swtdx.machine.machine import Machine, MachineConfig
+from swtdx.machine.memory import SEAM, AddressMap, PhysicalMemory
+from swtdx.machine.vmx import exit as reason
+from swtdx.machine.vmx.vmcs import Vmcs
+from tests.assembler import assemble
+
+pytestmark = pytest.mark.qemu
+
+MIB = 1 << 20
+CODE = 0x1000
+HKID = 40
+# Host-physical layout of the test: control pages, then the guest's memory.
+VMCS, MSR_BITMAP, VAPIC, VE_INFO, EPT = 0x10000, 0x11000, 0x12000, 0x13000, 0x14000
+GUEST = 16 * MIB
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    memory = PhysicalMemory([(0, 64 * MIB)], seed=bytes(16), addresses=AddressMap())
+    with Machine(MachineConfig(processors_per_package=2, seed=bytes(16)), memory) as built:
+        yield built
+
+
+class Guest:
+    """A guest of 8 MiB whose private GPAs 0.. are mapped by 4 KiB pages, except what a test unmaps."""
+
+    def __init__(self, machine: Machine, source: str, bits: int = 32, lp: int = 0) -> None:
+        self.machine = machine
+        self.memory = machine.memory
+        self.lp = machine.processors[lp]
+        for hpa, size in ((VMCS, EPT + 0x10000 - VMCS), (GUEST, 8 * MIB)):
+            self.memory.direct_zero(hpa | HKID << 46, size, SEAM)
+        for space in self.lp.spaces.values():
+            space.flush()
+        self.page(MSR_BITMAP)[:] = b"\xff" * 4096
+        self._build_ept()
+        code = assemble(source, bits, CODE)
+        self.write(CODE, code)
+        self.vmx = self.lp.vmx
+        self.vmx.clear(VMCS | HKID << 46)
+        self.vmcs: Vmcs = self.vmx.load(VMCS | HKID << 46)
+        self._initial_state()
+
+    def page(self, hpa: int) -> memoryview:
+        return self.memory.map_page(hpa, HKID)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        self.memory.write(GUEST + gpa | HKID << 46, data, SEAM)
+        self.machine.code_written(GUEST + gpa, len(data))
+
+    def read(self, gpa: int, count: int) -> bytes:
+        return self.memory.read(GUEST + gpa | HKID << 46, count, SEAM)
+
+    def entry(self, gpa: int, value: int) -> None:
+        """Set the EPT entry of a 4 KiB page (of the first 8 MiB)."""
+        struct.pack_into("<Q", self.page(EPT + 0x3000 + (gpa >> 21) * 0x1000), (gpa >> 12 & 511) * 8, value)
+        for space in self.lp.spaces.values():
+            space.flush()
+
+    def _build_ept(self) -> None:
+        struct.pack_into("<Q", self.page(EPT), 0, EPT + 0x1000 | 7)
+        struct.pack_into("<Q", self.page(EPT + 0x1000), 0, EPT + 0x2000 | 7)
+        for table in range(4):
+            at = EPT + 0x3000 + table * 0x1000
+            struct.pack_into("<Q", self.page(EPT + 0x2000), table * 8, at | 7)
+            entries = [GUEST + table * 2 * MIB + page * 4096 | 0xF7 for page in range(512)]
+            struct.pack_into("<512Q", self.page(at), 0, *entries)
+
+    def _initial_state(self) -> None:
+        write = self.vmcs.write
+        write(f.EPTP, EPT | 3 << 3 | 6)
+        write(f.HKID, HKID)
+        write(f.MSR_BITMAP, MSR_BITMAP)
+        write(f.VIRTUAL_APIC_PAGE, VAPIC)
+        write(f.VE_INFORMATION_ADDRESS, VE_INFO)
+        write(f.TSC_MULTIPLIER, 1 << 48)
+        write(f.EXCEPTION_BITMAP, 1 << 18)
+        write(f.CR0_GUEST_HOST_MASK, 0xFFFFFFFF_7FFAFFE1 & ~0xFFFFFFFF_00050000 | 1 << 5 | 1)
+        write(f.CR0_READ_SHADOW, 0x21)
+        write(f.CR4_GUEST_HOST_MASK, 0x2040)
+        write(f.CR4_READ_SHADOW, 0x40)
+        write(f.GUEST_CR0, 0x21)
+        write(f.GUEST_CR4, 0x2040)
+        write(f.GUEST_EFER, 0x901)
+        write(f.GUEST_RFLAGS, 2)
+        write(f.GUEST_RIP, CODE)
+        for segment in ("CS", "DS", "ES", "SS", "FS", "GS"):
+            write(getattr(f, f"GUEST_{segment}_LIMIT"), 0xFFFFFFFF)
+            write(getattr(f, f"GUEST_{segment}_ACCESS_RIGHTS"), 0xC09B if segment == "CS" else 0xC093)
+        write(f.GUEST_TR_LIMIT, 0xFFFF)
+        write(f.GUEST_TR_ACCESS_RIGHTS, 0x8B)
+        write(f.GUEST_LDTR_ACCESS_RIGHTS, 0x10082)
+        self.vmcs.context.gpr[4] = 0x8000
+
+    def run(self) -> reason.VmExit:
+        return self.vmx.enter()
+
+    def skip(self) -> None:
+        self.vmcs.context.rip += self.vmx.exit.length
+
+
+TO_LONG_MODE = """
+        mov eax, cr4
+        or eax, 0x620
+        mov cr4, eax
+        mov eax, 0x100000
+        mov cr3, eax
+        lgdt [gdt_ptr]
+        mov eax, cr0
+        or eax, 0x80010002
+        mov cr0, eax
+        .byte 0xea
+        .long long_mode
+        .word 8
+        .code64
+long_mode:
+        mov eax, 0x10
+        mov ss, eax
+        mov ds, eax
+        jmp body
+        .balign 8
+gdt:    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
+gdt_ptr: .word 23
+        .long gdt
+body:
+"""
+
+
+def long_mode_tables(guest: Guest) -> None:
+    """Identity page tables of 2 MiB pages for the first 8 MiB, at GPA 1 MiB."""
+    guest.write(0x100000, struct.pack("<Q", 0x101007))
+    guest.write(0x101000, struct.pack("<Q", 0x102007))
+    guest.write(0x102000, struct.pack("<4Q", *(n * 2 * MIB | 0xE7 for n in range(4))))
+
+
+def test_exits_of_a_guest_with_paging_off(machine: Machine) -> None:
+    guest = Guest(
+        machine, "push 0x1234; pop ebx; mov eax, 7; cpuid; in al, 0x71; mov dx, 0x3f8; out dx, al; hlt"
+    )
+    out = guest.run()
+    assert (out.reason, out.length) == (reason.CPUID, 2)
+    assert guest.vmcs.context.gpr[0] == 7
+    assert guest.vmcs.context.gpr[3] == 0x1234
+    assert guest.read(0x7FFC, 4) == struct.pack("<I", 0x1234)
+    guest.skip()
+    out = guest.run()
+    # SDM table 28-5: size 1, IN, immediate operand, port 0x71.
+    assert (out.reason, out.qualification, out.length) == (reason.IO, 0x0071_0048, 2)
+    guest.skip()
+    out = guest.run()
+    assert (out.reason, out.qualification, out.length) == (reason.IO, 0x03F8_0000, 1)
+    guest.skip()
+    assert guest.run().reason == reason.HLT
+
+
+def test_long_mode_is_entered_and_control_registers_read_back(machine: Machine) -> None:
+    guest = Guest(machine, TO_LONG_MODE + "mov rax, cr0; mov rbx, cr3; mov rcx, cr4; hlt")
+    long_mode_tables(guest)
+    out = guest.run()
+    assert out.reason == reason.HLT
+    context = guest.vmcs.context
+    assert context.long_mode
+    assert context.efer == 0xD01, "EFER.LMA came on with CR0.PG"
+    assert list(context.gpr[0:2]) == [0x80010033, 0x660]
+    assert context.gpr[3] == 0x100000
+    assert guest.vmcs.read(f.GUEST_CR4) == 0x2660, "the host's CR4.VMXE stays"
+
+
+def test_cr0_write_that_the_host_owns_exits(machine: Machine) -> None:
+    guest = Guest(machine, "mov eax, cr0; and eax, 0xffffffdf; mov cr0, eax")
+    out = guest.run()
+    # CR access qualification: CR0, MOV to, from EAX.
+    assert (out.reason, out.qualification, out.length) == (reason.CR_ACCESS, 0, 3)
+
+
+def test_unmapped_page_is_an_ept_violation_with_the_access(machine: Machine) -> None:
+    guest = Guest(machine, "mov eax, [0x5010]; mov [0x6020], eax; jmp 0x7000")
+    for gpa in (0x5000, 0x6000, 0x7000):
+        guest.entry(gpa, 1 << 63)
+    for gpa, access in ((0x5010, 1), (0x6020, 2), (0x7000, 4)):
+        out = guest.run()
+        assert out.reason == reason.EPT_VIOLATION
+        assert out.gpa == gpa
+        assert out.qualification & 0x3F == access
+        guest.entry(gpa & ~0xFFF, GUEST + (gpa & ~0xFFF) | 0xF7)
+
+
+def test_translations_stay_cached_until_they_are_flushed(machine: Machine) -> None:
+    guest = Guest(machine, "again: mov eax, [0x5000]; cpuid; jmp again")
+    assert guest.run().reason == reason.CPUID
+    guest.skip()
+    # The table changes behind the processor's back: the stale translation goes on working.
+    struct.pack_into("<Q", guest.page(EPT + 0x3000), 5 * 8, 1 << 63)
+    assert guest.run().reason == reason.CPUID
+    guest.skip()
+    guest.vmx.flush(guest.vmcs.address_key)
+    assert guest.run().reason == reason.EPT_VIOLATION
+
+
+def test_native_msrs_are_carried_out_and_others_exit(machine: Machine) -> None:
+    guest = Guest(
+        machine,
+        """mov ecx, 0x277; rdmsr; mov ebx, eax; mov esi, edx
+           mov ecx, 0xc0000102; mov eax, 0x5000; xor edx, edx; wrmsr; xor eax, eax; rdmsr; mov edi, eax
+           mov ecx, 0x1b; rdmsr""",
+    )
+    bitmap = guest.page(MSR_BITMAP)
+    for msr in (0x277, 0xC0000102):
+        base = 1024 if msr >= 0xC0000000 else 0
+        index = msr & 0x1FFF
+        for half in (0, 2048):
+            bitmap[base + half + index // 8] &= ~(1 << index % 8) & 0xFF
+    guest.vmcs.write(f.MSR_BITMAP, MSR_BITMAP)
+    guest.vmcs.write(f.GUEST_PAT, 0x0007040600070406)
+    out = guest.run()
+    gpr = guest.vmcs.context.gpr
+    assert (gpr[3], gpr[6]) == (0x00070406, 0x00070406)
+    assert gpr[7] == 0x5000
+    assert (out.reason, out.length, gpr[1]) == (reason.RDMSR, 2, 0x1B)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "length"),
+    [
+        (".byte 0x66,0x0f,0x01,0xcc", reason.TDCALL, 4),
+        ("vmcall", reason.VMCALL, 3),
+        (TO_LONG_MODE + ".byte 0x66,0x0f,0x01,0xcf", reason.SEAMCALL, 4),
+        ("getsec", reason.GETSEC, 2),
+        ("invd", reason.INVD, 2),
+        ("wbinvd", reason.WBINVD, 2),
+        ("mov ecx, 0; monitor", reason.MONITOR, 3),
+        (".byte 0x0f,0x01,0xc5", reason.PCONFIG, 3),
+        ("vmxon [eax]", 27, 4),
+    ],
+)
+def test_instructions_that_must_leave_the_guest_do(
+    machine: Machine, code: str, expected: int, length: int
+) -> None:
+    guest = Guest(machine, code)
+    long_mode_tables(guest)
+    out = guest.run()
+    assert (out.reason, out.length) == (expected, length)
+
+
+def test_foreign_and_unknown_instructions_are_ud_in_the_guest(machine: Machine) -> None:
+    # An IDT whose vector 6 goes to HLT: #UD must be delivered there, not exit.
+    guest = Guest(machine, "lgdt [g]; lidt [i]; vmmcall; .balign 8; gdt: .quad 0,0x00cf9b000000ffff;"
+                  "g: .word 15; .long gdt; i: .word 0xff; .long 0x3000")  # fmt: skip
+    guest.write(0x3000 + 6 * 8, struct.pack("<HHHH", 0x4000, 8, 0x8E00, 0))
+    guest.write(0x4000, b"\xf4")
+    out = guest.run()
+    assert out.reason == reason.HLT
+    assert guest.vmcs.context.rip == 0x4000
+
+
+def test_triple_fault(machine: Machine) -> None:
+    assert Guest(machine, "ud2").run().reason == reason.TRIPLE_FAULT
+
+
+def test_external_interrupt_exits_and_reveals_nothing(machine: Machine) -> None:
+    guest = Guest(machine, "1: inc eax; jmp 1b")
+    guest.lp.arm_timer(machine.tsc() + int(machine.tsc_hz / 200), 0xEC)
+    out = guest.run()
+    assert (out.reason, out.qualification, out.intr_info) == (reason.EXTERNAL_INTERRUPT, 0, 0)
+    assert guest.vmcs.context.gpr[0] > 1000
+    assert guest.lp.pending == {0xEC}
+    guest.lp.acknowledge(0xEC)
+
+
+def test_posted_interrupt_is_delivered_without_an_exit(machine: Machine) -> None:
+    guest = Guest(
+        machine, TO_LONG_MODE + "lidt [i]; sti; 1: inc r8; jmp 1b; .balign 8; i: .word 0xfff; .quad 0x3000"
+    )
+    long_mode_tables(guest)
+    guest.write(0x3000 + 0x51 * 16, struct.pack("<HHBBHII", 0x4000, 8, 0, 0x8E, 0, 0, 0))
+    # The handler: EOI by x2APIC, then HLT to show that it ran.
+    guest.write(0x4000, assemble("mov ecx, 0x80b; xor eax, eax; xor edx, edx; wrmsr; hlt", 64))
+    bitmap = guest.page(MSR_BITMAP)
+    bitmap[2048 + 0x80B // 8] &= ~(1 << 0x80B % 8) & 0xFF
+    guest.vmcs.write(f.MSR_BITMAP, MSR_BITMAP)
+    descriptor = 0x30000
+    machine.memory.write(descriptor, (1 << 0x51 | 1 << 256).to_bytes(64, "little"))
+    guest.vmcs.write(f.PIN_BASED_CONTROLS, 1 << 7)
+    guest.vmcs.write(f.POSTED_INTERRUPT_DESCRIPTOR, descriptor)
+    guest.vmcs.write(f.POSTED_INTERRUPT_NOTIFICATION_VECTOR, 0xF2)
+    guest.lp.interrupt(0xF2)
+    out = guest.run()
+    assert out.reason == reason.HLT
+    assert guest.vmcs.context.rip & ~0xFFF == 0x4000
+    assert guest.vmcs.read(f.GUEST_INTERRUPT_STATUS) == 0, "nothing requested, nothing in service"
+    assert int.from_bytes(machine.memory.read(descriptor, 64), "little") == 0
+
+
+def test_ept_violation_becomes_ve_where_the_entry_says_so(machine: Machine) -> None:
+    guest = Guest(machine, TO_LONG_MODE + "lidt [i]; mov rbx, 0x200000; mov eax, [rbx+0x18]; .balign 8;"
+                  "i: .word 0xfff; .quad 0x3000")  # fmt: skip
+    long_mode_tables(guest)
+    guest.write(0x3000 + 20 * 16, struct.pack("<HHBBHII", 0x4000, 8, 0, 0x8E, 0, 0, 0))
+    guest.write(0x4000, b"\xf4")
+    guest.vmcs.write(f.SECONDARY_CONTROLS, 1 << 18)
+    guest.entry(0x200000, 0)
+    out = guest.run()
+    assert out.reason == reason.HLT
+    why, busy, qualification, gla, gpa, index = struct.unpack_from("<IIQQQH", guest.page(VE_INFO))
+    assert (why, busy, gla, gpa, index) == (48, 0xFFFFFFFF, 0x200018, 0x200018, 0)
+    assert qualification & 0x187 == 0x181
+    # While the area is in use the next violation is an exit.
+    guest.vmcs.context.rip = CODE
+    guest.vmcs.write(f.GUEST_CR0, 0x21)
+    guest.vmcs.write(f.GUEST_CS_ACCESS_RIGHTS, 0xC09B)
+    assert guest.run().reason == reason.EPT_VIOLATION
+
+
+def test_extended_state_is_kept_per_vcpu(machine: Machine) -> None:
+    source = TO_LONG_MODE + "mov rax, {value}; movq xmm3, rax; cpuid; movq rbx, xmm3; hlt"
+    first = Guest(machine, source.format(value="0x1111222233334444"))
+    long_mode_tables(first)
+    assert first.run().reason == reason.CPUID
+    first.skip()
+    image = first.vmcs.context.read_xstate()
+    assert struct.unpack_from("<Q", image, 160 + 3 * 16)[0] == 0x1111222233334444
+    # Another vCPU on the same processor writes the same register.
+    other = machine.engine.context(0)
+    machine.engine.release(other)
+    changed = bytearray(image)
+    struct.pack_into("<Q", changed, 160 + 3 * 16, 0x5555)
+    first.vmcs.context.write_xstate(bytes(changed))
+    assert first.run().reason == reason.HLT
+    assert first.vmcs.context.gpr[3] == 0x5555
+
+
+def test_a_vcpu_moves_to_another_processor(machine: Machine) -> None:
+    guest = Guest(
+        machine, TO_LONG_MODE + "mov rax, 0x77; movq xmm1, rax; mov r15, 5; cpuid; movq rbx, xmm1; hlt"
+    )
+    long_mode_tables(guest)
+    assert guest.run().reason == reason.CPUID
+    guest.skip()
+    guest.vmx.clear(VMCS | HKID << 46)
+    # The extended state travels by software (the TDX Module's XBUFF), not in the VMCS.
+    other = machine.processors[1].vmx
+    moved = other.load(VMCS | HKID << 46)
+    moved.context.gpr[15] = 5
+    assert moved.context.rip == guest.vmcs.context.rip
+    out = other.enter()
+    assert out.reason == reason.HLT
+    assert moved.context.gpr[15] == 5
+    other.clear(VMCS | HKID << 46)
+
+
+def test_rdtsc_at_another_frequency(machine: Machine) -> None:
+    guest = Guest(machine, "rdtsc; mov ebx, eax; mov esi, edx; hlt")
+    guest.vmcs.write(f.TSC_MULTIPLIER, 1 << 47)
+    guest.vmcs.write(f.TSC_OFFSET, 1000)
+    before = (machine.tsc() >> 1) + 1000
+    assert guest.run().reason == reason.HLT
+    after = (machine.tsc() >> 1) + 1000
+    seen = guest.vmcs.context.gpr[3] | guest.vmcs.context.gpr[6] << 32
+    assert before <= seen <= after
