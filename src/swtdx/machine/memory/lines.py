@@ -5,9 +5,13 @@ Called with the memory lock held, for accesses that the bus admitted.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from swtdx.machine.memory.addresses import (
     ALL_LINES,
     LINE,
+    PAGE,
     PAGE_SHIFT,
     full_line_mask,
     line_mask,
@@ -16,7 +20,7 @@ from swtdx.machine.memory.addresses import (
 from swtdx.machine.memory.cache import Cache
 from swtdx.machine.memory.faults import MachineCheck
 from swtdx.machine.memory.keys import Key
-from swtdx.machine.memory.pages import FILLED, WRITTEN
+from swtdx.machine.memory.pages import ALL, FILLED, WRITTEN, runs
 from swtdx.machine.memory.store import Poison
 
 
@@ -47,6 +51,54 @@ class LineAccess:
         self.cache.fill(page, mask, key)
         start = (page << PAGE_SHIFT) + offset
         return self.cache.frames.map[start : start + size]
+
+    def read_alike(self, hpa: int, size: int, keyid: int) -> bytes | None:
+        """A read over many pages, at once if they are all in the same state; None if they are not.
+
+        What comes out of DRAM here does not get a place in the cache.
+        """
+        pages, keys = self.cache.pages, self.cache.keys
+        first, end = hpa >> PAGE_SHIFT, (hpa + size - 1 >> PAGE_SHIFT) + 1
+        window = slice(first, end)
+        valids, pends = pages.valids[window], pages.pends[window]
+        shared = keyid < self._first_private
+        if valids.any():
+            tags = pages.tags[window]
+            if (valids != ALL).any():
+                return None
+            if (tags == keyid).all():
+                return self.cache.frames.map[hpa : hpa + size]
+            return bytes(size) if shared and (tags >= self._first_private).all() else None
+        if pends.any():
+            serials = np.unique(pages.pkeys[window]).tolist()
+            hidden = shared and (pends == ALL).all() and all(keys.by_serial(s).owner for s in serials)
+            return bytes(size) if hidden else None
+        written = (pages.flags[window] & WRITTEN) != 0
+        if keyid == 0 and not written.any():
+            return bytes(size)
+        return self._sweep(hpa, size, keys.key(keyid), written)
+
+    def _sweep(self, hpa: int, size: int, key: Key, written: npt.NDArray[np.bool_]) -> bytes | None:
+        """Read pages that are only in DRAM; None if something there needs a closer look."""
+        if (key.owner or key.mac is not None) and not written.all():
+            return None
+        store = self.cache.store
+        base = hpa & -PAGE
+        plain = memoryview(bytearray(len(written) * PAGE))
+        try:
+            for start, stop in runs(written):
+                store.open(key, plain[start * PAGE : stop * PAGE], base + start * PAGE)
+        except Poison:
+            return None
+        for start, stop in runs(~written) if key.keyid else ():
+            part, at = plain[start * PAGE : stop * PAGE], base + start * PAGE
+            cipher = memoryview(bytearray(len(part)))
+            store.pristine(cipher, at)
+            if key.xts is None:
+                part[:] = cipher
+            else:
+                key.xts.decrypt(cipher, part, at)
+        return bytes(plain[hpa - base : hpa - base + size])
 
     def _peek(self, page: int, offset: int, size: int, key: Key) -> bytes:
         """Read under a shared KeyID beside a TD's lines, without disturbing them."""

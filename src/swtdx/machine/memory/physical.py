@@ -41,7 +41,7 @@ from swtdx.machine.memory.cache import Cache, Subscriber
 from swtdx.machine.memory.faults import BusAbort, MachineCheck, Requestor
 from swtdx.machine.memory.keys import Algorithm, Integrity, KeyTable
 from swtdx.machine.memory.lines import LineAccess
-from swtdx.machine.memory.pages import ALL, MAPPED, VIEWED, WRITTEN, PageTable
+from swtdx.machine.memory.pages import MAPPED, VIEWED, PageTable
 from swtdx.machine.memory.sparse import SparseFile
 from swtdx.machine.memory.store import DramStore
 
@@ -51,6 +51,7 @@ TD: Final = Requestor.TD
 DEVICE: Final = Requestor.DEVICE
 
 _ALGORITHMS: Final = Algorithm.AES_XTS_128 | Algorithm.AES_XTS_128_INTEGRITY
+_WINDOW: Final = 2 << 20
 
 
 class PhysicalMemory:
@@ -409,10 +410,21 @@ class PhysicalMemory:
         return hpa >> PAGE_SHIFT
 
     def _read(self, hpa: int, keyid: int, size: int, requestor: Requestor) -> bytes:
-        if size > PAGE:
-            bulk = self._read_bulk(hpa, keyid, size, requestor)
-            if bulk is not None:
-                return bulk
+        if size <= PAGE:
+            return self._read_pages(hpa, keyid, size, requestor)
+        # A long read is cut into windows in which memory is likely to be all alike.
+        parts: list[bytes] = []
+        at, end = hpa, hpa + size
+        while at < end:
+            step = min(end - at, _WINDOW - at % _WINDOW)
+            bulk = None
+            if self.bus.admits(at, step, keyid, requestor):
+                bulk = self._lines.read_alike(at, step, keyid)
+            parts.append(self._read_pages(at, keyid, step, requestor) if bulk is None else bulk)
+            at += step
+        return b"".join(parts)
+
+    def _read_pages(self, hpa: int, keyid: int, size: int, requestor: Requestor) -> bytes:
         parts: list[bytes] = []
         for at, length, usable in self.bus.pieces(hpa, size, keyid, requestor):
             if not usable:
@@ -425,25 +437,6 @@ class PhysicalMemory:
                     raise
                 parts.append(b"\xff" * length)
         return b"".join(parts)
-
-    def _read_bulk(self, hpa: int, keyid: int, size: int, requestor: Requestor) -> bytes | None:
-        """A long read whose pages are all alike, or None."""
-        if not self.bus.admits(hpa, size, keyid, requestor):
-            return None
-        pages = self.pages
-        window = slice(hpa >> PAGE_SHIFT, (hpa + size - 1 >> PAGE_SHIFT) + 1)
-        valids = pages.valids[window]
-        if valids.all():
-            tags = pages.tags[window]
-            if (valids == ALL).all() and (tags == keyid).all():
-                return self._file.map[hpa : hpa + size]
-            if keyid < self._first_private and ((valids == ALL) & (tags >= self._first_private)).all():
-                return bytes(size)  # all in the cache of TDs
-            return None
-        if keyid == 0 and not valids.any() and not pages.pends[window].any():
-            written = (pages.flags[window] & WRITTEN).any()
-            return None if written else bytes(size)
-        return None
 
     def _write(self, hpa: int, keyid: int, data: memoryview, requestor: Requestor) -> None:
         for at, length, usable in self.bus.pieces(hpa, len(data), keyid, requestor):
