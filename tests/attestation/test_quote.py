@@ -32,8 +32,8 @@ def distinct() -> TdReportFields:
         tee_tcb_svn=bytes((5, 1, 2)) + block(1, 13),
         tee_tcb_svn2=bytes((5, 1, 2)) + block(2, 13),
         mrseam=block(3),
-        attributes=(1 << 28 | 1 << 30).to_bytes(8, "little"),
-        xfam=bytes(range(8)),
+        attributes=1 << 28 | 1 << 30,
+        xfam=0x0706050403020100,
         mrtd=block(4),
         mrconfigid=block(5),
         mrowner=block(6),
@@ -71,8 +71,8 @@ def test_every_field_is_where_dcap_qvl_looks(world: World, version: int, body: B
     assert report.mr_seam == fields.mrseam
     assert report.mr_signer_seam == bytes(48)
     assert report.seam_attributes == bytes(8)
-    assert report.td_attributes == fields.attributes
-    assert report.xfam == fields.xfam
+    assert report.td_attributes == fields.attributes.to_bytes(8, "little")
+    assert report.xfam == bytes(range(8))
     assert report.mr_td == fields.mrtd
     assert report.mr_config_id == fields.mrconfigid
     assert report.mr_owner == fields.mrowner

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
+from swtdx.arch.report_structs import TDINFO
+
 from . import tdreport
 from .errors import ReportRejected
 from .keys import SigningKey, derive
 from .pki import Pki
+from .qgs.messages import PlatformInfo
 from .quote import SGX_REPORT, BodyType, signature_data, signed_part, td_body
 from .sgx_platform import PlatformIdentity, PlatformTcb
-from .tdreport import TDINFO, TDINFO_OFFSET, ReportVerifier
+from .tdreport import TDINFO_OFFSET, ReportVerifier
 
 #: QE authentication data.  dcap-qvl accepts 32 bytes only; Intel's enclave puts these there.
 _QE_AUTH_DATA: Final = bytes(range(32))
@@ -101,6 +104,15 @@ class TdQuotingEnclave:
     def pck_chain(self) -> bytes:
         """The certification data: PCK, CA and root in PEM."""
         return self.pki.pck_chain(self.platform, self.tcb).encode()
+
+    def platform_info(self) -> PlatformInfo:
+        """What the quote generation service says about the platform."""
+        return PlatformInfo(
+            tdqe_isvsvn=self.identity.isvsvn,
+            pce_isvsvn=self.tcb.pcesvn,
+            platform_id=self.user_data[:16],
+            cpusvn=self.tcb.cpusvn,
+        )
 
     def quote(self, report: bytes, *, version: int | None = None, body: BodyType | None = None) -> bytes:
         """The quote for a TDREPORT (1024 bytes) of this machine.

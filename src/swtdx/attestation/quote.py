@@ -13,9 +13,10 @@ from enum import IntEnum
 from typing import Final
 
 from swtdx.arch.layout import Blob, Field, Layout
+from swtdx.arch.report_structs import REPORTMACSTRUCT, TDINFO, TEE_TCB_INFO, TEE_TYPE_TDX
 
 from .errors import QuoteFormatError
-from .tdreport import REPORTMACSTRUCT, TDINFO, TDINFO_OFFSET, TEE_TCB_INFO, TEE_TCB_INFO_OFFSET
+from .tdreport import TDINFO_OFFSET, TEE_TCB_INFO_OFFSET
 
 HEADER: Final = Layout(
     "quote header",
@@ -35,9 +36,9 @@ TD_BODY_1_0: Final = Layout(
     tee_tcb_svn=Blob(0, 16),
     mrseam=Blob(16, 48),
     mrsignerseam=Blob(64, 48),
-    seamattributes=Blob(112, 8),
-    tdattributes=Blob(120, 8),
-    xfam=Blob(128, 8),
+    seamattributes=Field(112, 8),
+    tdattributes=Field(120, 8),
+    xfam=Field(128, 8),
     mrtd=Blob(136, 48),
     mrconfigid=Blob(184, 48),
     mrowner=Blob(232, 48),
@@ -53,7 +54,10 @@ TD_BODY_1_5: Final = Layout(
     "TD quote body 1.5",
     648,
     # A field belongs to one layout, so those of body 1.0 are declared anew.
-    **{name: Blob(member.offset, member.span) for name, member in TD_BODY_1_0},  # type: ignore[arg-type]
+    **{  # type: ignore[arg-type]
+        name: Field(member.offset, 8) if isinstance(member, Field) else Blob(member.offset, member.span)
+        for name, member in TD_BODY_1_0
+    },
     tee_tcb_svn2=Blob(584, 16),
     mrservicetd=Blob(600, 48),
 )
@@ -78,7 +82,6 @@ SGX_REPORT: Final = Layout(
 #: Intel's QE vendor id.  Verifiers accept no other, so simulated quotes carry it as well.
 INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 KEY_TYPE_P256: Final = 2
-TEE_TDX: Final = 0x81
 
 #: Certification data types.
 PCK_CHAIN: Final = 5
@@ -101,7 +104,7 @@ def header(version: int, user_data: bytes) -> bytes:
     out = HEADER.new()
     HEADER.version.set(out, version)
     HEADER.attestation_key_type.set(out, KEY_TYPE_P256)
-    HEADER.tee_type.set(out, TEE_TDX)
+    HEADER.tee_type.set(out, TEE_TYPE_TDX)
     HEADER.qe_vendor_id.set(out, INTEL_QE_VENDOR_ID)
     HEADER.user_data.set(out, user_data)
     return bytes(out)
@@ -122,7 +125,7 @@ def td_body(report: bytes, body: BodyType) -> bytes:
     same = ("xfam", "mrtd", "mrconfigid", "mrowner", "mrownerconfig", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
     for name in same:
         getattr(layout, name).set(out, getattr(TDINFO, name).get(report, info))
-    layout.reportdata.set(out, REPORTMACSTRUCT.reportdata.get(report))
+    layout.reportdata.set(out, REPORTMACSTRUCT.report_data.get(report))
     if body is BodyType.TD_1_5:
         layout.tee_tcb_svn2.set(out, TEE_TCB_INFO.tee_tcb_svn2.get(report, tcb))
         layout.mrservicetd.set(out, TDINFO.servtd_hash.get(report, info))
@@ -196,8 +199,8 @@ class ParsedQuote:
         if self.version not in (4, 5):
             raise QuoteFormatError(f"quote version {self.version}: a TD quote has version 4 or 5")
         tee = HEADER.tee_type.get(data)
-        if tee != TEE_TDX:
-            raise QuoteFormatError(f"TEE type {tee:#x}: this is no TDX quote, which has {TEE_TDX:#x}")
+        if tee != TEE_TYPE_TDX:
+            raise QuoteFormatError(f"TEE type {tee:#x}: this is no TDX quote, which has {TEE_TYPE_TDX:#x}")
         self.body_type = BodyType.TD_1_0
         if self.version == 5:
             kind = self._number("body type", 2)

@@ -119,7 +119,7 @@ def _report(reader: Reader, world: World) -> TdReportFields:
         value = reader.typed(table["attributes"], int, "[td] attributes")
         if value >= 1 << 64:
             raise ScenarioError(f"[td] attributes has 64 bits; {value:#x} does not fit")
-        report = replace(report, attributes=value.to_bytes(8, "little"))
+        report = replace(report, attributes=value)
     if reader.typed(table.get("service_td", False), bool, "[td] service_td"):
         report = replace(report, servtd_hash=bytes(range(1, 49)))
     return report

@@ -12,69 +12,24 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from swtdx.arch.layout import Blob, Field, Layout
+from swtdx.arch.report_structs import (
+    REPORT_MAC_COVERS,
+    REPORTMACSTRUCT,
+    REPORTTYPE,
+    TDINFO,
+    TDREPORT,
+    TEE_TCB_INFO,
+    TEE_TCB_INFO_VALID_PRESERVING,
+    TEE_TYPE_TDX,
+)
 
 from .errors import ReportRejected
 from .keys import derive
 
-REPORTMACSTRUCT: Final = Layout(
-    "REPORTMACSTRUCT",
-    256,
-    "What the processor vouches for: the hashes of the rest of a TDREPORT, under a MAC.",
-    type_=Field(0, 1, "0x81 for TDX"),
-    subtype=Field(1, 1, "0"),
-    version=Field(2, 1, "1 when the TDREPORT names a bound service TD"),
-    type_reserved=Field(3, 1),
-    reserved1=Blob(4, 12, reserved=True),
-    cpusvn=Blob(16, 16),
-    tee_tcb_info_hash=Blob(32, 48, "SHA-384 of TEE_TCB_INFO"),
-    tee_info_hash=Blob(80, 48, "SHA-384 of TDINFO"),
-    reportdata=Blob(128, 64),
-    reserved2=Blob(192, 32, reserved=True),
-    mac=Blob(224, 32, "HMAC-SHA256 over bytes 0..223 under a key of this machine"),
-)
-
-TEE_TCB_INFO: Final = Layout(
-    "TEE_TCB_INFO",
-    239,
-    "What is known about the TDX module.",
-    valid=Field(0, 8),
-    tee_tcb_svn=Blob(8, 16),
-    mrseam=Blob(24, 48),
-    mrsignerseam=Blob(72, 48),
-    attributes=Blob(120, 8),
-    tee_tcb_svn2=Blob(128, 16),
-    reserved=Blob(144, 95, reserved=True),
-)
-
-TDINFO: Final = Layout(
-    "TDINFO",
-    512,
-    "What is known about the TD.",
-    attributes=Blob(0, 8),
-    xfam=Blob(8, 8),
-    mrtd=Blob(16, 48),
-    mrconfigid=Blob(64, 48),
-    mrowner=Blob(112, 48),
-    mrownerconfig=Blob(160, 48),
-    rtmr0=Blob(208, 48),
-    rtmr1=Blob(256, 48),
-    rtmr2=Blob(304, 48),
-    rtmr3=Blob(352, 48),
-    servtd_hash=Blob(400, 48),
-    reserved=Blob(448, 64, reserved=True),
-)
-
-#: Bytes of a TDREPORT, and where its three structures start in it.
-TDREPORT_SIZE: Final = 1024
+#: Bytes of a TDREPORT, and where its second and third structure start in it.
+TDREPORT_SIZE: Final = TDREPORT.size
 TEE_TCB_INFO_OFFSET: Final = 256
 TDINFO_OFFSET: Final = 512
-
-#: Bytes of REPORTMACSTRUCT that the MAC covers.
-MACED: Final = 224
-
-#: REPORTTYPE.TYPE of a TDREPORT.
-TYPE_TDX: Final = 0x81
 
 
 class ReportVerifier(Protocol):
@@ -107,7 +62,7 @@ class ReportKey:
     def verify(self, mac_struct: bytes) -> bool:
         """Whether bytes 224..255 are the MAC of bytes 0..223."""
         return len(mac_struct) == REPORTMACSTRUCT.size and hmac.compare_digest(
-            self.mac(bytes(mac_struct[:MACED])), bytes(mac_struct[MACED:])
+            self.mac(bytes(mac_struct[:REPORT_MAC_COVERS])), bytes(mac_struct[REPORT_MAC_COVERS:])
         )
 
 
@@ -120,11 +75,13 @@ def check(report: bytes, verifier: ReportVerifier) -> None:
     """
     if len(report) != TDREPORT_SIZE:
         raise ReportRejected(f"a TDREPORT has {TDREPORT_SIZE} bytes, not {len(report)}")
-    kind, subtype, version = report[0], report[1], report[2]
-    if kind != TYPE_TDX or subtype != 0 or version not in (0, 1) or report[3]:
+    kind, subtype = REPORTTYPE.type_.get(report), REPORTTYPE.subtype.get(report)
+    version = REPORTTYPE.version.get(report)
+    known = kind == TEE_TYPE_TDX and subtype == 0 and version in (0, 1)
+    if not known or not REPORTTYPE.reserved_is_zero(report):
         raise ReportRejected(
             f"REPORTTYPE is type {kind:#x}, subtype {subtype}, version {version}; a TDREPORT has type "
-            f"{TYPE_TDX:#x}, subtype 0 and version 0 or 1"
+            f"{TEE_TYPE_TDX:#x}, subtype 0 and version 0 or 1"
         )
     if not verifier.verify(bytes(report[: REPORTMACSTRUCT.size])):
         raise ReportRejected(
@@ -140,9 +97,9 @@ def check(report: bytes, verifier: ReportVerifier) -> None:
 
 
 # Attributes of an ordinary TD: SEPT_VE_DISABLE, without which Linux does not start and verifiers reject.
-_SEPT_VE_DISABLE: Final = (1 << 28).to_bytes(8, "little")
+_SEPT_VE_DISABLE: Final = 1 << 28
 # x87, SSE, AVX, AVX-512, PKRU and AMX: what a TD on a current server has.
-_XFAM: Final = 0x602E7.to_bytes(8, "little")
+_XFAM: Final = 0x602E7
 
 
 def _digest(label: str) -> bytes:
@@ -153,8 +110,8 @@ def _digest(label: str) -> bytes:
 class TdReportFields:
     """What goes into a TDREPORT that is made without a machine.
 
-    Sizes in bytes: measurements 48, ``reportdata`` 64, SVNs 16, attributes and XFAM 8 (little-endian
-    in the report).  The defaults are an ordinary TD, recognisable by its invented measurements.
+    Sizes in bytes: measurements 48, ``reportdata`` 64, SVNs 16; attributes and XFAM are 64-bit
+    numbers.  The defaults are an ordinary TD, recognisable by its invented measurements.
     """
 
     reportdata: bytes = bytes(64)
@@ -163,9 +120,9 @@ class TdReportFields:
     tee_tcb_svn2: bytes = bytes((5, 1, 2)) + bytes(13)
     mrseam: bytes = field(default_factory=lambda: _digest("swtdx example MRSEAM"))
     mrsignerseam: bytes = bytes(48)
-    seam_attributes: bytes = bytes(8)
-    attributes: bytes = _SEPT_VE_DISABLE
-    xfam: bytes = _XFAM
+    seam_attributes: int = 0
+    attributes: int = _SEPT_VE_DISABLE
+    xfam: int = _XFAM
     mrtd: bytes = field(default_factory=lambda: _digest("swtdx example MRTD"))
     mrconfigid: bytes = bytes(48)
     mrowner: bytes = bytes(48)
@@ -180,7 +137,7 @@ class TdReportFields:
             LayoutError: a field has the wrong size.
         """
         tcb = TEE_TCB_INFO.new()
-        TEE_TCB_INFO.valid.set(tcb, 0x301FF)
+        TEE_TCB_INFO.valid.set(tcb, TEE_TCB_INFO_VALID_PRESERVING)
         TEE_TCB_INFO.tee_tcb_svn.set(tcb, self.tee_tcb_svn)
         TEE_TCB_INFO.mrseam.set(tcb, self.mrseam)
         TEE_TCB_INFO.mrsignerseam.set(tcb, self.mrsignerseam)
@@ -192,11 +149,11 @@ class TdReportFields:
         for index, rtmr in enumerate(self.rtmrs):
             getattr(TDINFO, f"rtmr{index}").set(info, rtmr)
         mac = REPORTMACSTRUCT.new()
-        REPORTMACSTRUCT.type_.set(mac, TYPE_TDX)
-        REPORTMACSTRUCT.version.set(mac, int(any(self.servtd_hash)))
+        REPORTTYPE.type_.set(mac, TEE_TYPE_TDX)
+        REPORTTYPE.version.set(mac, int(any(self.servtd_hash)))
         REPORTMACSTRUCT.cpusvn.set(mac, self.cpusvn)
         REPORTMACSTRUCT.tee_tcb_info_hash.set(mac, hashlib.sha384(tcb).digest())
         REPORTMACSTRUCT.tee_info_hash.set(mac, hashlib.sha384(info).digest())
-        REPORTMACSTRUCT.reportdata.set(mac, self.reportdata)
-        REPORTMACSTRUCT.mac.set(mac, key.mac(bytes(mac[:MACED])))
+        REPORTMACSTRUCT.report_data.set(mac, self.reportdata)
+        REPORTMACSTRUCT.mac.set(mac, key.mac(bytes(mac[:REPORT_MAC_COVERS])))
         return bytes(mac + tcb + bytes(TDINFO_OFFSET - TEE_TCB_INFO_OFFSET - len(tcb)) + info)

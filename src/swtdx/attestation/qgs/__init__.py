@@ -1,0 +1,1 @@
+"""The quote generation service: its protocol, a server in front of a quoting enclave, and a client."""
