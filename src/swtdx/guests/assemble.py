@@ -64,7 +64,7 @@ def assemble(program: Program) -> bytes:
             *("ld", "--build-id=none", "-m", "elf_x86_64", "-nostdlib", "-static", "-z", "noexecstack"),
             *("-T", script, "-o", str(linked), str(obj)),
         )
-        _run("objcopy", "-O", "binary", str(linked), str(flat))
+        _run("objcopy", "-O", "binary", "-j", ".text", str(linked), str(flat))
         return flat.read_bytes()
 
 
