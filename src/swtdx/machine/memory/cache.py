@@ -50,7 +50,7 @@ class Cache:
         self.views: dict[int, memoryview] = {}
         # Lines that a shared mapping shows as zeros because they belong to a TD. Guests may write to
         # them unseen, so whether they are dirty is decided by looking when they leave.
-        self._ghosts: dict[int, int] = {}
+        self.ghosts: dict[int, int] = {}
 
     # -- leaving ------------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class Cache:
 
     def _write_back(self, first: int, end: int, keep: bool) -> None:
         self.release(first, end)
-        if self._ghosts:
+        if self.ghosts:
             self._settle_ghosts(first, end, keep)
         pages = self.pages
         live = first + np.flatnonzero(pages.valids[first:end])
@@ -108,7 +108,7 @@ class Cache:
     def flush_lines(self, page: int, mask: int, keep: bool) -> None:
         """CLFLUSH (or, with ``keep``, CLWB) of the lines in ``mask``."""
         self.release(page, page + 1)
-        if self._ghosts:
+        if self.ghosts:
             self._settle_ghosts(page, page + 1, keep)
         pages = self.pages
         mask &= pages.valid[page]
@@ -134,8 +134,8 @@ class Cache:
             self._free(page, page + 1)
 
     def _settle_ghosts(self, first: int, end: int, keep: bool) -> None:
-        for page in [page for page in self._ghosts if first <= page < end]:
-            mask = self._ghosts.pop(page) & self.pages.valid[page]
+        for page in [page for page in self.ghosts if first <= page < end]:
+            mask = self.ghosts.pop(page) & self.pages.valid[page]
             written = 0
             for line, count in line_runs(mask):
                 for each in range(line, line + count):
@@ -144,7 +144,7 @@ class Cache:
                         written |= 1 << each
             self.pages.dirty[page] |= written
             if keep and mask & ~written:
-                self._ghosts[page] = mask & ~written
+                self.ghosts[page] = mask & ~written
 
     # -- encrypting what was deferred -----------------------------------------------------------------
 
@@ -256,11 +256,11 @@ class Cache:
         key = self.prepare(page, keyid)
         missing = ALL_LINES & ~(pages.valid[page] | pages.pend[page])
         self.fill(page, ALL_LINES, key)
-        ghost = self._ghosts.get(page, 0)
+        ghost = self.ghosts.get(page, 0)
         if missing and not key.owner and pages.flag[page] & WRITTEN:
             ghost |= self.store.owned_lines(page) & missing
             if ghost:
-                self._ghosts[page] = ghost
+                self.ghosts[page] = ghost
         pages.dirty[page] = ALL_LINES & ~ghost
         pages.flag[page] |= FILLED
 
@@ -313,7 +313,7 @@ class Cache:
         """MOVDIR64B: replace the lines in ``mask`` (contiguous) by ``data`` without reading them."""
         pages = self.pages
         self.release(page, page + 1)
-        self._ghosts.pop(page, None)
+        self.ghosts.pop(page, None)
         pages.valid[page] &= ~mask & ALL_LINES
         pages.dirty[page] &= ~mask & ALL_LINES
         pages.pend[page] &= ~mask & ALL_LINES
@@ -332,8 +332,8 @@ class Cache:
         """MOVDIR64B of zeros over whole pages, without touching frames that are zero already."""
         pages = self.pages
         self.release(first, end)
-        for page in [page for page in self._ghosts if first <= page < end]:
-            del self._ghosts[page]
+        for page in [page for page in self.ghosts if first <= page < end]:
+            del self.ghosts[page]
         flags = pages.flags[first:end]
         if (flags & FILLED).any():
             self._free(first, end)

@@ -1,0 +1,250 @@
+"""A machine's memory in a snapshot: cache state, frames, DRAM, keys, bit for bit and sparsely.
+
+Lines whose encryption is deferred are saved as they are, with the keys they wait for: a save neither
+changes the machine nor makes ciphertext of memory that was only accepted. Views and engine mappings do
+not survive; their pages come back resident and dirty. No processor may run while memory is saved.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from swtdx.machine.memory.addresses import LINES_PER_PAGE, PAGE, PAGE_SHIFT, AddressError, AddressMap
+from swtdx.machine.memory.cache import Cache
+from swtdx.machine.memory.keys import Algorithm, Integrity, Key, KeyTable
+from swtdx.machine.memory.pages import ALL, CHUNK, FILLED, WRITTEN, PageTable
+from swtdx.machine.memory.physical import PhysicalMemory
+from swtdx.machine.snapshot import SectionReader, SectionWriter, Snapshot, SnapshotWriter
+
+SECTION: Final = "memory"
+VERSION: Final = 1
+
+#: The properties of a page in the order of the file.
+_COLUMNS: Final = (
+    ("tags", "<u2"),
+    ("valids", "<u8"),
+    ("dirties", "<u8"),
+    ("pends", "<u8"),
+    ("pkeys", "<u4"),
+    ("flags", "<u1"),
+)
+_STATE: Final = FILLED | WRITTEN
+#: Pages whose contents are handled at a time.
+_BATCH: Final = 256
+_INTEGRITIES: Final = (Integrity.LOGICAL, Integrity.CRYPTOGRAPHIC)
+
+Indices = npt.NDArray[np.int64]
+
+
+def save(memory: PhysicalMemory, snapshot: SnapshotWriter) -> None:
+    """Write ``memory`` as the section "memory" of a snapshot."""
+    with memory.lock, snapshot.section(SECTION, VERSION) as out:
+        _save_map(memory, out)
+        _save_keys(memory.keys, out)
+        _save_pages(memory, out)
+
+
+def load(snapshot: Snapshot) -> PhysicalMemory:
+    """A new memory that is what :func:`save` saved.
+
+    Raises:
+        SnapshotError: no such section, another version, or contents that no memory can have.
+    """
+    section = snapshot.section(SECTION, VERSION)
+    memory = _load_map(section)
+    try:
+        _load_keys(memory.keys, section)
+        _load_pages(memory, section)
+        section.end()
+    except BaseException:
+        memory.close()
+        raise
+    return memory
+
+
+def _save_map(memory: PhysicalMemory, out: SectionWriter) -> None:
+    addresses = memory.addresses
+    out.u8(addresses.maxpa)
+    out.u8(addresses.keyid_bits)
+    out.u16(addresses.shared_keyids)
+    out.u16(addresses.private_keyids)
+    out.u8(_INTEGRITIES.index(memory.integrity))
+    out.u16(memory.keys.algorithms)
+    out.blob(memory.keys.seed)
+    out.u32(len(memory.populated))
+    for base, size in memory.populated:
+        out.u64(base)
+        out.u64(size)
+    out.u64(memory.bus.seam_base)
+    out.u64(memory.bus.seam_end)
+    out.u64(memory.epoch)
+
+
+def _load_map(section: SectionReader) -> PhysicalMemory:
+    numbers = (section.u8(), section.u8(), section.u16(), section.u16())
+    integrity, algorithms = section.u8(), section.u16()
+    seed = section.blob()
+    populated = [(section.u64(), section.u64()) for _ in range(min(section.u32(), 4096))]
+    seam_base, seam_end, epoch = section.u64(), section.u64(), section.u64()
+    try:
+        addresses = AddressMap(*numbers)
+        memory = PhysicalMemory(populated, seed, addresses, _INTEGRITIES[integrity], Algorithm(algorithms))
+        if seam_end:
+            memory.set_seamrr(seam_base, seam_end - seam_base)
+    except (AddressError, ValueError, IndexError) as error:
+        raise section.fail(f"an impossible machine: {error}") from error
+    memory.cache.epoch = epoch
+    return memory
+
+
+def _save_keys(table: KeyTable, out: SectionWriter) -> None:
+    out.u64(table.programmings)
+    out.u32(table.entropy_failures)
+    out.write(table.current.astype("<u4").tobytes())
+    # Unprogrammed KeyIDs follow from the seed.
+    keys = [key for key in table.known() if key.serial >= table.addresses.keyids]
+    out.u32(len(keys))
+    for key in keys:
+        out.u32(key.serial)
+        out.u16(key.keyid)
+        out.u8(key.owner | key.integrity << 1)
+        for secret in (key.data_key, key.tweak_key, key.mac_key):
+            out.blob(secret)
+
+
+def _load_keys(table: KeyTable, section: SectionReader) -> None:
+    keyids = table.addresses.keyids
+    programmings = section.u64()
+    entropy_failures = section.u32()
+    current = np.frombuffer(section.read(4 * keyids), "<u4").tolist()
+    keys: list[Key] = []
+    for _ in range(section.u32()):
+        serial, keyid, marks = section.u32(), section.u16(), section.u8()
+        secrets = [section.blob() for _ in range(3)]
+        lengths = tuple(len(secret) for secret in secrets)
+        mac = 16 if marks & 2 else lengths[2]
+        if lengths[0] not in (0, 16, 32) or lengths != (lengths[0], lengths[0], mac) or keyid >= keyids:
+            raise section.fail(f"the key with serial {serial} is malformed")
+        keys.append(Key(serial, keyid, bool(marks & 1), bool(marks & 2), *secrets))
+    serials = {key.serial for key in keys}
+    if any(serial != keyid and serial not in serials for keyid, serial in enumerate(current)):
+        raise section.fail("a KeyID's current key is missing")
+    table.restore(programmings, current, keys)
+    table.entropy_failures = entropy_failures
+
+
+def _stateful(pages: PageTable) -> Indices:
+    """The pages that are not as the BIOS left them."""
+    found = [np.empty(0, np.int64)]
+    for first, end in pages.touched():
+        flags = pages.flags[first:end] & _STATE
+        state = (flags != 0) | (pages.valids[first:end] != 0) | (pages.pends[first:end] != 0)
+        found.append(first + np.flatnonzero(state))
+    return np.concatenate(found)
+
+
+def _save_pages(memory: PhysicalMemory, out: SectionWriter) -> None:
+    pages = memory.pages
+    indices = _stateful(pages)
+    out.u64(len(indices))
+    out.write(indices.astype("<u8").tobytes())
+    for name, kind in _COLUMNS:
+        column = getattr(pages, name)[indices]
+        if name == "flags":
+            column = column & _STATE
+        out.write(column.astype(kind).tobytes())
+    ghosts = memory.cache.ghosts
+    out.u32(len(ghosts))
+    for page in sorted(ghosts):
+        out.u64(page)
+        out.u64(ghosts[page])
+    for batch in _batches(indices[(pages.flags[indices] & FILLED) != 0]):
+        data = np.frombuffer(b"".join(_frames(memory.cache, batch)), np.uint8).reshape(-1, PAGE)
+        used = data.any(axis=1)
+        out.write(np.packbits(used).tobytes())
+        out.write(data[used].tobytes())
+    for batch in _batches(_sealed(pages, indices)):
+        store = memory.store
+        for page in batch.tolist():
+            out.write(store.cipher.view[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE])
+            first = page * LINES_PER_PAGE
+            out.write(store.meta.array[first : first + LINES_PER_PAGE].astype("<u4").tobytes())
+
+
+def _load_pages(memory: PhysicalMemory, section: SectionReader) -> None:
+    pages = memory.pages
+    count = section.u64()
+    if count > pages.count:
+        raise section.fail(f"{count} pages have a state, but the machine has only {pages.count}")
+    indices = np.frombuffer(section.read(8 * count), "<u8").astype(np.int64)
+    columns: dict[str, npt.NDArray[Any]] = {
+        name: np.frombuffer(section.read(np.dtype(kind).itemsize * count), kind) for name, kind in _COLUMNS
+    }
+    _check_pages(memory, section, indices, columns)
+    for name, column in columns.items():
+        getattr(pages, name)[indices] = column
+    for chunk in np.unique(indices // CHUNK).tolist():
+        pages.touch(chunk * CHUNK, chunk * CHUNK + 1)
+    for _ in range(section.u32()):
+        page, mask = section.u64(), section.u64()
+        if page >= pages.count or mask & ~pages.valid[page] or mask & pages.dirty[page]:
+            raise section.fail(f"page {page:#x}: lines of a TD where none are mapped")
+        memory.cache.ghosts[page] = mask
+    for batch in _batches(indices[(pages.flags[indices] & FILLED) != 0]):
+        used = np.unpackbits(np.frombuffer(section.read(-(-len(batch) // 8)), np.uint8))[: len(batch)]
+        for page in batch[used != 0].tolist():
+            memory.frames[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE] = section.read(PAGE)
+    for page in _sealed(pages, indices).tolist():
+        store = memory.store
+        store.cipher.view[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE] = section.read(PAGE)
+        first = page * LINES_PER_PAGE
+        meta = np.frombuffer(section.read(4 * LINES_PER_PAGE), "<u4")
+        store.meta.array[first : first + LINES_PER_PAGE] = meta
+
+
+def _check_pages(
+    memory: PhysicalMemory, section: SectionReader, indices: Indices, columns: dict[str, npt.NDArray[Any]]
+) -> None:
+    """Refuse a state that no run of this memory could have led to."""
+    if len(indices) and (np.diff(indices) <= 0).any():
+        raise section.fail("pages are out of order")
+    edges = [0, *(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
+    for a, b in itertools.pairwise(edges):
+        if b > a and not memory.bus.is_populated(int(indices[a]) << PAGE_SHIFT, (b - a) << PAGE_SHIFT):
+            raise section.fail(f"page {int(indices[a]):#x} and following have a state, but no memory")
+    checks = (
+        ("a KeyID that does not exist", columns["tags"] >= memory.addresses.keyids),
+        ("dirty lines that are not valid", (columns["dirties"] & ~columns["valids"]) != 0),
+        ("unknown flags", (columns["flags"] & ~np.uint8(_STATE)) != 0),
+    )
+    for what, wrong in checks:
+        if wrong.any():
+            raise section.fail(f"page {int(indices[int(np.argmax(wrong))]):#x}: {what}")
+    known = {key.serial for key in memory.keys.known()} | set(range(memory.addresses.keyids))
+    pending = columns["pends"] != 0
+    for serial in np.unique(columns["pkeys"][pending]).tolist():
+        if serial not in known:
+            raise section.fail(f"lines wait for the key with serial {serial}, which is missing")
+
+
+def _sealed(pages: PageTable, indices: Indices) -> Indices:
+    """The pages whose contents in DRAM still matter: not all of them are about to be replaced."""
+    kept = ((pages.flags[indices] & WRITTEN) != 0) & (pages.pends[indices] != ALL)
+    return indices[np.flatnonzero(kept)]
+
+
+def _batches(indices: Indices) -> Iterator[Indices]:
+    for start in range(0, len(indices), _BATCH):
+        yield indices[start : start + _BATCH]
+
+
+def _frames(cache: Cache, batch: Indices) -> Iterator[bytes]:
+    """The frames of ``batch``, read so that holes stay holes."""
+    edges = [0, *(np.flatnonzero(np.diff(batch) != 1) + 1).tolist(), len(batch)]
+    for a, b in itertools.pairwise(edges):
+        yield cache.frames.read(int(batch[a]) << PAGE_SHIFT, (b - a) << PAGE_SHIFT)
