@@ -7,6 +7,16 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from swtdx.arch.regs import RAX
+from swtdx.machine.cpu import msr_table as at
+from swtdx.machine.cpu.cpuid import Cpuid, Regs
+from swtdx.machine.cpu.features import cr4_bits
+from swtdx.machine.cpu.fuses import Fuses
+from swtdx.machine.cpu.model import DEFAULT_MODEL, find_model
+from swtdx.machine.cpu.msr_file import MsrFile
+from swtdx.machine.cpu.msr_rules import FEATURE_LOCK, FEATURE_VMX
+from swtdx.machine.cpu.package import package_of
+from swtdx.machine.cpu.pconfig import pconfig
+from swtdx.machine.cpu.topology import Topology
 from swtdx.machine.faults import GeneralProtection, InvalidOpcode
 from swtdx.machine.vmx.unit import VmxUnit
 
@@ -15,6 +25,8 @@ if TYPE_CHECKING:
 
 #: SEAMCALL with this bit of RAX set goes to the P-SEAMLDR, else to the TDX Module.
 P_SEAMLDR_BIT: Final = 1 << 63
+#: CR4.VMXE; VMXON needs it.
+CR4_VMXE: Final = 1 << 13
 
 
 class Mode(enum.Enum):
@@ -24,20 +36,34 @@ class Mode(enum.Enum):
     ROOT = "VMX root"
     SEAM_ROOT = "SEAM VMX root"
     SEAM_NON_ROOT = "SEAM VMX non-root"
+    ACM = "an authenticated code module"
 
 
 class LogicalProcessor:
     """One logical processor of the machine.
 
     ``gpr`` is the register file of the software that runs on it outside SEAM (16 integers, x86
-    order); ``cf`` and ``zf`` are the flags that SEAMCALL and PCONFIG report in.
+    order); ``cf`` and ``zf`` are the flags that SEAMCALL and PCONFIG report in.  ``msrs`` is its MSR
+    file.  Machine options that it looks at: ``model`` (a name in ``machine.cpu.model``) and ``boot``
+    (number of this boot since the machine was made; reports of another boot do not verify).
+
+    Raises:
+        ValueError: the machine's configuration names no such model, or too many processors.
     """
 
     def __init__(self, machine: Machine, index: int, package: int) -> None:
         self.machine = machine
-        #: Number of the processor in the machine, from 0; also its x2APIC id.
+        #: Number of the processor in the machine, from 0.
         self.index = index
         self.package = package
+        config = machine.config
+        topology = Topology(config.packages, config.processors_per_package)
+        #: What CPUID leaf 0x1F says; the same as ``index`` if packages have 2, 4, 8, ... processors.
+        self.x2apic_id = topology.apic_id(index)
+        self.model = find_model(config.options.get("model", DEFAULT_MODEL))
+        self.msrs = MsrFile(self, package_of(machine, package), self.model)
+        self._cpuid = Cpuid(self.model, topology, lambda: machine.tsc_hz)
+        self.cr4 = 0
         self.mode = Mode.LEGACY
         self.gpr: list[int] = [0] * 16
         #: XMM0..15 of the software outside SEAM, 128 bits each.
@@ -56,16 +82,83 @@ class LogicalProcessor:
         self.in_guest = False
         self._woken = threading.Event()
         self.vmx = VmxUnit(self)
+        if index == 0:
+            fuses = Fuses(config.seed, config.options.get("boot", 0))
+            machine.seam.power_on(fuses, self.model.cpusvn, self.model.se_svn)
+
+    # ------------------------------------------------------------------ identity and registers
+    def cpuid(self, leaf: int, subleaf: int = 0) -> Regs:
+        """CPUID outside a TD: EAX, EBX, ECX, EDX."""
+        return self._cpuid.execute(self.x2apic_id, self.cr4, leaf, subleaf)
+
+    def rdmsr(self, index: int) -> int:
+        """RDMSR.
+
+        Raises:
+            GeneralProtection: see :meth:`MsrFile.read`.
+        """
+        return self.msrs.read(index)
+
+    def wrmsr(self, index: int, value: int) -> None:
+        """WRMSR.
+
+        Raises:
+            GeneralProtection: see :meth:`MsrFile.write`.
+        """
+        self.msrs.write(index, value)
+
+    def write_cr4(self, value: int) -> None:
+        """MOV to CR4.
+
+        Raises:
+            GeneralProtection: bits that the processor does not have, or VMXE cleared in VMX operation.
+        """
+        if value & ~cr4_bits():
+            raise GeneralProtection(f"CR4 = {value:#x}: this processor has only bits {cr4_bits():#x}")
+        if self.mode not in (Mode.LEGACY, Mode.ACM) and not value & CR4_VMXE:
+            raise GeneralProtection("CR4.VMXE cannot be cleared in VMX operation")
+        self.cr4 = value
+
+    def pconfig(self) -> None:
+        """PCONFIG with the operands in ``gpr``; see :func:`swtdx.machine.cpu.pconfig.pconfig`."""
+        pconfig(self)
+
+    def wbinvd(self) -> None:
+        """WBINVD: write back and invalidate all caches."""
+        self.machine.memory.wbinvd()
+
+    @property
+    def in_seam(self) -> bool:
+        """Whether software in SEAM VMX root mode executes here."""
+        return self.mode is Mode.SEAM_ROOT
+
+    @property
+    def in_acm(self) -> bool:
+        """Whether an authenticated code module executes here."""
+        return self.mode is Mode.ACM
+
+    def addresses_changed(self) -> None:
+        """TME was activated: physical addresses divide otherwise, and memory lost its contents."""
+        self.vmx = VmxUnit(self)
 
     # ------------------------------------------------------------------ modes
     def vmxon(self) -> None:
         """VMXON: enter VMX root operation.
 
         Raises:
-            GeneralProtection: the processor is in VMX operation already.
+            InvalidOpcode: CR4.VMXE is clear.
+            GeneralProtection: the processor is in VMX operation already, or IA32_FEATURE_CONTROL does
+                not allow it (not locked, or VMX outside SMX not enabled).
         """
+        if not self.cr4 & CR4_VMXE:
+            raise InvalidOpcode(f"VMXON on processor {self.index} with CR4.VMXE clear")
         if self.mode is not Mode.LEGACY:
             raise GeneralProtection(f"VMXON on processor {self.index}, which is in {self.mode.value}")
+        allowed = FEATURE_LOCK | FEATURE_VMX
+        if self.msrs.peek(at.FEATURE_CONTROL) & allowed != allowed:
+            raise GeneralProtection(
+                f"VMXON on processor {self.index}: the BIOS has not locked IA32_FEATURE_CONTROL with VMX"
+            )
         self.mode = Mode.ROOT
 
     def vmxoff(self) -> None:
@@ -92,7 +185,10 @@ class LogicalProcessor:
         seam = self.machine.seam
         if not seam.enabled:
             raise GeneralProtection("SEAMCALL without a valid SEAM range")
-        entry = seam.p_seamldr_entry if self.gpr[RAX] & P_SEAMLDR_BIT else seam.module_entry(self.index)
+        if self.gpr[RAX] & P_SEAMLDR_BIT:
+            self._call_p_seamldr()
+            return
+        entry = seam.module_entry(self.index)
         if entry is None:
             self.cf = True
             return
@@ -104,6 +200,21 @@ class LogicalProcessor:
                 entry(self)
             finally:
                 self.mode = Mode.ROOT
+
+    def _call_p_seamldr(self) -> None:
+        """SEAMCALL with bit 63: one processor at a time; the others get VMfailInvalid."""
+        seam = self.machine.seam
+        entry = seam.p_seamldr_entry
+        if entry is None or not seam.p_seamldr_lock.acquire(blocking=False):
+            self.cf = True
+            return
+        self.cf = False
+        self.mode = Mode.SEAM_ROOT
+        try:
+            entry(self)
+        finally:
+            self.mode = Mode.ROOT
+            seam.p_seamldr_lock.release()
 
     # ------------------------------------------------------------------ interrupts and time
     def interrupt(self, vector: int) -> None:

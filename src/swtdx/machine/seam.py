@@ -1,19 +1,33 @@
 """SEAM: the mode, the range, and who may be entered.
 
-Nothing runs in SEAM that was not installed here by the loader chain (``swtdx.firmware``).
+Nothing runs in SEAM that was not installed here by the loader chain (``swtdx.firmware``).  The register
+SEAMEXTEND (structures.md §12) is the gate: SEAMCALL reaches the P-SEAMLDR only while it says
+P_SEAMLDR_READY, and the TDX Module only while it says SEAM_READY.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
+
+from swtdx.arch.seam_structs import SEAMEXTEND
+from swtdx.machine.cpu.fuses import Fuses
+from swtdx.machine.faults import GeneralProtection
+from swtdx.machine.memory import Requestor
+from swtdx.machine.seamops import SeamDatabase
 
 if TYPE_CHECKING:
+    from swtdx.machine.memory import PhysicalMemory
     from swtdx.machine.processor import LogicalProcessor
 
 #: Code that SEAMCALL enters: it works on the processor's registers and returns by SEAMRET.
 Entry = Callable[["LogicalProcessor"], None]
+
+#: SEAMEXTEND is moved through a buffer aligned to this many bytes.
+SEAMEXTEND_ALIGNMENT: Final = 256
+#: Byte of SEAMEXTEND that the processor owns: the SE SVN of the last microcode patch.
+_SE_SVN: Final = 10
 
 
 class Seam:
@@ -25,19 +39,73 @@ class Seam:
         self.p_seamldr_entry: Entry | None = None
         #: Held while a processor executes SEAM code, released while it runs a guest.
         self.lock = threading.Lock()
+        #: Hardware lets one processor at a time into the P-SEAMLDR; others get VMfailInvalid.
+        self.p_seamldr_lock = threading.Lock()
+        #: The SEAMEXTEND register, 136 bytes; change it with :meth:`write_seamextend`.
+        self.extend: bytes = bytes(SEAMEXTEND.size)
+        self.database = SeamDatabase()
+        self.fuses = Fuses(b"")
+        self.cpusvn = bytes(16)
+        self.se_svn = 0
+        self._loaded: Entry | None = None
         self._module: Entry | None = None
         self._module_ready: set[int] = set()
 
+    def power_on(self, fuses: Fuses, cpusvn: bytes, se_svn: int) -> None:
+        """Reset of the processors: give SEAM the part's fuses and security versions."""
+        self.fuses, self.cpusvn, self.se_svn = fuses, cpusvn, se_svn
+
+    # ------------------------------------------------------------------ SEAMEXTEND
+    def write_seamextend(self, value: bytes) -> None:
+        """Copy 136 bytes into SEAMEXTEND.  The SE SVN byte stays the processor's own.
+
+        Raises:
+            GeneralProtection: the value has another size.
+        """
+        if len(value) != SEAMEXTEND.size:
+            raise GeneralProtection(f"SEAMEXTEND has {SEAMEXTEND.size} bytes, not {len(value)}")
+        register = bytearray(value)
+        register[_SE_SVN] = self.se_svn if SEAMEXTEND.valid.get(register) else 0
+        self.extend = bytes(register)
+        self._module = self._loaded if SEAMEXTEND.seam_ready.get(register) else None
+        if not SEAMEXTEND.p_seamldr_ready.get(register):
+            self.p_seamldr_entry = None
+
+    def transfer_seamextend(self, memory: PhysicalMemory, pa: int, *, out: bool) -> None:
+        """IA32_SEAMEXTEND's two commands: copy the register out to, or in from, memory at ``pa``.
+
+        Raises:
+            GeneralProtection: ``pa`` is not aligned to 256 bytes.
+        """
+        if pa % SEAMEXTEND_ALIGNMENT:
+            raise GeneralProtection(f"IA32_SEAMEXTEND: {pa:#x} is not aligned to 256 bytes")
+        if out:
+            memory.write(pa, self.extend, Requestor.SEAM)
+        else:
+            self.write_seamextend(memory.read(pa, SEAMEXTEND.size, Requestor.SEAM))
+
+    # ------------------------------------------------------------------ who is entered
     def module_entry(self, lp: int) -> Entry | None:
         """The TDX Module's entry point on logical processor ``lp``, None when it is not loaded."""
         return self._module if lp in self._module_ready else None
 
+    @property
+    def module(self) -> Any:
+        """The loaded module's entry, whether SEAM_READY says so or not; None if there is none."""
+        return self._loaded
+
     def install_module(self, entry: Entry, processors: int) -> None:
-        """The SEAM VMCSs of all processors now point to ``entry``."""
-        self._module = entry
+        """The SEAM VMCSs of all processors now point to ``entry``, and SEAM_READY is set."""
+        self._loaded = entry
         self._module_ready = set(range(processors))
+        register = bytearray(self.extend)
+        SEAMEXTEND.seam_ready.set(register, 1)
+        self.write_seamextend(bytes(register))
 
     def remove_module(self) -> None:
-        """SEAM_READY is cleared: SEAMCALLs to the module fail."""
-        self._module = None
+        """SEAM_READY is cleared and the SEAM VMCSs are gone: SEAMCALLs to the module fail."""
+        register = bytearray(self.extend)
+        SEAMEXTEND.seam_ready.set(register, 0)
+        self._loaded = None
         self._module_ready = set()
+        self.write_seamextend(bytes(register))

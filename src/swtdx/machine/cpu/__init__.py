@@ -1,0 +1,1 @@
+"""The processor's registers and identity outside SEAM: MSRs, CPUID, PCONFIG, packages, fuses."""

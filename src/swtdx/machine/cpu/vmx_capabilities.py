@@ -1,0 +1,75 @@
+"""The VMX capability MSRs, 0x480..0x493.
+
+Each control word is given as the controls that must be 1 and those that may be 1.  They are what a
+Sapphire Rapids server reports (Intel SDM volume 3, appendix A, for the layout and the default-1
+classes), except where a control belongs to a feature that the processor does not show (WAITPKG, PT,
+SGX, XSAVES stay available: the TDX Module sets these controls whatever CPUID says).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.machine.cpu.features import cr4_bits
+from swtdx.machine.vmx.vmcs import REVISION
+
+
+def _controls(must: int, may: int) -> int:
+    """Bits 31:0: controls that must be 1; bits 63:32: controls that may be 1."""
+    return must | may << 32
+
+
+# Bits that the SDM calls "default 1" (appendix A.3 to A.5).
+_PIN_DEFAULT1: Final = 0x00000016
+_PROC_DEFAULT1: Final = 0x0401E172
+_EXIT_DEFAULT1: Final = 0x00036DFF
+_ENTRY_DEFAULT1: Final = 0x000011FF
+# The TRUE_ forms let software clear some of those: CR3 load/store exiting, and the debug controls.
+_TRUE_PROC: Final = 0x04006172
+_TRUE_EXIT: Final = 0x00036DFB
+_TRUE_ENTRY: Final = 0x000011FB
+
+_PIN: Final = 0x000000FF
+# All but bits 0 and 18, which are reserved; bit 17 activates the tertiary controls.
+_PROC: Final = 0xFFFBFFFE
+_EXIT: Final = 0xFF7FFFFF
+_ENTRY: Final = 0x00FFF3FF
+_PROC2: Final = 0xFF7FFFFF
+_PROC3: Final = 0x000000FF
+
+#: IA32_VMX_BASIC: revision, 4096-byte regions, write-back, I/O information, TRUE_ MSRs, events without
+#: error code.
+_BASIC: Final = REVISION | 4096 << 32 | 6 << 50 | 1 << 54 | 1 << 55 | 1 << 56
+#: IA32_VMX_MISC: TSC shift 7, EFER.LMA on exit, HLT/shutdown/wait-for-SIPI, PT in VMX, IA32_SMBASE,
+#: 4 CR3 targets, SMM monitor, VMWRITE to any field, injection with length 0.
+_MISC: Final = 7 | 1 << 5 | 7 << 6 | 1 << 14 | 1 << 15 | 4 << 16 | 1 << 28 | 1 << 29 | 1 << 30
+#: IA32_VMX_EPT_VPID_CAP: execute-only, 4 and 5 levels, UC, WB, 2 MiB, 1 GiB, INVEPT, A/D flags, advanced
+#: exit information, supervisor shadow stack, INVEPT and INVVPID types.
+_EPT_VPID: Final = (
+    1 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 14 | 3 << 16 | 1 << 20 | 1 << 21 | 1 << 22 | 1 << 23
+    | 3 << 25 | 1 << 32 | 0xF << 40
+)  # fmt: skip
+
+#: Value by MSR address.
+VMX_MSRS: Final[dict[int, int]] = {
+    0x480: _BASIC,
+    0x481: _controls(_PIN_DEFAULT1, _PIN),
+    0x482: _controls(_PROC_DEFAULT1, _PROC),
+    0x483: _controls(_EXIT_DEFAULT1, _EXIT),
+    0x484: _controls(_ENTRY_DEFAULT1, _ENTRY),
+    0x485: _MISC,
+    0x486: 0x80000021,  # CR0_FIXED0: PE, NE, PG
+    0x487: 0xFFFFFFFF,  # CR0_FIXED1
+    0x488: 0x2000,  # CR4_FIXED0: VMXE
+    0x489: cr4_bits(),  # CR4_FIXED1
+    0x48A: 0x3E,  # VMCS_ENUM: highest index used, times 2
+    0x48B: _controls(0, _PROC2),
+    0x48C: _EPT_VPID,
+    0x48D: _controls(_PIN_DEFAULT1, _PIN),
+    0x48E: _controls(_TRUE_PROC, _PROC),
+    0x48F: _controls(_TRUE_EXIT, _EXIT),
+    0x490: _controls(_TRUE_ENTRY, _ENTRY),
+    0x491: 0x1,  # VMFUNC: EPTP switching
+    0x492: _PROC3,
+    0x493: 0x8,  # EXIT_CTLS2
+}
