@@ -1,0 +1,149 @@
+"""What a leaf function is: the record that dispatch, docs, traces, explain and fuzzing read.
+
+Sources for the tables built from it (:mod:`~swtdx.arch.host_leaves`,
+:mod:`~swtdx.arch.guest_leaves`): the handlers of the TDX module 1.5.01 (``api_calls``, ``vm_exits``,
+``migration_api_calls``), its dispatchers, ``op_state_lookup.c`` and ``sept_state_lookup.c``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from swtdx.arch import status
+from swtdx.arch.operands import OPERAND_NAMES
+
+HOST: Final = "host"
+GUEST: Final = "guest"
+LOADER: Final = "loader"
+
+#: ``Leaf.support`` of a leaf that swtdx implements; every other value names the feature it belongs
+#: to, and such a leaf is answered as an unknown one, with OPERAND_INVALID | RAX.
+BASE: Final = "base"
+MIGRATION: Final = "migration"
+SERVICE_TD: Final = "service_td"
+PARTITIONING: Final = "partitioning"
+TD_PRESERVING: Final = "td_preserving"
+RESERVED: Final = "reserved"  # a number without a handler
+
+# What happens to an output register when the leaf fails.
+ZERO: Final = "zero"  # it is set to 0 before the first check
+ONES: Final = "ones"  # it is set to all ones before the first check
+SEPT: Final = "sept"  # 0, or what the Secure EPT walk found when a check on the entry failed
+SAME: Final = "same"  # it keeps its input
+LEAF: Final = "leaf"  # see the output's meaning
+
+
+class Bits(NamedTuple):
+    """A named bit range of an operand, both ends included."""
+
+    name: str
+    high: int
+    low: int
+
+    def of(self, value: int) -> int:
+        """The range's bits of ``value``, shifted down."""
+        return value >> self.low & ((1 << (self.high - self.low + 1)) - 1)
+
+
+class Input(NamedTuple):
+    """An input register: its meaning, its bit ranges if it has any, the version that takes it."""
+
+    register: str
+    meaning: str
+    bits: tuple[Bits, ...] = ()
+    since: int = 0
+
+
+class Output(NamedTuple):
+    """An output register: its meaning on success, what it holds on failure, the version that has it."""
+
+    register: str
+    meaning: str
+    on_error: str = SAME
+    since: int = 0
+
+
+class Outcome(NamedTuple):
+    """A status that a leaf may return, and the check that gives it.
+
+    ``details`` is the value of bits 31:0 (an operand id, mostly); None if it varies (an MSR address,
+    a level, an index) or is not used.
+    """
+
+    status: int
+    details: int | None
+    check: str
+
+    @property
+    def value(self) -> int:
+        """The whole status, with 0 where the details vary."""
+        return self.status | (self.details or 0)
+
+    @property
+    def name(self) -> str:
+        """``TDX_OPERAND_INVALID | RCX``."""
+        name = status.PSEAMLDR_NAMES.get(self.status) if self.status else None
+        name = name or status.name_of(self.status)
+        if self.details is None:
+            return name
+        return f"{name} | {OPERAND_NAMES.get(self.details, hex(self.details))}"
+
+
+class Lock(NamedTuple):
+    """A try-lock that the leaf takes, in order: ``mode`` is ``"S"`` shared or ``"X"`` exclusive."""
+
+    object: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One leaf function.
+
+    ``sys_states``, ``op_states`` and ``sept_states`` are bit masks: bit n stands for state n of
+    :class:`~swtdx.arch.states.SysState`, :class:`~swtdx.arch.states.OpState`, and for the state with
+    index n in :data:`swtdx.arch.sept.STATES`.  The last two are None where the leaf makes no such
+    check.  ``outcomes`` come in the order of the checks; what the dispatcher itself refuses is not
+    repeated (:data:`~swtdx.arch.leaves.HOST_DISPATCH`, :data:`~swtdx.arch.leaves.GUEST_DISPATCH`).
+    """
+
+    number: int
+    name: str
+    side: str
+    summary: str
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    locks: tuple[Lock, ...] = ()
+    op_states: int | None = None
+    sept_states: int | None = None
+    sys_states: int = 1 << 3
+    max_version: int = 0
+    support: str = BASE
+
+    @property
+    def versions(self) -> range:
+        """The versions accepted in RAX[23:16]."""
+        return range(self.max_version + 1)
+
+    @property
+    def supported(self) -> bool:
+        """Whether swtdx implements it."""
+        return self.support == BASE
+
+
+def matrix(row: str) -> int:
+    """A row of a matrix of allowed states as a mask: ``"Y"`` in column n sets bit n.
+
+    Raises:
+        ValueError: the row contains anything but ``Y`` and ``.``.
+    """
+    if row.strip("Y."):
+        raise ValueError(f"a row of allowed states is written with Y and '.', not {row!r}")
+    return sum(1 << column for column, mark in enumerate(row) if mark == "Y")
+
+
+def page_count(level: int) -> int:
+    """4-KiB pages in a page of ``level`` (0, 1, 2)."""
+    return 1 << (9 * level)
