@@ -154,15 +154,20 @@ class Uart:
                 self._fifo.append(value)
             else:
                 self._overrun = True
+                if not self._fifo_on:
+                    self._fifo[0] = value  # without FIFOs the new byte replaces the old one
         else:
             self._output(bytes((value,)))
         self._thre_pending = True
 
     def _set_fifo(self, value: int) -> None:
         on = bool(value & 1)
-        if on != self._fifo_on or value & 2:
-            # Switching the FIFOs, or asking for it, empties the receiver's.
+        # Switching the FIFOs empties both; so does asking for it, one by one.
+        switched = on != self._fifo_on
+        if switched or value & 2:
             self._fifo.clear()
+        if switched or value & 4:
+            self._thre_pending = True  # "empty" is news again, as QEMU has it; the data sheet is silent
         self._fifo_on = on
         self._trigger = _TRIGGER[value >> 6] if on else 1
         self._refill()

@@ -92,8 +92,8 @@ class VirtioPci(PciFunction):
             self._add_structure(_CFG_DEVICE, _DEVICE, config_length)
         self._msix.install(0, _TABLE, _PBA)
         # bar, offset and length are the driver's to write, and the data behind them is a window.
-        body = struct.pack("<BBB5xII4x", 20, _CFG_PCI, 0, 0, 0)
-        writable = b"\0\0\xff" + bytes(5) + b"\xff" * 12
+        body = struct.pack("<BBB3xII4x", 20, _CFG_PCI, 0, 0, 0)
+        writable = b"\0\0\xff" + bytes(3) + b"\xff" * 12
         self._window = self.add_capability(_CAP_VENDOR, body, writable)
 
     def _add_structure(self, kind: int, offset: int, length: int, extra: bytes = b"") -> None:
