@@ -217,6 +217,23 @@ def enclave_identity(
     return compact(document)
 
 
+def evaluation_numbers(kind: str, validity: Validity, editions: dict[int, dt.datetime]) -> str:
+    """TCB evaluation data numbers, version 1: the text to sign.
+
+    ``editions`` maps the number of each edition on offer to the date of its TCB recovery event.
+    """
+    document: dict[str, Any] = {"id": kind, "version": 1} | validity.members()
+    document["tcbEvalNumbers"] = [
+        {
+            "tcbEvaluationDataNumber": number,
+            "tcbRecoveryEventDate": timestamp(date),
+            "tcbDate": timestamp(date),
+        }
+        for number, date in sorted(editions.items(), reverse=True)
+    ]
+    return compact(document)
+
+
 @dataclass(frozen=True)
 class Signed:
     """A signed document: the exact text, its signature (64 bytes r ‖ s), the signer's PEM chain."""

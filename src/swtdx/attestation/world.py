@@ -275,6 +275,13 @@ class World:
         )
         return self._signing(Fault.QE_IDENTITY_WRONG_ISSUER, Fault.QE_IDENTITY_WRONG_KEY, text)
 
+    def signed_evaluation_numbers(self, kind: str, numbers: list[int]) -> Signed:
+        """The editions of ratings on offer, newest first; each is half a year older than the last."""
+        first = self._newest.date
+        editions = {number: first - i * dt.timedelta(days=182) for i, number in enumerate(numbers)}
+        text = col.evaluation_numbers(kind, self.validity(), editions)
+        return Signed.by(self.pki.tcb_signing.key, pem_chain(self.pki.tcb_signing, self.pki.root), text)
+
     def root_crl(self) -> bytes:
         """The root CA's revocation list, DER."""
         pki = self.impostor if Fault.ROOT_CRL_WRONG_ISSUER in self.faults else self.pki

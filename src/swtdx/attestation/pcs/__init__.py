@@ -1,0 +1,1 @@
+"""The collateral service: Intel's PCS and PCCS paths, version 4, for the simulated maker."""
