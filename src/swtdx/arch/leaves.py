@@ -75,7 +75,7 @@ LOADER_LEAVES: Final[dict[int, Leaf]] = {
                 Outcome(s.PSEAMLDR_EBADHANDOFF, None, "an update can take the loaded module's state over"),
                 Outcome(s.PSEAMLDR_ENOMEM, None, "the module fits in the SEAM range"),
                 Outcome(s.PSEAMLDR_EUNSUPCPU, None, "the SIGSTRUCT lists every processor of the platform"),
-                Outcome(s.PSEAMLDR_EBADSIG, None, "a well-formed SIGSTRUCT, signed by a trusted key, not older"),
+                Outcome(s.PSEAMLDR_EBADSIG, None, "a well-formed SIGSTRUCT, from a trusted key, not older"),
                 Outcome(s.PSEAMLDR_EBADHASH, None, "the pages have the signed hash"),
                 Outcome(s.PSEAMLDR_EINTERRUPT, None, "no interrupt is pending"),
                 Outcome(s.PSEAMLDR_ENOENTROPY, None, "RDRAND"),
