@@ -1,0 +1,91 @@
+"""MSRs that reach the hypervisor by TDVMCALL: those that the module neither runs natively nor emulates.
+
+Values are KVM's for a VM of today; an MSR that KVM refuses is refused, and the guest takes a #GP.  Where
+the honest answer is "nothing", it is given, because a guest that believes in MTRRs or machine-check banks
+goes through all of them, at two TD exits each: a TD's memory is always write-back, and a machine check
+ends a TD before its hypervisor could report one.
+
+Sources: Intel SDM volume 4; Linux arch/x86/kvm/{x86,mtrr,lapic}.c for what is answered and how.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.vmm.apic import X2APIC_BASE
+from swtdx.vmm.vcpu import Vcpu
+
+IA32_TSC_DEADLINE: Final = 0x6E0
+_APIC_BASE: Final = 0x1B
+#: xAPIC address, x2APIC mode, enabled; bit 8 on the bootstrap processor.
+_APIC_BASE_VALUE: Final = 0xFEE00C00
+_BSP: Final = 0x100
+_FEATURE_CONTROL: Final = 0x3A
+_BIOS_SIGN_ID: Final = 0x8B
+_MTRRCAP: Final = 0xFE
+#: No variable ranges, no fixed ones, no write-combining; enabled, with write-back as the default.
+_MTRRCAP_VALUE: Final = 0
+_MTRR_DEF_TYPE, _MTRR_ENABLED_WB = 0x2FF, 0x806
+_MCG_CAP, _MCG_STATUS = 0x179, 0x17A
+
+#: Reading gives this, writing anything is ignored, as in KVM.
+_FIXED: Final = {
+    0x17: 0,  # IA32_PLATFORM_ID
+    0xCE: 0x8000_0000,  # MSR_PLATFORM_INFO: CPUID faulting
+    0x140: 0,  # MSR_MISC_FEATURES_ENABLES
+    0x198: 0,  # IA32_PERF_STATUS
+    0x1FC: 0,  # MSR_POWER_CTL
+    _BIOS_SIGN_ID: 0x1 << 32,
+    _MTRRCAP: _MTRRCAP_VALUE,
+    _MCG_CAP: 0,
+}
+#: Kept as written, with the reset value; nothing comes of them.
+_STORED: Final = {
+    0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
+    _MTRR_DEF_TYPE: _MTRR_ENABLED_WB,
+    0x277: 0x0007_0406_0007_0406,  # IA32_PAT, where the guest's own is meant to stay
+    _MCG_STATUS: 0,
+}
+
+
+class Msrs:
+    """The MSRs of one vCPU that the hypervisor keeps."""
+
+    __slots__ = ("_apic", "_stored", "_vcpu")
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+        self._apic = vcpu.apic
+        self._stored = dict(_STORED)
+
+    def read(self, index: int) -> int | None:
+        """RDMSR; None is a #GP."""
+        if index == IA32_TSC_DEADLINE:
+            return self._apic.read_deadline()
+        if X2APIC_BASE <= index < X2APIC_BASE + 0x100:
+            return self._apic.read(index)
+        value = self._stored.get(index)
+        if value is not None:
+            return value
+        value = _FIXED.get(index)
+        if value is not None:
+            return value
+        if index == _APIC_BASE:
+            return _APIC_BASE_VALUE | (0 if self._vcpu.index else _BSP)
+        if index == _FEATURE_CONTROL:
+            return 1  # locked, nothing enabled
+        return None
+
+    def write(self, index: int, value: int) -> bool:
+        """WRMSR; False is a #GP."""
+        if index == IA32_TSC_DEADLINE:
+            self._apic.write_deadline(value)
+            return True
+        if X2APIC_BASE <= index < X2APIC_BASE + 0x100:
+            return self._apic.write(index, value)
+        if index in self._stored:
+            self._stored[index] = value
+            return True
+        if index == _APIC_BASE:
+            return value == self.read(index)
+        return index in _FIXED and index not in (_MTRRCAP, _MCG_CAP)

@@ -1,0 +1,112 @@
+"""GetQuote: a guest's TDREPORT goes to a quoting service and a quote comes back, while the guest runs.
+
+The guest hands over a shared buffer (attestation.md §8): version, status, in_len, out_len, data.  The
+hypervisor answers at once with the status "in flight", and later writes the quote, then the header, and
+raises the vector that the guest asked for with SetupEventNotifyInterrupt.
+"""
+
+from __future__ import annotations
+
+import queue
+import struct
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from swtdx.vmm import _pending as abi
+from swtdx.vmm.memory import PAGE
+from swtdx.vmm.vcpu import Vcpu
+
+_HEADER: Final = struct.Struct("<QQII")
+_VERSION: Final = 1
+SUCCESS: Final = 0
+IN_FLIGHT: Final = 0xFFFFFFFFFFFFFFFF
+ERROR: Final = 0x8000000000000000
+UNAVAILABLE: Final = 0x8000000000000001
+#: QEMU's limits: bytes of a buffer, and requests at a time.
+_LARGEST: Final = 128 << 10
+_MOST: Final = 16
+
+#: Makes a quote of what a guest handed in (normally a TDREPORT, 1024 bytes); raises if it cannot.
+QuoteService = Callable[[bytes], bytes]
+
+
+class QuoteRequests:
+    """The GetQuote requests of one TD.
+
+    Args:
+        service: makes quotes, on threads of ours; None if there is no quoting service.
+        read, write: shared memory by GPA without the shared bit; both raise where there is none.
+        wake: called on any thread when :meth:`poll` has something to do.
+    """
+
+    def __init__(
+        self,
+        service: QuoteService | None,
+        read: Callable[[int, int], bytes],
+        write: Callable[[int, bytes], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._read = read
+        self._write = write
+        self._wake = wake
+        self._done: queue.SimpleQueue[tuple[Vcpu, int, int, bytes | None]] = queue.SimpleQueue()
+        self._flying = 0
+
+    def submit(self, vcpu: Vcpu, gpa: int, size: int) -> int:
+        """Take a request for the buffer of ``size`` bytes at ``gpa``; the status for R10.
+
+        What is refused and how: as QEMU does (ghci.md §7).
+        """
+        if gpa % PAGE or size % PAGE:
+            return abi.CALL_ALIGN_ERROR
+        if not 0 < size <= _LARGEST:
+            return abi.CALL_INVALID_OPERAND
+        try:
+            version, _, in_len, out_len = _HEADER.unpack(self._read(gpa, _HEADER.size))
+            if version != _VERSION or in_len > size - _HEADER.size:
+                return abi.CALL_INVALID_OPERAND
+            if self._service is not None and self._flying >= _MOST:
+                return abi.CALL_RETRY
+            request = self._read(gpa + _HEADER.size, in_len)
+            status = UNAVAILABLE if self._service is None else IN_FLIGHT
+            self._write(gpa, _HEADER.pack(version, status, in_len, 0 if self._service else out_len))
+        except Exception:
+            return abi.CALL_INVALID_OPERAND
+        if self._service is not None:
+            self._flying += 1
+            work = threading.Thread(
+                target=self._work, args=(self._service, vcpu, gpa, size, request), daemon=True
+            )
+            work.start()
+        return abi.CALL_SUCCESS
+
+    def _work(self, service: QuoteService, vcpu: Vcpu, gpa: int, size: int, request: bytes) -> None:
+        try:
+            quote: bytes | None = service(request)
+        except Exception:
+            quote = None
+        self._done.put((vcpu, gpa, size, quote))
+        self._wake()
+
+    def poll(self) -> None:
+        """Deliver what is ready.  On the thread that runs vCPUs."""
+        while not self._done.empty():
+            vcpu, gpa, size, quote = self._done.get()
+            self._flying -= 1
+            self._deliver(gpa, size, quote)
+            if vcpu.event_vector is not None:
+                vcpu.post(vcpu.event_vector)
+
+    def _deliver(self, gpa: int, size: int, quote: bytes | None) -> None:
+        status, out_len = ERROR, 0
+        try:
+            if quote is not None and len(quote) <= size - _HEADER.size:
+                self._write(gpa + _HEADER.size, quote)
+                status, out_len = SUCCESS, len(quote)
+            # The lengths first, the status last: the guest polls the status.
+            self._write(gpa + 20, struct.pack("<I", out_len))
+            self._write(gpa + 8, struct.pack("<Q", status))
+        except Exception:
+            return  # the guest took the buffer back; it has only itself to blame

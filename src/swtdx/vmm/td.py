@@ -1,0 +1,356 @@
+"""A TD: built of pages in KVM's order, and taken down again from wherever its life has got to.
+
+Sources: life-cycle.md §4 and §6; Linux arch/x86/kvm/vmx/tdx.c (order of calls, the VMCS fields that KVM
+sets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from swtdx.vmm import _pending as abi
+from swtdx.vmm import seamcalls as sc
+from swtdx.vmm.errors import SeamcallError, VmmError
+from swtdx.vmm.memory import PAGE
+from swtdx.vmm.private_memory import PrivateMemory
+from swtdx.vmm.processor import NOTIFICATION_VECTOR, Processor
+from swtdx.vmm.shared_ept import SharedEpt
+from swtdx.vmm.td_params import TdConfig
+from swtdx.vmm.tdx_init import one_per_package
+from swtdx.vmm.vcpu import PID_SIZE, Vcpu
+
+if TYPE_CHECKING:
+    from swtdx.vmm.hypervisor import Hypervisor
+
+_PROCESS_POSTED: Final = 1 << 7
+_PIDS_PER_PAGE: Final = PAGE // PID_SIZE
+_U64: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class InitialPage:
+    """4 KiB of a TD's first memory: its GPA, contents, and whether MRTD covers the contents."""
+
+    gpa: int
+    data: bytes
+    measured: bool = True
+
+
+class GuestClock:
+    """The guest's TSC against the machine's: guest = (machine * multiplier >> 48) + offset."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self._host = hypervisor.host
+        self.offset = 0
+        self.multiplier = 1 << 48
+        self.now = hypervisor.host.tsc
+
+    @property
+    def tsc_hz(self) -> float:
+        """Frequency of the machine's TSC."""
+        return self._host.tsc_hz
+
+    def guest_time(self, host_tsc: int) -> int:
+        """The guest's TSC when the machine's is ``host_tsc``."""
+        return (host_tsc * self.multiplier >> 48) + self.offset & _U64
+
+    def host_deadline(self, guest_tsc: int) -> int:
+        """The machine's TSC when the guest's reaches ``guest_tsc``; far away rather than in the past."""
+        ahead = (guest_tsc - self.offset) & _U64
+        return -(-(ahead << 48) // self.multiplier)
+
+
+class Td:
+    """One TD.  :meth:`build` makes one that is ready to run; :meth:`teardown` gives everything back."""
+
+    def __init__(self, hypervisor: Hypervisor, config: TdConfig, name: str, cpu: Processor) -> None:
+        self.hypervisor = hypervisor
+        self.config = config
+        self.name = name
+        self.clock = GuestClock(hypervisor)
+        self.vcpus: list[Vcpu] = []
+        self.finalized = False
+        self._allocator = hypervisor.allocator
+        #: The processor on which the TD is managed.
+        self.cpu = cpu
+        #: HPA of the root page, once the module has it.
+        self.tdr: int | None = None
+        self.hkid: int | None = None
+        self._tdcs: list[int] = []
+        self._pids: list[int] = []
+        self._private: PrivateMemory | None = None
+        self._shared: SharedEpt | None = None
+
+    # ------------------------------------------------------------------ parts
+    @property
+    def private(self) -> PrivateMemory:
+        """The TD's private memory.
+
+        Raises:
+            VmmError: the TD does not exist (yet, or any more).
+        """
+        if self._private is None:
+            raise VmmError(f"{self.name} does not exist")
+        return self._private
+
+    @property
+    def shared(self) -> SharedEpt:
+        """The TD's shared memory; raises as :attr:`private`."""
+        if self._shared is None:
+            raise VmmError(f"{self.name} does not exist")
+        return self._shared
+
+    @property
+    def root(self) -> int:
+        """HPA of the TDR page; raises as :attr:`private`."""
+        if self.tdr is None:
+            raise VmmError(f"{self.name} does not exist")
+        return self.tdr
+
+    # ------------------------------------------------------------------ building
+    @classmethod
+    def build(
+        cls,
+        hypervisor: Hypervisor,
+        config: TdConfig,
+        pages: Iterable[InitialPage],
+        *,
+        ram: Iterable[tuple[int, int]] = (),
+        entry_value: int = 0,
+        processors: list[Processor] | None = None,
+        name: str = "TD",
+    ) -> Td:
+        """A finalized TD.
+
+        Args:
+            pages: its first memory, in the order in which MRTD measures it.
+            ram: [start, end) GPAs where it gets private memory on demand.
+            entry_value: what every vCPU finds in RCX and R8 (by convention the address of a TD HOB).
+            processors: where its vCPUs will run, in turn; all of the hypervisor's by default.
+
+        Raises:
+            SeamcallError, ConfigError, OutOfMemory, NoHkid: it cannot be built; nothing of it is left.
+        """
+        use = processors or hypervisor.processors
+        td = cls(hypervisor, config, hypervisor.unique_name(name), use[0])
+        try:
+            with td.cpu.borrowed():
+                td.create()
+                td.add_vcpus(entry_value, use)
+                td.private.ram = list(ram)
+                td.add_pages(pages)
+                td.finalize()
+        except BaseException as cause:
+            try:
+                td.teardown()
+            except VmmError as error:
+                cause.add_note(f"its teardown failed too: {error}")
+            raise
+        return td
+
+    def create(self) -> None:
+        """From nothing to a TD with its key, its control structure and its parameters."""
+        hypervisor, cpu = self.hypervisor, self.cpu
+        platform = hypervisor.platform
+        params = self.config.params(platform.info, hypervisor.host.tsc_hz)
+        tdr = self._allocator.page(self.name)
+        try:
+            self.hkid = platform.hkids.take()
+            cpu.need(sc.tdh_mng_create(cpu, tdr, self.hkid), f"HKID {self.hkid}")
+        except VmmError:
+            self._allocator.free(tdr, clear=False)
+            if self.hkid is not None:
+                platform.hkids.give_back(self.hkid)
+                self.hkid = None
+            raise
+        self.tdr = tdr
+        for package_cpu in one_per_package(hypervisor.processors):
+            with package_cpu.borrowed():
+                package_cpu.need(sc.tdh_mng_key_config(package_cpu, tdr), f"package {package_cpu.package}")
+        for _ in range(platform.info.tdcs_pages):
+            self._give(self._tdcs, lambda page: sc.tdh_mng_addcx(cpu, page, tdr))
+        hkid_bits = self.hkid << hypervisor.host.keyid_shift
+        levels = self.config.ept_levels
+        self._private = PrivateMemory(tdr, self._allocator, hkid_bits, levels, self.name)
+        self._shared = SharedEpt(
+            hypervisor.host.memory, self._allocator, levels, self.config.shared_bit, self.name
+        )
+        self._init(params)
+
+    def _init(self, params: bytes) -> None:
+        cpu, tdr = self.cpu, self.root
+        buffer = self._allocator.page(f"TD_PARAMS of {self.name}")
+        try:
+            self.hypervisor.host.memory.write(buffer, params)
+            status, cpuid = sc.tdh_mng_init(cpu, tdr, buffer)
+            cpu.need(status, f"CPUID leaf {cpuid & 0xFFFFFFFF:#x}" if cpuid else "")
+        finally:
+            self._allocator.free(buffer)
+        status, self.clock.offset = sc.tdh_mng_rd(cpu, tdr, abi.MD_TSC_OFFSET)
+        cpu.need(status)
+        status, self.clock.multiplier = sc.tdh_mng_rd(cpu, tdr, abi.MD_TSC_MULTIPLIER)
+        cpu.need(status)
+
+    def _give(self, pages: list[int], call: Callable[[int], int]) -> None:
+        """Allocate a page and give it to the module by ``call``; note it in ``pages`` if it was taken."""
+        page = self._allocator.page(self.name)
+        try:
+            self.cpu.need(call(page))
+        except VmmError:
+            self._allocator.free(page, clear=False)
+            raise
+        pages.append(page)
+
+    def add_vcpus(self, entry_value: int, processors: list[Processor]) -> None:
+        """Create the configured number of vCPUs, each on the processor that will run it first.
+
+        Raises:
+            SeamcallError, OutOfMemory: it cannot be done.
+        """
+        for index in range(self.config.vcpus):
+            self._add_vcpu(index, entry_value, processors[index % len(processors)])
+
+    def _pid(self, index: int) -> int:
+        page, slot = divmod(index, _PIDS_PER_PAGE)
+        while page >= len(self._pids):
+            self._pids.append(self._allocator.page(f"interrupt descriptors of {self.name}"))
+        return self._pids[page] + slot * PID_SIZE
+
+    def _add_vcpu(self, index: int, entry_value: int, cpu: Processor) -> None:
+        tdr = self.root
+        root: list[int] = []
+        pid = self._pid(index)
+        self._give(root, lambda page: sc.tdh_vp_create(self.cpu, page, tdr))
+        vcpu = Vcpu(index, root[0], pid, self.hypervisor.host.memory, self.clock, lambda: list(self.vcpus))
+        self.vcpus.append(vcpu)
+        for _ in range(self.hypervisor.platform.info.tdvps_pages - 1):
+            self._give(vcpu.pages, lambda page: sc.tdh_vp_addcx(self.cpu, page, vcpu.tdvpr))
+        with cpu.borrowed():
+            cpu.need(sc.tdh_vp_init(cpu, vcpu.tdvpr, entry_value), f"vCPU {index}")
+            vcpu.cpu = cpu
+            self._connect(vcpu, cpu)
+
+    def _connect(self, vcpu: Vcpu, cpu: Processor) -> None:
+        """Tell the vCPU where its interrupts and its shared memory are."""
+        for field, value, mask in (
+            (abi.MD_VMCS_NOTIFICATION_VECTOR, NOTIFICATION_VECTOR, 0xFFFF),
+            (abi.MD_VMCS_PID_ADDRESS, vcpu.pid, _U64 & ~0x3F),
+            (abi.MD_VMCS_PIN_BASED_CONTROLS, _PROCESS_POSTED, _PROCESS_POSTED),
+            (abi.MD_VMCS_SHARED_EPTP, self.shared.root, 0x000FFFFFFFFFF000),
+        ):
+            status, _ = sc.tdh_vp_wr(cpu, vcpu.tdvpr, field, value, mask)
+            cpu.need(status, f"field {field:#x} of vCPU {vcpu.index}")
+
+    def add_pages(self, pages: Iterable[InitialPage]) -> None:
+        """Add the TD's first pages, each measured right after it was added, as KVM does.
+
+        Raises:
+            SeamcallError, OutOfMemory: it cannot be done.
+        """
+        staging = self._allocator.page(f"initial pages of {self.name}")
+        try:
+            for page in pages:
+                if len(page.data) > PAGE:
+                    raise VmmError(f"an initial page holds 4096 bytes, not {len(page.data)}")
+                self.hypervisor.host.memory.write(staging, page.data.ljust(PAGE, b"\0"))
+                self.private.add(self.cpu, page.gpa, staging, measured=page.measured)
+        finally:
+            self._allocator.free(staging)
+
+    def finalize(self) -> None:
+        """TDH.MR.FINALIZE: MRTD is complete, vCPUs can be entered.
+
+        Raises:
+            SeamcallError: the module refuses.
+        """
+        self.cpu.need(sc.tdh_mr_finalize(self.cpu, self.root))
+        self.finalized = True
+
+    # ------------------------------------------------------------------ looking in
+    def debug_read(self, gpa: int, size: int) -> bytes:
+        """Private memory of a debug TD.
+
+        Raises:
+            SeamcallError: it is not a debug TD, or there is no page.
+        """
+        start, end = gpa & -8, (gpa + size + 7) & -8
+        data = bytearray()
+        with self.cpu.borrowed():
+            for at in range(start, end, 8):
+                status, value = sc.tdh_mem_rd(self.cpu, at, self.root)
+                self.cpu.need(status, f"GPA {at:#x}")
+                data += value.to_bytes(8, "little")
+        return bytes(data[gpa - start : gpa - start + size])
+
+    # ------------------------------------------------------------------ the end
+    def teardown(self) -> None:
+        """Give every page, the HKID and all shared memory back.  Idempotent; no vCPU may be running.
+
+        Raises:
+            SeamcallError: the module does not let go of something; what it keeps is not used again.
+        """
+        if self.tdr is None:
+            return
+        tdr, cpu = self.tdr, self.cpu
+        for vcpu in self.vcpus:
+            vcpu.flush()
+        with cpu.borrowed():
+            cpu.need(sc.tdh_mng_vpflushdone(cpu, tdr))
+        for package_cpu in one_per_package(self.hypervisor.processors):
+            with package_cpu.borrowed():
+                package_cpu.need(sc.tdh_phymem_cache_wb(package_cpu), f"package {package_cpu.package}")
+        with cpu.borrowed():
+            cpu.need(sc.tdh_mng_key_freeid(cpu, tdr))
+            self._reclaim_all(tdr)
+        if self.hkid is not None:
+            self.hypervisor.platform.hkids.give_back(self.hkid)
+            self.hkid = None
+
+    def _reclaim_all(self, tdr: int) -> None:
+        allocator = self._allocator
+        refused: SeamcallError | None = None
+        pages = list(self._tdcs)
+        for vcpu in self.vcpus:
+            pages += vcpu.pages
+        if self._private is not None:
+            pages += self._private.assigned_pages()
+        for page in pages:
+            try:
+                self._reclaim(page)
+            except SeamcallError as error:
+                refused = refused or error
+                allocator.give(page, f"lost by {self.name}")
+        if self._private is not None:
+            for page in self._private.spare_pages():
+                allocator.free(page)
+            self._private.forget()
+            self._private = None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+        for page in self._pids:
+            allocator.free(page)
+        self._pids.clear()
+        self._tdcs.clear()
+        self.vcpus.clear()
+        self.tdr = None
+        if refused is not None:
+            raise refused
+        self._reclaim_root(tdr)
+
+    def _reclaim(self, page: int) -> None:
+        status, _, _, _ = sc.tdh_phymem_page_reclaim(self.cpu, page)
+        self.cpu.need(status, f"page {page:#x}")
+        self._allocator.free(page)
+
+    def _reclaim_root(self, tdr: int) -> None:
+        """The TDR goes last; it is encrypted with the module's own key, which CACHE.WB did not flush."""
+        cpu = self.cpu
+        status, _, _, _ = sc.tdh_phymem_page_reclaim(cpu, tdr)
+        cpu.need(status, "the TDR")
+        host = self.hypervisor.host
+        key = self.hypervisor.platform.hkids.global_hkid << host.keyid_shift
+        cpu.need(sc.tdh_phymem_page_wbinvd(cpu, tdr | key), "the TDR")
+        self._allocator.free(tdr)

@@ -1,0 +1,191 @@
+"""What a TD shall be: :class:`TdConfig`, and TD_PARAMS made of it for a given module and platform.
+
+Sources: structures.md §5 (TD_PARAMS, ATTRIBUTES, XFAM), tdcall.md §5.4 (configurable CPUID).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from swtdx.arch.platform_structs import (
+    TD_PARAMS,
+    TSC_FREQUENCY_MAX,
+    TSC_FREQUENCY_MIN,
+    TSC_FREQUENCY_UNIT_HZ,
+)
+from swtdx.vmm.errors import ConfigError
+from swtdx.vmm.sysinfo import CpuidConfig, SysInfo
+
+ATTR_DEBUG: Final = 1 << 0
+ATTR_SEPT_VE_DISABLE: Final = 1 << 28
+ATTR_MIGRATABLE: Final = 1 << 29
+ATTR_PKS: Final = 1 << 30
+ATTR_PERFMON: Final = 1 << 63
+_ATTR_NAMES: Final = {0: "DEBUG", 28: "SEPT_VE_DISABLE", 29: "MIGRATABLE", 30: "PKS", 31: "KL", 63: "PERFMON"}
+
+CONFIG_GPAW_52: Final = 1 << 0
+CONFIG_FLEXIBLE_PENDING_VE: Final = 1 << 1
+CONFIG_NO_RBP_MOD: Final = 1 << 2
+
+#: x87, SSE, AVX, AVX-512 (three bits), PKRU: what a guest gets by default where the platform has it.
+_DEFAULT_XFAM: Final = 0x2E7
+_XFAM_AVX512: Final = 0xE0
+_EPT_WRITE_BACK: Final = 6
+
+#: A leaf and subleaf (None if the leaf has none), and the values of EAX, EBX, ECX, EDX.
+CpuidValues = Mapping[tuple[int, int | None], tuple[int, int, int, int]]
+
+#: CPUID(1).EAX where the module does not tell the package's: Sapphire Rapids, 06_8FH stepping 8.
+_SAPPHIRE_RAPIDS: Final = 0x000806F8
+_TSC_DEADLINE, _AVX, _F16C = 1 << 24, 1 << 28, 1 << 29
+_SELF_SNOOP, _HTT = 1 << 27, 1 << 28
+_ALL: Final = 0xFFFFFFFF
+
+
+def _cache(kind: int, level: int, ways: int, sets: int, sharers: int) -> tuple[int, int, int, int]:
+    """CPUID leaf 4 of a cache with 64-byte lines (Intel SDM, CPUID)."""
+    return (sharers - 1) << 14 | 1 << 8 | level << 5 | kind, (ways - 1) << 22 | 63, sets - 1, 0
+
+
+#: Caches of a Sapphire Rapids server: 48 KiB L1D, 32 KiB L1I, 2 MiB L2, 105 MiB L3.
+_CACHES: Final = (
+    _cache(1, 1, 12, 64, 1),
+    _cache(2, 1, 8, 64, 1),
+    _cache(3, 2, 16, 2048, 1),
+    _cache(3, 3, 15, 114688, 64),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TdConfig:
+    """What a TD shall be.
+
+    Args:
+        vcpus: how many vCPUs it has.
+        attributes: ATTRIBUTES beside SEPT_VE_DISABLE, which Linux insists on and ``pending_ve`` clears.
+        xfam: the extended features, or None for x87, SSE, AVX, AVX-512 and PKRU as far as there are.
+        gpaw: 48, or 52 for a Secure EPT of five levels.
+        tsc_hz: frequency of the guest's TSC; None is as near to the machine's as units of 25 MHz allow.
+        mrconfigid, mrowner, mrownerconfig: 48 bytes each that the TD's reports carry.
+        cpuid: replaces our values of configurable CPUID leaves; bits that the module does not let a host
+            configure must be 0.
+
+    Raises:
+        ConfigError: no TD can be like that.
+    """
+
+    vcpus: int = 1
+    attributes: int = 0
+    pending_ve: bool = False
+    xfam: int | None = None
+    gpaw: int = 48
+    tsc_hz: float | None = None
+    mrconfigid: bytes = bytes(48)
+    mrowner: bytes = bytes(48)
+    mrownerconfig: bytes = bytes(48)
+    cpuid: CpuidValues = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vcpus <= 0xFFFF:
+            raise ConfigError(f"a TD has 1 to 65535 vCPUs, not {self.vcpus}")
+        if self.gpaw not in (48, 52):
+            raise ConfigError(f"the guest-physical address width (gpaw) is 48 or 52, not {self.gpaw}")
+        for name in ("mrconfigid", "mrowner", "mrownerconfig"):
+            if len(getattr(self, name)) != 48:
+                raise ConfigError(f"{name} is 48 bytes (SHA-384), not {len(getattr(self, name))}")
+        units = None if self.tsc_hz is None else self.tsc_hz / TSC_FREQUENCY_UNIT_HZ
+        if units is not None and not TSC_FREQUENCY_MIN <= round(units) <= TSC_FREQUENCY_MAX:
+            raise ConfigError(f"a TD's TSC runs at 100 MHz to 10 GHz, not at {self.tsc_hz:.0f} Hz")
+
+    @property
+    def debug(self) -> bool:
+        """Whether the host may look into the TD."""
+        return bool(self.attributes & ATTR_DEBUG)
+
+    @property
+    def shared_bit(self) -> int:
+        """The bit of a GPA that selects shared memory."""
+        return 1 << (self.gpaw - 1)
+
+    @property
+    def ept_levels(self) -> int:
+        """Levels of the Secure EPT and of the shared EPT."""
+        return 5 if self.gpaw == 52 else 4
+
+    def params(self, info: SysInfo, machine_tsc_hz: float) -> bytes:
+        """TD_PARAMS (1024 bytes) for TDH.MNG.INIT on a module that says ``info`` of itself.
+
+        Raises:
+            ConfigError: this module or this platform cannot make such a TD.
+        """
+        params = TD_PARAMS.new()
+        flags = CONFIG_NO_RBP_MOD & info.config_flags_fixed0
+        if self.gpaw == 52:
+            flags |= CONFIG_GPAW_52
+        TD_PARAMS.attributes.set(params, self._attributes(info))
+        TD_PARAMS.xfam.set(params, self._xfam(info))
+        TD_PARAMS.max_vcpus.set(params, self.vcpus)
+        TD_PARAMS.eptp_controls.set(params, _EPT_WRITE_BACK | (self.ept_levels - 1) << 3)
+        TD_PARAMS.config_flags.set(params, flags)
+        TD_PARAMS.tsc_frequency.set(params, self._tsc_units(machine_tsc_hz))
+        TD_PARAMS.mrconfigid.set(params, self.mrconfigid)
+        TD_PARAMS.mrowner.set(params, self.mrowner)
+        TD_PARAMS.mrownerconfig.set(params, self.mrownerconfig)
+        for index, entry in enumerate(info.cpuid_config):
+            for register, value in enumerate(self._cpuid_values(entry, info)):
+                TD_PARAMS.cpuid_config.set(params, 4 * index + register, value)
+        return bytes(params)
+
+    def _attributes(self, info: SysInfo) -> int:
+        wanted = self.attributes | (0 if self.pending_ve else ATTR_SEPT_VE_DISABLE)
+        refused = wanted & ~info.attributes_fixed0
+        if refused:
+            names = [_ATTR_NAMES.get(bit, f"bit {bit}") for bit in range(64) if refused >> bit & 1]
+            raise ConfigError(f"this TDX module does not support ATTRIBUTES {', '.join(names)}")
+        return wanted | info.attributes_fixed1
+
+    def _xfam(self, info: SysInfo) -> int:
+        if self.xfam is None:
+            xfam = _DEFAULT_XFAM & info.xfam_fixed0
+            if xfam & _XFAM_AVX512 != _XFAM_AVX512:
+                xfam &= ~_XFAM_AVX512
+            return xfam | info.xfam_fixed1
+        refused = self.xfam & ~info.xfam_fixed0
+        if refused:
+            raise ConfigError(f"this platform does not support the XFAM bits {refused:#x}")
+        missing = info.xfam_fixed1 & ~self.xfam
+        if missing:
+            raise ConfigError(f"XFAM must have the bits {missing:#x} (x87 and SSE) set")
+        return self.xfam
+
+    def _tsc_units(self, machine_tsc_hz: float) -> int:
+        hertz = machine_tsc_hz if self.tsc_hz is None else self.tsc_hz
+        return min(max(round(hertz / TSC_FREQUENCY_UNIT_HZ), TSC_FREQUENCY_MIN), TSC_FREQUENCY_MAX)
+
+    def _cpuid_values(self, entry: CpuidConfig, info: SysInfo) -> tuple[int, int, int, int]:
+        masks = (entry.eax, entry.ebx, entry.ecx, entry.edx)
+        given = self.cpuid.get((entry.leaf, entry.subleaf))
+        if given is None:
+            eax, ebx, ecx, edx = (
+                value & mask for value, mask in zip(self._default_cpuid(entry, info), masks, strict=True)
+            )
+            return eax, ebx, ecx, edx
+        for register, value, mask in zip(("EAX", "EBX", "ECX", "EDX"), given, masks, strict=True):
+            if value & ~mask:
+                raise ConfigError(
+                    f"CPUID({entry.leaf:#x}).{register}: a host cannot configure the bits {value & ~mask:#x}"
+                )
+        return given
+
+    def _default_cpuid(self, entry: CpuidConfig, info: SysInfo) -> tuple[int, int, int, int]:
+        """Everything the processor has, except what makes no sense in a TD."""
+        if entry.leaf == 1:
+            # MONITOR, SpeedStep, thermal and debug-store bits would only lead to #VE.
+            ecx = _TSC_DEADLINE | _AVX | _F16C
+            edx = _SELF_SNOOP | (_HTT if self.vcpus > 1 else 0)
+            return info.package_signature or _SAPPHIRE_RAPIDS, min(self.vcpus, 255) << 16, ecx, edx
+        if entry.leaf == 4:
+            return _CACHES[entry.subleaf or 0] if (entry.subleaf or 0) < 4 else (0, 0, 0, 0)
+        return _ALL, _ALL, _ALL, _ALL

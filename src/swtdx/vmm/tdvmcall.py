@@ -1,0 +1,295 @@
+"""Serving TDVMCALLs: what a TD asks of its hypervisor, by the GHCI.
+
+A handler gets the vCPU and the processor's registers, which hold what the guest selected, and changes
+those that carry the answer: R10 is the status, R11 and up are outputs (ghci.md §1 and §2).  It returns
+None when the guest can go on at once.  This is the hypervisor's busiest code: plain ints, no objects.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from swtdx.devices.bus import BusError, MmioSpace, PortSpace
+from swtdx.vmm import _pending as abi
+from swtdx.vmm import cpuid, fatal
+from swtdx.vmm.conversion import Conversion
+from swtdx.vmm.errors import OutOfMemory
+from swtdx.vmm.memory import PAGE
+from swtdx.vmm.msrs import IA32_TSC_DEADLINE, Msrs
+from swtdx.vmm.quote import QuoteRequests
+from swtdx.vmm.result import EndReason
+from swtdx.vmm.td import Td
+from swtdx.vmm.vcpu import Vcpu
+
+_INVALID: Final = abi.CALL_INVALID_OPERAND
+_MASK32: Final = 0xFFFFFFFF
+#: KVM's answer to a hypercall that does not exist, in R10: -KVM_ENOSYS.
+VENDOR_UNKNOWN: Final = (1 << 64) - 1000
+_MMIO_SIZES: Final = (1, 2, 4, 8)
+
+
+class Action(enum.Enum):
+    """What the run loop has to do after a TDVMCALL, other than enter again."""
+
+    HALT = enum.auto()
+    #: The run is over; the outcome is recorded.
+    END = enum.auto()
+
+
+Handler = Callable[[Vcpu, list[int]], Action | None]
+
+
+class Service:
+    """A sub-function: its handler, and how often it was called."""
+
+    __slots__ = ("count", "serve")
+
+    def __init__(self, serve: Handler) -> None:
+        self.serve = serve
+        self.count = 0
+
+
+class Buses(Protocol):
+    """Where the guest's port and MMIO accesses go."""
+
+    @property
+    def ports(self) -> PortSpace:
+        """The port space."""
+
+    @property
+    def mmio(self) -> MmioSpace:
+        """The addresses that are devices."""
+
+
+class SharedMemory(Protocol):
+    """The guest's shared memory by GPA without the shared bit; see :class:`swtdx.devices.dma.Dma`."""
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Bytes of shared memory."""
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Store bytes in shared memory."""
+
+
+class TdvmcallServer:
+    """The handlers of one TD.
+
+    Args:
+        end: records the outcome of the run.
+        quotes: GetQuote requests.
+    """
+
+    def __init__(
+        self,
+        td: Td,
+        buses: Buses,
+        shared: SharedMemory,
+        quotes: QuoteRequests,
+        end: Callable[[EndReason, str], None],
+    ) -> None:
+        self._td = td
+        self._shared_bit = td.config.shared_bit
+        self._gpa_limit = 2 * td.config.shared_bit
+        self._memory = shared
+        self._quotes = quotes
+        self._end = end
+        self._conversion = Conversion(td)
+        self._msrs = {vcpu.index: Msrs(vcpu) for vcpu in td.vcpus}
+        self._translate = td.shared.translate
+        self._in = buses.ports.read
+        self._out = buses.ports.write
+        self._mmio_read = buses.mmio.read
+        self._mmio_write = buses.mmio.write
+        #: By R11.
+        self.services = {
+            number: Service(handler)
+            for number, handler in (
+                (abi.CALL_IO, self.io),
+                (abi.CALL_WRMSR, self.wrmsr),
+                (abi.CALL_MMIO, self.mmio),
+                (abi.CALL_HLT, self.hlt),
+                (abi.CALL_RDMSR, self.rdmsr),
+                (abi.CALL_CPUID, self.cpuid),
+                (abi.CALL_WBINVD, self.wbinvd),
+                (abi.CALL_MAP_GPA, self.map_gpa),
+                (abi.CALL_GET_INFO, self.get_info),
+                (abi.CALL_GET_QUOTE, self.get_quote),
+                (abi.CALL_FATAL_ERROR, self.fatal_error),
+                (abi.CALL_EVENT_NOTIFY, self.event_notify),
+            )
+        }
+        #: Calls of sub-functions that do not exist, and of other interfaces (R10 not 0).
+        self.unknown = Service(self.unsupported)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """TDVMCALLs by name of the sub-function."""
+        counts = {abi.CALL_NAMES[number]: service.count for number, service in self.services.items()}
+        counts["unknown"] = self.unknown.count
+        return {name: count for name, count in counts.items() if count}
+
+    # ------------------------------------------------------------------ instructions
+    def io(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """IN and OUT: R12 size, R13 direction, R14 port, R15 value; R11 the value read."""
+        try:
+            if gpr[13] == 0:
+                gpr[11] = self._in(gpr[14], gpr[12])
+            elif gpr[13] == 1:
+                self._out(gpr[14], gpr[12], gpr[15])
+            else:
+                gpr[10] = _INVALID
+                return None
+        except BusError:
+            gpr[10] = _INVALID
+            return None
+        gpr[10] = 0
+        return None
+
+    def mmio(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """An access to a shared GPA: R12 size, R13 direction, R14 GPA, R15 value; R11 the value read."""
+        gpa = gpr[14]
+        size = gpr[12]
+        if not self._shared_bit <= gpa < self._gpa_limit or size not in _MMIO_SIZES or gpr[13] > 1:
+            gpr[10] = _INVALID
+            return None
+        gpa -= self._shared_bit
+        try:
+            if self._translate(gpa) is not None:
+                self._shared_access(gpr, gpa, size)
+            elif gpr[13]:
+                self._mmio_write(gpa, size, gpr[15])
+            else:
+                gpr[11] = self._mmio_read(gpa, size)
+        except ValueError:
+            gpr[10] = _INVALID
+            return None
+        gpr[10] = 0
+        return None
+
+    def _shared_access(self, gpr: list[int], gpa: int, size: int) -> None:
+        """A guest may use this call for memory that it shares; then it is memory."""
+        if gpa % PAGE + size > PAGE:
+            raise ValueError("the access leaves the page")
+        if gpr[13]:
+            self._memory.write(gpa, (gpr[15] & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        else:
+            gpr[11] = int.from_bytes(self._memory.read(gpa, size), "little")
+
+    def rdmsr(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """RDMSR: R12 the MSR; R11 its value."""
+        value = self._msrs[vcpu.index].read(gpr[12])
+        if value is None:
+            gpr[10] = _INVALID
+        else:
+            gpr[11] = value
+            gpr[10] = 0
+        return None
+
+    def wrmsr(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """WRMSR: R12 the MSR, R13 the value."""
+        msr = gpr[12]
+        if msr == IA32_TSC_DEADLINE:
+            # Four writes of five: the guest's timer.
+            vcpu.apic.write_deadline(gpr[13])
+            gpr[10] = 0
+            return None
+        gpr[10] = 0 if self._msrs[vcpu.index].write(msr, gpr[13]) else _INVALID
+        return None
+
+    def cpuid(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """CPUID: R12 EAX, R13 ECX; R12..R15 the results."""
+        gpr[12:16] = cpuid.answer(gpr[12] & _MASK32, gpr[13] & _MASK32, vcpu.index, len(self._td.vcpus))
+        gpr[10] = 0
+        return None
+
+    def hlt(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """HLT: R12 says whether interrupts are disabled; the run loop waits."""
+        gpr[10] = 0
+        return Action.HALT
+
+    def wbinvd(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """WBINVD or WBNOINVD: nothing to do, devices here see the caches (KVM does the same)."""
+        gpr[10] = 0
+        return None
+
+    # ------------------------------------------------------------------ services
+    def map_gpa(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """MapGPA: R12 first GPA, whose shared bit says what to become, R13 bytes; R11 where to go on.
+
+        The order of checks is KVM's: INVALID_OPERAND for a range that cannot be, then ALIGN_ERROR.
+        """
+        start, size = gpr[12], gpr[13]
+        end = start + size
+        shared = self._shared_bit
+        gpr[11] = start
+        if size == 0 or end > self._gpa_limit or (start ^ (end - 1)) & shared:
+            gpr[10] = _INVALID
+            return None
+        if (start | size) % PAGE:
+            gpr[10] = abi.CALL_ALIGN_ERROR
+            return None
+        plain, plain_end = start & ~shared, ((end - 1) & ~shared) + 1
+        cpu = vcpu.cpu
+        assert cpu is not None
+        saved = gpr[:]
+        in_ram = self._td.private.in_ram(plain, plain_end)
+        if not in_ram and not start & shared:
+            gpr[10] = _INVALID  # devices cannot become private memory
+            return None
+        try:
+            if not in_ram:
+                done = plain_end  # a device is shared as it is
+            elif start & shared:
+                done = self._conversion.to_shared(cpu, plain, plain_end)
+            else:
+                done = self._conversion.to_private(cpu, plain, plain_end)
+        except OutOfMemory as error:
+            self._end(EndReason.ERROR, str(error))
+            return Action.END
+        finally:
+            gpr[:] = saved
+        gpr[11] = done | start & shared
+        gpr[10] = abi.CALL_SUCCESS if done == plain_end else abi.CALL_RETRY
+        return None
+
+    def get_info(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """GetTdVmCallInfo: R12 leaf; R11..R14 what is supported beyond the base set."""
+        which = gpr[12]
+        if which > 1:
+            gpr[10] = _INVALID
+            return None
+        # Leaf 1: GetQuote (bit 0) and SetupEventNotifyInterrupt (bit 1).
+        gpr[10:15] = (0, 3 if which else 0, 0, 0, 0)
+        return None
+
+    def event_notify(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """SetupEventNotifyInterrupt: R12 a vector, 32..255."""
+        if 32 <= gpr[12] <= 255:
+            vcpu.event_vector = gpr[12]
+            gpr[10] = 0
+        else:
+            gpr[10] = _INVALID
+        return None
+
+    def get_quote(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """GetQuote: R12 GPA of a shared buffer, R13 its bytes."""
+        gpa, size = gpr[12], gpr[13]
+        shared = self._shared_bit
+        if not gpa & shared or gpa + size > self._gpa_limit:
+            gpr[10] = _INVALID
+        else:
+            gpr[10] = self._quotes.submit(vcpu, gpa - shared, size)
+        return None
+
+    def fatal_error(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """ReportFatalError: the guest gives up; see :mod:`swtdx.vmm.fatal`."""
+        message = fatal.describe(gpr, lambda gpa, size: self._memory.read(gpa & ~self._shared_bit, size))
+        self._end(EndReason.FATAL_ERROR, f"vCPU {vcpu.index}: {message}")
+        return Action.END
+
+    def unsupported(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
+        """A sub-function that does not exist here, or a hypercall of another interface."""
+        gpr[10] = VENDOR_UNKNOWN if gpr[10] else abi.CALL_SUBFUNC_UNSUPPORTED
+        return None

@@ -1,0 +1,152 @@
+"""A vCPU as the hypervisor knows it: its pages, its APIC, and what waits for its next VM entry."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch import status as st
+from swtdx.arch.regs import MASK64
+from swtdx.machine.host import HostMemory
+from swtdx.vmm import _pending as abi
+from swtdx.vmm import seamcalls as sc
+from swtdx.vmm.apic import Clock, LocalApic, Target
+from swtdx.vmm.processor import NOTIFICATION_VECTOR, Processor
+
+if TYPE_CHECKING:
+    from swtdx.vmm.worker import Worker
+
+#: Bytes of a posted-interrupt descriptor: 256 request bits, then ON and the notification vector.
+PID_SIZE: Final = 64
+_PIR: Final = struct.Struct("<5Q")
+_ON: Final = 1
+_LOWEST_POSTED: Final = 16
+
+
+class VcpuState(enum.Enum):
+    """Whether a vCPU has something to do."""
+
+    RUNNABLE = "runnable"
+    HALTED = "halted"
+    #: Halted with its interrupts disabled: only an NMI wakes it.
+    DEAF = "halted with interrupts disabled"
+
+
+class Vcpu:
+    """One vCPU.
+
+    ``pages`` are the HPAs that the module has for it, its root page (TDVPR) first.  ``cpu`` is the
+    processor that its state is associated with, None after TDH.VP.FLUSH.  ``regs`` are the registers to
+    hand over at its next entry.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        tdvpr: int,
+        pid: int,
+        memory: HostMemory,
+        clock: Clock,
+        others: Callable[[], list[Target]],
+    ) -> None:
+        self.index = index
+        self.tdvpr = tdvpr
+        self.pages = [tdvpr]
+        self.pid = pid
+        self.cpu: Processor | None = None
+        self.state = VcpuState.RUNNABLE
+        self.regs = [0] * 16
+        #: The vector that SetupEventNotifyInterrupt asked for.
+        self.event_vector: int | None = None
+        self.apic = LocalApic(self, clock, others)
+        #: Something must be done before the next entry: posted vectors, or an NMI.
+        self.attention = False
+        #: Told when the vCPU got something to wake up for.
+        self.woken: Callable[[Vcpu], None] = lambda _vcpu: None
+        #: In TDH.VP.ENTER on another thread's processor, which an interrupt brings out.
+        self.in_guest = False
+        #: Who runs it.
+        self.worker: Worker
+        #: Latest exit that resolved nothing, and how often in a row: see the run loop's spin guard.
+        self.stuck_at = -1
+        self.stuck_count = 0
+        self._memory = memory
+        self._vectors = 0
+        self._nmi = False
+        memory.write(pid, bytes(PID_SIZE))
+        memory.write(pid + 34, bytes((NOTIFICATION_VECTOR,)))
+
+    # ------------------------------------------------------------------ interrupts
+    @property
+    def has_interrupt(self) -> bool:
+        """Whether an interrupt or NMI waits that the guest has not been given."""
+        return self.attention
+
+    def post(self, vector: int) -> None:
+        """Make an external interrupt pending (vector 16..255; others are dropped, as the module would)."""
+        if _LOWEST_POSTED <= vector <= 0xFF:
+            self._vectors |= 1 << vector
+            self.attention = True
+            self.woken(self)
+
+    def post_nmi(self) -> None:
+        """Make an NMI pending."""
+        self._nmi = True
+        self.attention = True
+        self.woken(self)
+
+    def deliver(self, cpu: Processor) -> None:
+        """Hand what waits to the processor, right before an entry on ``cpu``; ``cpu.gpr`` is clobbered
+        only if there is an NMI.
+
+        Vectors go into the posted-interrupt descriptor, and the notification that makes the processor look
+        there is an interrupt to itself: it is taken as soon as the guest is entered.
+
+        Raises:
+            SeamcallError: the module refuses the NMI.
+        """
+        self.attention = False
+        if self._nmi:
+            self._nmi = False
+            status, _ = sc.tdh_vp_wr(cpu, self.tdvpr, abi.MD_PEND_NMI, 1, 0xFF)
+            cpu.need(status, "injecting an NMI")
+        if self._vectors:
+            # Nobody else writes to the descriptor: vectors for a vCPU that is in the guest wait until
+            # the interrupt that `woken` sends has brought it out.
+            words = _PIR.unpack(self._memory.read(self.pid, _PIR.size))
+            request = self._vectors
+            merged = [words[n] | request >> 64 * n & MASK64 for n in range(4)]
+            self._memory.write(self.pid, _PIR.pack(*merged, words[4] | _ON))
+            self._vectors = 0
+            cpu.host.interrupt(NOTIFICATION_VECTOR)
+
+    def renotify(self, cpu: Processor) -> None:
+        """The entry for which :meth:`deliver` notified the processor did not happen: do it again."""
+        if self._memory.read(self.pid + _PIR.size - 8, 1)[0] & _ON:
+            cpu.host.interrupt(NOTIFICATION_VECTOR)
+
+    def interrupt_in_virtual_apic(self, cpu: Processor) -> bool:
+        """Whether the virtual APIC holds an interrupt that can be delivered now; clobbers ``cpu.gpr``.
+
+        Raises:
+            SeamcallError: the module refuses.
+        """
+        status, details = sc.tdh_vp_rd(cpu, self.tdvpr, abi.MD_VCPU_STATE_DETAILS)
+        cpu.need(status)
+        return bool(details & 1)
+
+    # ------------------------------------------------------------------ processors
+    def flush(self) -> None:
+        """Part from the processor that holds its state.
+
+        Raises:
+            SeamcallError: the module refuses.
+        """
+        cpu = self.cpu
+        if cpu is not None:
+            with cpu.borrowed():
+                status = sc.tdh_vp_flush(cpu, self.tdvpr)
+                cpu.need(status, f"vCPU {self.index}", st.TDX_VCPU_NOT_ASSOCIATED)
+            self.cpu = None
