@@ -1,0 +1,348 @@
+"""``swtdx verify``, ``pcs``, ``eventlog`` and ``vectors``: attestation on the command line.
+
+Everything here works with no machine.  Exit status: 0 accepted or done, 1 rejected or different, 2
+wrong use or unusable input.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from swtdx.attestation.collateral import Collateral
+from swtdx.attestation.errors import AttestationError
+from swtdx.attestation.eventlog import format as log_format
+from swtdx.attestation.eventlog import replay
+from swtdx.attestation.keys import DEFAULT_SEED, check_seed
+from swtdx.attestation.pcs.serve import DEFAULT_PORT
+from swtdx.attestation.policy import Policy, load_policy
+from swtdx.attestation.quote import ParsedQuote
+from swtdx.attestation.scenario import builtins, find
+from swtdx.attestation.world import World
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Unusable(click.ClickException):
+    """What the user gave cannot be used; one sentence, no traceback, exit status 2."""
+
+    exit_code = 2
+
+
+def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn this room's errors, and those of files, into one sentence for the user."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except AttestationError as error:
+            raise Unusable(str(error)) from None
+        except OSError as error:
+            name = f"{error.filename}: " if error.filename else ""
+            raise Unusable(f"{name}{error.strerror or error}") from None
+
+    return wrapped
+
+
+def parse_seed(text: str) -> bytes:
+    """A machine seed from the command line: text, ``0x`` and hex, or ``@`` and a file's path.
+
+    Raises:
+        AttestationError: the hex is none, or the seed is too short.
+        OSError: the file cannot be read.
+    """
+    if text.startswith("@"):
+        return check_seed(Path(text[1:]).read_bytes())
+    if text.startswith("0x"):
+        try:
+            return check_seed(bytes.fromhex(text[2:]))
+        except ValueError as error:
+            raise AttestationError(f"the seed {text!r} cannot be used: {error}") from None
+    return check_seed(text.encode())
+
+
+def parse_moment(text: str) -> int:
+    """Unix seconds from a number or an ISO 8601 date and time (UTC when it says no offset).
+
+    Raises:
+        AttestationError: it is neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise AttestationError(f"{text!r} is no time: give Unix seconds or 2025-06-01T00:00:00Z") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    return int(moment.timestamp())
+
+
+def read_quote(path: str) -> bytes:
+    """A quote from a file (``-`` for standard input), binary or in hex."""
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    text = data.strip().removeprefix(b"0x")
+    if (
+        len(text) > 200
+        and not len(text) % 2
+        and all(each in b"0123456789abcdefABCDEF" for each in text[:200])
+    ):
+        try:
+            return bytes.fromhex(text.decode("ascii"))
+        except ValueError:
+            return data
+    return data
+
+
+def _hex(text: str, what: str) -> bytes:
+    try:
+        return bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        raise AttestationError(f"{what} {text!r} is not hex") from None
+
+
+_seed = click.option(
+    "--seed",
+    default="",
+    help="The machine's seed: text, 0x and hex, or @FILE. Default: the seed of a machine given none.",
+)
+_scenario = click.option(
+    "--scenario", default="", help="A scenario file, or the name of one that comes along."
+)
+
+
+def _world(seed: str, scenario: str) -> World:
+    base = World(seed=parse_seed(seed) if seed else DEFAULT_SEED)
+    return find(scenario, base).world if scenario else base
+
+
+# -- verify -------------------------------------------------------------------------------------
+
+
+def _collateral(quote: bytes, collateral: str | None, pcs: str | None) -> Any:
+    if collateral and pcs:
+        raise click.UsageError("--collateral and --pcs exclude each other")
+    if collateral:
+        return Collateral.from_json(Path(collateral).read_bytes())
+    if pcs:
+        from swtdx.attestation.pcs.fetch import fetch_collateral
+
+        return fetch_collateral(pcs, quote)
+    raise click.UsageError(
+        "a verifier needs collateral: give --pcs URL (for a simulated machine, that of `swtdx pcs serve`) "
+        "or --collateral FILE"
+    )
+
+
+@click.command()
+@click.argument("quote", metavar="QUOTE")
+@click.option("--policy", "policy_file", type=click.Path(), help="What to accept, in TOML.")
+@click.option("--collateral", type=click.Path(), help="Collateral, JSON as dcap-qvl writes it.")
+@click.option("--pcs", metavar="URL", help="Fetch the collateral from this PCS or PCCS.")
+@click.option("--root", "root_file", type=click.Path(), help="Trusted root, PEM or DER. Default: Intel's.")
+@click.option("--accept-simulated", is_flag=True, help="Accept a root that is simulated by swtdx.")
+@click.option("--nonce", metavar="HEX", help="REPORTDATA must be this, padded with zeros to 64 bytes.")
+@click.option("--now", "moment", metavar="TIME", help="Verify as of this time.")
+@click.option("--json", "as_json", is_flag=True, help="Write the verdict as JSON.")
+@click.option("--token", "token_file", type=click.Path(), help="Write an attestation result (EAR, JWT) here.")
+@click.option("--token-key", type=click.Path(), help="P-256 private key in PEM that signs the token.")
+@plain_errors
+def verify(
+    quote: str,
+    policy_file: str | None,
+    collateral: str | None,
+    pcs: str | None,
+    root_file: str | None,
+    accept_simulated: bool,
+    nonce: str | None,
+    moment: str | None,
+    as_json: bool,
+    token_file: str | None,
+    token_key: str | None,
+) -> None:
+    """Verify QUOTE (a file, or - for standard input) and say what it proves, or what is wrong with it."""
+    from swtdx.attestation.report import render
+    from swtdx.attestation.verify import Verifier
+
+    if bool(token_file) != bool(token_key):
+        raise click.UsageError("--token and --token-key go together")
+    policy = load_policy(Path(policy_file)) if policy_file else Policy()
+    wanted = _hex(nonce, "the nonce") if nonce is not None else None
+    if wanted is not None:
+        policy = policy.with_reportdata(wanted)
+    data = read_quote(quote)
+    root = Path(root_file).read_bytes() if root_file else None
+    verifier = Verifier(root, policy, accept_simulated=accept_simulated)
+    now = parse_moment(moment) if moment else None
+    verdict = verifier.verify(data, _collateral(data, collateral, pcs), now)
+    if token_file and token_key:
+        from swtdx.attestation.token import ear_claims, sign_token
+
+        usable = wanted if wanted is not None and len(wanted) >= 8 else None
+        token = sign_token(ear_claims(verdict, nonce=usable), Path(token_key).read_bytes())
+        Path(token_file).write_text(token + "\n")
+    click.echo(json.dumps(verdict.document(), indent=2) if as_json else render(verdict))
+    raise click.exceptions.Exit(0 if verdict.accepted else 1)
+
+
+# -- pcs ----------------------------------------------------------------------------------------
+
+
+@click.group()
+def pcs() -> None:
+    """The collateral of a simulated machine: what Intel's PCS is to a real one."""
+
+
+@pcs.command("serve")
+@_seed
+@_scenario
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--frozen", is_flag=True, help="Keep the scenario's time instead of following the clock.")
+@plain_errors
+def pcs_serve(seed: str, scenario: str, host: str, port: int, frozen: bool) -> None:
+    """Serve collateral over HTTP, with the paths of Intel's PCS and PCCS, version 4."""
+    from swtdx.attestation.pcs.catalogue import Catalogue
+    from swtdx.attestation.pcs.serve import serve
+
+    world = _world(seed, scenario)
+    click.echo(f"Root certificate: http://{host}:{port}/swtdx/root.pem", err=True)
+    serve(Catalogue(world, None if frozen else lambda: dt.datetime.now(dt.UTC)), host, port)
+
+
+@pcs.command("root")
+@_seed
+@plain_errors
+def pcs_root(seed: str) -> None:
+    """Write the machine's simulated root certificate (PEM) to standard output."""
+    click.echo(_world(seed, "").pki.root.pem, nl=False)
+
+
+@pcs.command("collateral")
+@_seed
+@_scenario
+@click.option("--now", "moment", metavar="TIME", help="Issue it for this time. Default: now.")
+@plain_errors
+def pcs_collateral(seed: str, scenario: str, moment: str | None) -> None:
+    """Write collateral (JSON, for --collateral) to standard output."""
+    from dataclasses import replace
+
+    world = _world(seed, scenario)
+    seconds = parse_moment(moment) if moment else int(dt.datetime.now(dt.UTC).timestamp())
+    world = replace(world, now=dt.datetime.fromtimestamp(seconds, dt.UTC))
+    click.echo(world.collateral().to_json(), nl=False)
+
+
+@pcs.command("scenarios")
+def pcs_scenarios() -> None:
+    """List the scenarios that come along, with their verdicts."""
+    for scenario in builtins():
+        verdict = scenario.expect.status if scenario.expect.accepted else "rejected"
+        click.echo(f"{scenario.name:<42} {verdict:<37} {scenario.title}")
+
+
+# -- eventlog -----------------------------------------------------------------------------------
+
+
+def _events_table(events: list[log_format.Event]) -> list[str]:
+    lines = []
+    for event in events:
+        doubt = "  DIGEST IS NOT OF THE DATA" if event.data_matches is False else ""
+        lines.append(
+            f"{event.index:>4} {event.register_name:<6} {event.kind_name:<34} "
+            f"{event.digest.hex()[:16]} {event.text()}{doubt}"
+        )
+    return lines
+
+
+@click.command()
+@click.argument("log", type=click.Path())
+@click.option("--quote", metavar="QUOTE", help="Replay the log against this quote's RTMRs.")
+@click.option("--reference", type=click.Path(), help="A log that is known to be good, to compare with.")
+@click.option("--json", "as_json", is_flag=True, help="Write the outcome as JSON.")
+@plain_errors
+def eventlog(log: str, quote: str | None, reference: str | None, as_json: bool) -> None:
+    """Show an event LOG (CCEL), replay it, and point at the first event that differs."""
+    events = log_format.parse(Path(log).read_bytes())
+    out: dict[str, Any] = {
+        "events": [
+            {
+                "index": event.index,
+                "register": event.register_name,
+                "type": event.kind_name,
+                "digest": event.digest.hex(),
+                "data": event.data.hex(),
+                "digest_is_of_data": event.data_matches,
+            }
+            for event in events
+        ],
+        "rtmrs": [value.hex() for value in replay.replay(events)],
+    }
+    lines = [*_events_table(events), ""]
+    lines += [f"RTMR{number} {value}" for number, value in enumerate(out["rtmrs"])]
+    agrees = True
+    if quote is not None:
+        body = ParsedQuote(read_quote(quote)).body()
+        results = replay.compare(events, [body[f"rtmr{number}"] for number in range(replay.RTMRS)])
+        agrees = all(result.matches for result in results)
+        out["quote"] = []
+        lines.append("")
+        for result in results:
+            where = result.event.index if result.event is not None else None
+            out["quote"].append(
+                {"rtmr": result.rtmr, "matches": result.matches, "event": where, "note": result.note or None}
+            )
+            if result.matches:
+                lines.append(f"RTMR{result.rtmr} matches the quote ({result.events} events)")
+            else:
+                at = f"event {where}: " if where is not None else ""
+                lines.append(f"RTMR{result.rtmr} DIFFERS from the quote's {result.actual.hex()}")
+                lines.append(f"      {at}{result.note}")
+    if reference is not None:
+        differences = replay.first_difference(events, log_format.parse(Path(reference).read_bytes()))
+        agrees = agrees and not differences
+        out["reference"] = [
+            {"rtmr": rtmr, "event": event.index if event else None, "note": note}
+            for rtmr, event, note in differences
+        ]
+        lines += [""] if differences else ["", "The log is the reference log's, event for event"]
+        for rtmr, event, note in differences:
+            at = f"event {event.index}" if event is not None else "its end"
+            lines.append(f"RTMR{rtmr} differs from the reference log at {at}: {note}")
+    click.echo(json.dumps(out, indent=2) if as_json else "\n".join(lines))
+    raise click.exceptions.Exit(0 if agrees else 1)
+
+
+# -- vectors ------------------------------------------------------------------------------------
+
+
+@click.group()
+def vectors() -> None:
+    """Test vectors for people who write verifiers."""
+
+
+@vectors.command("make")
+@click.argument("folder", type=click.Path())
+@_seed
+@plain_errors
+def vectors_make(folder: str, seed: str) -> None:
+    """Write quotes, collateral and expected verdicts into FOLDER; always the same ones."""
+    from swtdx.attestation.vectors.factory import write_vectors
+
+    number = write_vectors(Path(folder), _world(seed, ""))
+    click.echo(f"{number} vectors in {folder}")
+
+
+def register(group: click.Group) -> None:
+    """Add the attestation commands to ``group``."""
+    for command in (verify, pcs, eventlog, vectors):
+        group.add_command(command)
