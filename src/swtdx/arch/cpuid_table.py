@@ -7,7 +7,8 @@ values in the order EAX, EBX, ECX, EDX.  :mod:`swtdx.arch.cpuid_policy` says how
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 #: EAX, EBX, ECX, EDX.
 Quad = tuple[int, int, int, int]
@@ -20,7 +21,8 @@ _0: Final[Quad] = (0, 0, 0, 0)
 _ALL: Final[Quad] = (_A, _A, _A, _A)
 
 
-class CpuidRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CpuidRow:
     """One leaf and sub-leaf.
 
     ``index`` is the row's place in the table: of TDCS.CPUID_VALUES and CPUID_VALID, and of
@@ -42,7 +44,8 @@ class CpuidRow(NamedTuple):
     config: int | None
 
 
-class CpuidConfigRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CpuidConfigRow:
     """One leaf that the host configures in TD_PARAMS.
 
     ``direct`` bits take the host's value; ``allow`` bits take the native value where the host's is 1.
