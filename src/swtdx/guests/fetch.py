@@ -1,0 +1,277 @@
+"""``swtdx guest fetch``: a kernel that can be a TD, its modules, busybox and OVMF, from the system's
+package sources, without root, into the cache.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from swtdx.guests.apt import Apt, Package
+from swtdx.guests.cache import Cache
+from swtdx.guests.deb import read_deb
+from swtdx.guests.debversion import version_key
+from swtdx.guests.errors import CacheError, FetchError, GuestError
+from swtdx.guests.guest import Guest, cached_guests, open_guest, store_guest
+from swtdx.guests.host import own_kernel_advice
+from swtdx.guests.kernel import parse_kernel
+from swtdx.guests.modules import load_order
+from swtdx.guests.progress import Quiet, Reporter
+from swtdx.guests.tdx_support import require_tdx_support
+
+T = TypeVar("T")
+
+FIRMWARE_KIND: Final = "firmware"
+_BUSYBOX: Final = "busybox-static"
+_OVMF: Final = "ovmf"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFlavour:
+    """How a distribution names kernel packages that suit a TD.
+
+    ``modules`` is the prefix of the package with the modules, where they are not in the same one.
+    """
+
+    pattern: re.Pattern[str]
+    modules: str = ""
+
+
+#: In order of preference.  Debian's cloud kernel is small and has virtio and HVC built in; 6.12 is the
+#: version that swtdx is tested with.  Older kernels than 6.7 have no configfs-tsm.
+FLAVOURS: Final = (
+    KernelFlavour(re.compile(r"linux-image-(6\.12\.\d+\S*-cloud-amd64)")),
+    KernelFlavour(re.compile(r"linux-image-((?:6\.(?:[7-9]|[1-9]\d)|[7-9]|\d\d)\.\d+\S*-cloud-amd64)")),
+    KernelFlavour(
+        re.compile(r"linux-image-((?:6\.(?:[7-9]|[1-9]\d)|[7-9]|\d\d)\.\d+-\d+-generic)"), "linux-modules-"
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """An OVMF image: one file with code and variables, and the package version it came from."""
+
+    image: Path
+    version: str
+
+
+def fetch_guest(
+    version: str | None = None,
+    *,
+    progress: Reporter | None = None,
+    cache: Cache | None = None,
+    again: bool = False,
+) -> Guest:
+    """A guest from the cache, or from the system's package sources.
+
+    Args:
+        version: a kernel release ("6.12.107+deb12-cloud-amd64") or its beginning ("6.12.107"); by default
+            the newest cached one, else the newest available.
+        progress: told what happens.
+        cache: by default the user's.
+        again: fetch even if the cache has it.
+
+    Raises:
+        FetchError: there is no apt here, no such kernel, or no way to reach the sources.
+        CacheError: the cache cannot be written.
+        NoTdxSupport: what was fetched cannot be a TD.
+    """
+    cache = cache or Cache()
+    progress = progress or Quiet()
+    if not again and (guest := _from_cache(version, cache)):
+        return guest
+    with cache.lock(progress):
+        # Another process may have fetched it while this one waited.
+        if not again and (guest := _from_cache(version, cache)):
+            return guest
+        apt = _apt(cache)
+        kernel, flavour = _with_lists(apt, progress, lambda: _choose_kernel(apt, version))
+        with tempfile.TemporaryDirectory(prefix="swtdx-fetch-") as scratch:
+            return _fetch_kernel(apt, kernel, flavour, Path(scratch), cache, progress)
+
+
+def fetch_ovmf(
+    *, progress: Reporter | None = None, cache: Cache | None = None, again: bool = False
+) -> Firmware:
+    """OVMF with TDX support, from the cache or from the system's package sources.
+
+    Raises:
+        FetchError, CacheError: as for :func:`fetch_guest`.
+    """
+    cache = cache or Cache()
+    progress = progress or Quiet()
+    if not again and (firmware := _cached_ovmf(cache)):
+        return firmware
+    with cache.lock(progress), tempfile.TemporaryDirectory(prefix="swtdx-fetch-") as scratch:
+        if not again and (firmware := _cached_ovmf(cache)):
+            return firmware
+        apt = _apt(cache)
+        package = _with_lists(apt, progress, lambda: _one(apt, _OVMF))
+        path = _download(apt, package, Path(scratch), progress)
+        progress.step(f"unpacking {package.name}")
+        files = read_deb(path, lambda name: name.endswith(("/OVMF.fd", "/copyright")))
+        image = next((data for name, data in files.items() if name.endswith("/OVMF.fd")), None)
+        if image is None:
+            raise FetchError(f"package {package.name} {package.version} holds no OVMF.fd")
+        copyright_ = next((data for name, data in files.items() if name.endswith("/copyright")), b"")
+        contents = {"OVMF.fd": image, "copyright": copyright_}
+        entry = cache.store(FIRMWARE_KIND, _OVMF, contents, {"version": package.version})
+        return Firmware(entry.path("OVMF.fd"), package.version)
+
+
+def available_kernels(*, progress: Reporter | None = None, cache: Cache | None = None) -> list[str]:
+    """Releases of the kernels that can be fetched, the preferred first.
+
+    Raises:
+        FetchError: there is no apt here, or no list of packages to be had.
+    """
+    apt = _apt(cache or Cache())
+    return _with_lists(apt, progress or Quiet(), lambda: [release for release, _, _ in _kernels(apt)])
+
+
+def _from_cache(version: str | None, cache: Cache) -> Guest | None:
+    """The newest cached guest of that version (or beginning of a version)."""
+    if version is not None:
+        try:
+            return open_guest(version, cache)
+        except CacheError:
+            pass
+    for guest in cached_guests(cache):
+        if version is None or _is_version(guest.version, version):
+            return guest
+    return None
+
+
+def _cached_ovmf(cache: Cache) -> Firmware | None:
+    try:
+        entry = cache.open(FIRMWARE_KIND, _OVMF)
+        return Firmware(entry.path("OVMF.fd"), str(entry.details["version"]))
+    except (CacheError, KeyError):
+        return None
+
+
+def _apt(cache: Cache) -> Apt:
+    try:
+        return Apt(cache.root / "apt")
+    except FetchError as error:
+        raise FetchError(
+            f"{error}: swtdx fetches guests through apt (Debian, Ubuntu). {own_kernel_advice()}"
+        ) from error
+
+
+def _with_lists(apt: Apt, progress: Reporter, ask: Callable[[], T]) -> T:
+    """Ask; if the system's package lists do not have it, ask again with fresh private ones."""
+    try:
+        return ask()
+    except FetchError:
+        if apt.private:
+            raise
+    apt.use_private_lists(progress)
+    return ask()
+
+
+def _one(apt: Apt, name: str) -> Package:
+    found = apt.packages([name])
+    if not found:
+        raise FetchError(f"the system's package sources have no {name}; see /etc/apt/sources.list")
+    return found[0]
+
+
+def _kernels(apt: Apt) -> list[tuple[str, Package, KernelFlavour]]:
+    """(release, package, flavour) of everything suitable, the best flavour's newest first."""
+    names = apt.names("linux-image-")
+    found: list[tuple[str, Package, KernelFlavour]] = []
+    taken: set[str] = set()
+    for flavour in FLAVOURS:
+        matching = [name for name in names if name not in taken and flavour.pattern.fullmatch(name)]
+        taken.update(matching)
+        packages = sorted(
+            apt.packages(matching), key=lambda package: version_key(package.version), reverse=True
+        )
+        found += [(package.name.removeprefix("linux-image-"), package, flavour) for package in packages]
+    if not found:
+        raise FetchError(
+            "the system's package sources have no kernel that suits a TD; see /etc/apt/sources.list"
+        )
+    return found
+
+
+def _choose_kernel(apt: Apt, version: str | None) -> tuple[Package, KernelFlavour]:
+    kernels = _kernels(apt)
+    for release, package, flavour in kernels:
+        if version is None or _is_version(release, version):
+            return package, flavour
+    known = ", ".join(release for release, _, _ in kernels[:8])
+    raise FetchError(f"there is no kernel {version} to be had; there are: {known}")
+
+
+def _is_version(release: str, wanted: str) -> bool:
+    """Whether ``wanted`` is ``release`` or a beginning of it that ends between its parts."""
+    return release == wanted or (release.startswith(wanted) and not release[len(wanted)].isalnum())
+
+
+def _download(apt: Apt, package: Package, into: Path, progress: Reporter) -> Path:
+    """Download; if the system's lists are so old that the file is gone, with fresh private lists."""
+    try:
+        return apt.download(package, into, progress)
+    except FetchError:
+        if apt.private:
+            raise
+    apt.use_private_lists(progress)
+    return apt.download(_one(apt, package.name), into, progress)
+
+
+def _fetch_kernel(
+    apt: Apt, package: Package, flavour: KernelFlavour, scratch: Path, cache: Cache, progress: Reporter
+) -> Guest:
+    release = package.name.removeprefix("linux-image-")
+    sources = [package, _one(apt, _BUSYBOX)]
+    if flavour.modules:
+        sources.append(_one(apt, flavour.modules + release))
+    files: dict[str, bytes] = {}
+    for source in sources:
+        path = _download(apt, source, scratch, progress)
+        progress.step(f"unpacking {source.name}")
+        files |= read_deb(path, _is_wanted)
+        path.unlink()
+    # Distributions differ in whether / and /usr are one.
+    files = {name.removeprefix("usr/"): data for name, data in files.items()}
+    try:
+        kernel = files[f"boot/vmlinuz-{release}"]
+        busybox = files["bin/busybox"]
+    except KeyError as error:
+        raise FetchError(f"package {package.name} {package.version} holds no {error.args[0]}") from error
+    config = files.get(f"boot/config-{release}")
+    progress.step("checking")
+    config_path = scratch / f"config-{release}"
+    if config is not None:
+        config_path.write_bytes(config)
+    require_tdx_support(parse_kernel(kernel, f"vmlinuz-{release}"), config_path if config else None)
+    root = f"lib/modules/{release}/"
+    builtin = files.get(f"{root}modules.builtin", b"").decode("utf-8", "replace").splitlines()
+    readers = {name: (lambda name=name: files[name]) for name in files if name.startswith(root)}
+    modules, missing = load_order(readers, builtin)
+    if missing:
+        raise GuestError(f"{package.name} has no kernel module {', '.join(missing)}")
+    return store_guest(
+        cache,
+        version=release,
+        kernel=kernel,
+        config=config,
+        modules=modules,
+        busybox=busybox,
+        source=f"{package.name} {package.version}, fetched by apt",
+        packages={source.name: source.version for source in sources},
+    )
+
+
+def _is_wanted(name: str) -> bool:
+    return (
+        name.removeprefix("usr/").startswith(("boot/vmlinuz-", "boot/config-", "lib/modules/"))
+        or name.removeprefix("usr/") == "bin/busybox"
+    )

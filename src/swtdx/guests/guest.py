@@ -1,0 +1,130 @@
+"""A guest: a kernel with what it takes to boot it, as files that can be handed around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from swtdx.guests.cache import Cache, CacheEntry
+from swtdx.guests.debversion import version_key
+from swtdx.guests.errors import CacheError
+from swtdx.guests.initramfs import Job, build_initramfs
+from swtdx.guests.kernel import KernelImage, load_kernel
+from swtdx.guests.modules import Module
+
+KIND: Final = "guests"
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A kernel, its modules and a busybox.
+
+    ``modules`` are uncompressed, in the order in which they can be loaded; ``version`` is what
+    ``uname -r`` will print; ``source`` says in words where all this came from.
+    """
+
+    version: str
+    kernel: Path
+    modules: tuple[Path, ...]
+    busybox: Path
+    config: Path | None
+    source: str
+
+    def kernel_image(self) -> KernelImage:
+        """The parsed kernel.
+
+        Raises:
+            NotAKernel: see :func:`swtdx.guests.kernel.load_kernel`.
+        """
+        return load_kernel(self.kernel)
+
+    def load_modules(self) -> tuple[Module, ...]:
+        """The modules' contents."""
+        return tuple(Module(path.name.removesuffix(".ko"), path.read_bytes()) for path in self.modules)
+
+    def initramfs(self, job: Job | None = None) -> bytes:
+        """An initrd that does ``job`` (by default: a shell)."""
+        return build_initramfs(self.busybox.read_bytes(), self.load_modules(), job)
+
+
+def store_guest(
+    cache: Cache,
+    *,
+    version: str,
+    kernel: bytes,
+    config: bytes | None,
+    modules: Iterable[Module],
+    busybox: bytes,
+    source: str,
+    packages: dict[str, str],
+) -> Guest:
+    """Put a guest into the cache.  Hold the cache's lock.
+
+    Args:
+        cache: where to.
+        version: the kernel's release.
+        kernel: the bzImage.
+        config: its configuration file.
+        modules: in load order, uncompressed.
+        busybox: a static busybox.
+        source: where all this came from, for people.
+        packages: package name → version, for the record.
+
+    Raises:
+        CacheError: the cache cannot be written.
+    """
+    loaded = list(modules)
+    files = {"vmlinuz": kernel, "busybox": busybox}
+    files |= {f"modules/{module.name}.ko": module.data for module in loaded}
+    if config is not None:
+        files["config"] = config
+    details = {
+        "version": version,
+        "modules": [module.name for module in loaded],
+        "source": source,
+        "packages": packages,
+    }
+    return _guest(cache.store(KIND, _entry_name(version), files, details))
+
+
+def open_guest(version: str, cache: Cache | None = None) -> Guest:
+    """The cached guest with exactly this release, every file checked.
+
+    Raises:
+        CacheError: there is none, or it is damaged.
+    """
+    return _guest((cache or Cache()).open(KIND, _entry_name(version)))
+
+
+def cached_guests(cache: Cache | None = None) -> list[Guest]:
+    """Every undamaged guest in the cache, the newest kernel first."""
+    cache = cache or Cache()
+    guests = []
+    for name in cache.names(KIND):
+        try:
+            guests.append(_guest(cache.open(KIND, name)))
+        except CacheError:
+            continue
+    return sorted(guests, key=lambda guest: version_key(guest.version), reverse=True)
+
+
+def _entry_name(version: str) -> str:
+    return f"linux-{version}"
+
+
+def _guest(entry: CacheEntry) -> Guest:
+    details: Any = entry.details
+    try:
+        names = [str(name) for name in details["modules"]]
+        return Guest(
+            version=str(details["version"]),
+            kernel=entry.path("vmlinuz"),
+            modules=tuple(entry.path(f"modules/{name}.ko") for name in names),
+            busybox=entry.path("busybox"),
+            config=entry.path("config") if "config" in entry.files else None,
+            source=str(details["source"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise CacheError(f"{entry.directory} was not written by swtdx: remove it") from error
