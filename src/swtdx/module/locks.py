@@ -77,3 +77,13 @@ def hp_guest_can_share(view: memoryview, offset: int) -> bool:
 def hp_guest_can_own(view: memoryview, offset: int) -> bool:
     """Guest side, exclusively."""
     return not _get(view, offset)[0]
+
+
+def hp_share(view: memoryview, offset: int) -> None:
+    """Really take a host-priority lock shared, after it was found shareable."""
+    _put(view, offset, _get(view, offset)[0] + _HP_READER)
+
+
+def hp_unshare(view: memoryview, offset: int) -> None:
+    """Release it."""
+    _put(view, offset, _get(view, offset)[0] - _HP_READER)

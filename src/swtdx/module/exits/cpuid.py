@@ -1,0 +1,65 @@
+"""CPUID in a TD (``td_cpuid.c`` of 1.5.01): values computed at TDH.MNG.INIT, some bits now."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from swtdx.arch import cpuid_policy as policy
+from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.machine.vmx.exit import VmExit
+from swtdx.module.exits.inject import inject_ve
+from swtdx.module.vcpu import Vcpu
+
+_QUAD: Final = struct.Struct("<4I")
+_VALUES: Final = TDCS.cpuid_values.offset
+_OSXSAVE: Final = 1 << 27
+_CR4_OSXSAVE: Final = 1 << 18
+_OSPKE: Final = 1 << 4
+_CR4_PKE: Final = 1 << 22
+_SYSCALL: Final = 1 << 11
+_XSAVE_LEGACY: Final = 576
+
+
+def cpuid_exit(vcpu: Vcpu, out: VmExit) -> None:
+    """The virtual value, or #VE for a leaf that the hypervisor has to answer."""
+    gpr, main = vcpu.gpr, vcpu.main
+    leaf, subleaf = policy.effective_leaf(gpr[0] & 0xFFFFFFFF), gpr[1] & 0xFFFFFFFF
+    row = policy.lookup(leaf, subleaf)
+    if row is None or row.faulting or _asked_for_ve(vcpu, row.index):
+        inject_ve(vcpu, out.reason, 0)
+        return
+    eax, ebx, ecx, edx = _QUAD.unpack_from(vcpu.tdcs, _VALUES + 16 * row.index)
+    if leaf == 1:
+        ebx = ebx & 0xFFFFFF | (TDVPS.vcpu_index.get(main) & 0xFF) << 24
+        ecx = ecx | _OSXSAVE if vcpu.context.cr4 & _CR4_OSXSAVE else ecx & ~_OSXSAVE
+    elif leaf == 7 and subleaf == 0:
+        ecx = ecx | _OSPKE if vcpu.context.cr4 & _CR4_PKE else ecx & ~_OSPKE
+    elif leaf == 0xD and subleaf <= 1:
+        ebx = _enabled_size(vcpu)
+    elif leaf == 0x80000001:
+        edx = edx | _SYSCALL if vcpu.context.long_mode else edx & ~_SYSCALL
+    gpr[0], gpr[3], gpr[1], gpr[2] = eax, ebx, ecx, edx
+    vcpu.advance()
+
+
+def _asked_for_ve(vcpu: Vcpu, index: int) -> bool:
+    """Whether the guest asked for #VE on CPUID at its privilege level."""
+    main = vcpu.main
+    control = TDVPS.cpuid_control.get(main, index)
+    if vcpu.context.cpl:
+        return bool(TDVPS.cpuid_user_ve.get(main) or control & 2)
+    return bool(TDVPS.cpuid_supervisor_ve.get(main) or control & 1)
+
+
+def _enabled_size(vcpu: Vcpu) -> int:
+    """Size of the XSAVE area for what XCR0 enables now (SDM volume 1, 13.2)."""
+    size = _XSAVE_LEGACY
+    enabled = vcpu.context.xcr0
+    for component in range(2, 19):
+        if enabled >> component & 1:
+            length, offset, _, _ = vcpu.module.native_cpuid(0xD, component)
+            size = max(size, offset + length)
+    return size
+
+

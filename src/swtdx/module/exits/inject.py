@@ -1,0 +1,81 @@
+"""Events that the module injects into the guest (``helpers.c``, ``td_other_exits.c`` of 1.5.01)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch import status as st
+from swtdx.arch import vmcs as f
+from swtdx.arch.control_structs import VE_INFO, VE_INFO_VALID
+from swtdx.module.errors import TdExit
+from swtdx.module.vcpu import Vcpu
+
+_VALID: Final = 1 << 31
+_ERROR: Final = 1 << 11
+_HARDWARE: Final = 3 << 8
+_UD: Final = 6
+_DF: Final = 8
+_GP: Final = 13
+_PF: Final = 14
+_VE: Final = 20
+_RF: Final = 1 << 16
+_TRIPLE_FAULT: Final = 2
+_CONTRIBUTORY: Final = (_PF, _VE)
+
+
+def _inject(vcpu: Vcpu, vector: int, error: int | None = None) -> None:
+    """Set up a vector on entry.  An exception that hits a pending #DF shuts the vCPU down."""
+    controls = vcpu.vmcs.controls
+    pending = controls[f.ENTRY_INTERRUPTION_INFO]
+    if pending & _VALID and pending & 0x700 == _HARDWARE and pending & 0xFF == _DF:
+        raise TdExit(st.TDX_NON_RECOVERABLE_VCPU, _TRIPLE_FAULT)
+    controls[f.ENTRY_INTERRUPTION_INFO] = _VALID | _HARDWARE | vector | (_ERROR if error is not None else 0)
+    if error is not None:
+        controls[f.ENTRY_EXCEPTION_ERROR_CODE] = error
+
+
+def _resume_flag(vcpu: Vcpu) -> None:
+    vcpu.context.rflags = vcpu.context.rflags | _RF
+
+
+def inject_ud(vcpu: Vcpu) -> None:
+    """#UD at the instruction that exited."""
+    _inject(vcpu, _UD)
+    _resume_flag(vcpu)
+
+
+def inject_gp(vcpu: Vcpu) -> None:
+    """#GP(0)."""
+    _inject(vcpu, _GP, 0)
+    _resume_flag(vcpu)
+
+
+def inject_pf(vcpu: Vcpu, gla: int, error: int) -> None:
+    """#PF; becomes #DF when a #PF or #VE is being delivered already."""
+    controls = vcpu.vmcs.controls
+    pending = controls[f.ENTRY_INTERRUPTION_INFO]
+    vcpu.context.cr2 = gla
+    if pending & _VALID and pending & 0x700 == _HARDWARE and pending & 0xFF in _CONTRIBUTORY:
+        _inject(vcpu, _DF, 0)
+    else:
+        _inject(vcpu, _PF, error)
+    _resume_flag(vcpu)
+
+
+def inject_ve(vcpu: Vcpu, reason: int, qualification: int, gpa: int = 0, gla: int = 0) -> None:
+    """#VE with its information in VE_INFO; #DF while the guest has not read the last one."""
+    main = vcpu.main
+    if VE_INFO.valid.get(main):
+        _inject(vcpu, _DF, 0)
+    else:
+        out = vcpu.exit
+        VE_INFO.exit_reason.set(main, reason & 0xFFFFFFFF)
+        VE_INFO.exit_qualification.set(main, qualification)
+        VE_INFO.gla.set(main, gla)
+        VE_INFO.gpa.set(main, gpa)
+        VE_INFO.eptp_index.set(main, 0)
+        VE_INFO.instruction_length.set(main, out.length)
+        VE_INFO.instruction_info.set(main, out.instruction_info)
+        VE_INFO.valid.set(main, VE_INFO_VALID)
+        _inject(vcpu, _VE)
+    _resume_flag(vcpu)

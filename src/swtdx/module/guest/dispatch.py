@@ -1,0 +1,89 @@
+"""TDCALL: from the exit to the leaf and back (``tdx_td_dispatcher.c`` of 1.5.01)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch import status as st
+from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.arch.leaves import GUEST_LEAVES
+from swtdx.arch.operands import OperandId
+from swtdx.arch.regs import RAX, RCX
+from swtdx.machine.vmx.exit import VmExit
+from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
+from swtdx.module.exits.inject import inject_gp
+from swtdx.module.guest import mem, mr, rdwr, vp
+from swtdx.module.guest.register import HANDLERS
+from swtdx.module.vcpu import Vcpu
+
+__all__ = ["TDVMCALL", "tdcall"]
+_LEAF_MODULES: Final = (mem, mr, rdwr, vp)
+
+#: What :func:`tdcall` returns when the vCPU leaves to the host by TDG.VP.VMCALL.
+TDVMCALL: Final = object()
+_VMCALL: Final = 0
+_RESERVED: Final = 0xFFFFFFFFFF000000
+_INVALID_RAX: Final = st.TDX_OPERAND_INVALID | OperandId.RAX
+_INVALID_RCX: Final = st.TDX_OPERAND_INVALID | OperandId.RCX
+_NO_RBP_MOD: Final = 1 << 2
+_CODE: Final = st.CODE_MASK
+
+_MAX_VERSION: Final = {leaf.number: leaf.max_version for leaf in GUEST_LEAVES.values()}
+
+
+def tdcall(vcpu: Vcpu, out: VmExit) -> object:
+    """Execute the guest's TDCALL."""
+    del out
+    if not vcpu.context.long_mode:
+        inject_gp(vcpu)
+        return None
+    gpr = vcpu.gpr
+    rax = gpr[RAX]
+    if rax == _VMCALL:
+        mask = gpr[RCX]
+        forbidden = 0x33 if TDCS.config_flags.get(vcpu.tdcs) & _NO_RBP_MOD else 0x13
+        if not mask & (0xFFFFFFFF00000000 | forbidden):
+            return TDVMCALL
+        gpr[RAX] = _INVALID_RCX
+        vcpu.advance()
+        return None
+    leaf, version = rax & 0xFFFF, rax >> 16 & 0xFF
+    if rax & _RESERVED or version > _MAX_VERSION.get(leaf, 0):
+        status = _INVALID_RAX
+    else:
+        handler = HANDLERS.get(leaf)
+        if handler is None:
+            status = _INVALID_RAX
+        else:
+            try:
+                status = handler(vcpu)
+            except LeafFailed as failed:
+                status = failed.status
+            except RetryTdcall:
+                return None
+    gpr[RAX] = _host_priority(vcpu, status)
+    vcpu.advance()
+    return None
+
+
+def _host_priority(vcpu: Vcpu, status: int) -> int:
+    """A guest that a waiting host keeps off a lock is told OPERAND_BUSY, for a limited time.
+
+    Raises:
+        TdExit: HOST_PRIORITY_BUSY_TIMEOUT.
+    """
+    main = vcpu.main
+    if status & _CODE != st.TDX_OPERAND_BUSY_HOST_PRIORITY:
+        if TDVPS.hp_lock_busy.get(main):
+            TDVPS.hp_lock_busy.set(main, 0)
+        return status
+    status = st.TDX_OPERAND_BUSY | status & 0xFFFFFFFF
+    now = vcpu.lp.machine.tsc()
+    if not TDVPS.hp_lock_busy.get(main):
+        TDVPS.hp_lock_busy.set(main, 1)
+        TDVPS.hp_lock_busy_start.set(main, now)
+    elif now - TDVPS.hp_lock_busy_start.get(main) >= TDCS.hp_lock_timeout.get(vcpu.tdcs):
+        TDVPS.hp_lock_busy.set(main, 0)
+        vcpu.gpr[RAX] = status
+        raise TdExit(st.TDX_HOST_PRIORITY_BUSY_TIMEOUT, 0)
+    return status

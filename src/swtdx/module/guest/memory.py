@@ -1,0 +1,94 @@
+"""Guest memory that a TDCALL operand names: checked, walked, mapped.
+
+Source: ``check_walk_and_map_guest_side_gpa`` in ``helpers.c`` of the TDX module 1.5.01.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch import sept
+from swtdx.arch import sept_bits as bits
+from swtdx.arch import status as st
+from swtdx.arch import vmcs as f
+from swtdx.arch.control_structs import TDCS
+from swtdx.machine.memory import SEAM
+from swtdx.machine.vmx import exit as reason
+from swtdx.machine.vmx.ept import SUPPRESS_VE, Walk, walk as ept_walk
+from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
+from swtdx.module.exits.ept import PENDING, to_host
+from swtdx.module.exits.inject import inject_ve
+from swtdx.module.objects.sept import walk
+from swtdx.module.vcpu import Vcpu
+
+_PAGE: Final = 4096
+_READ: Final = 1
+_WRITE: Final = 2
+_PENDING_VE_DISABLE: Final = 1 << 0
+_SIZES: Final = bits.LEVEL_BYTES
+
+
+class GuestBuffer:
+    """A buffer within one page of guest memory."""
+
+    __slots__ = ("_memory", "pa")
+
+    def __init__(self, memory: object, pa: int) -> None:
+        self._memory = memory
+        self.pa = pa
+
+    def read(self, count: int) -> bytes:
+        """``count`` bytes."""
+        data: bytes = self._memory.read(self.pa, count, SEAM)  # type: ignore[attr-defined]
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Store ``data``."""
+        self._memory.write(self.pa, data, SEAM)  # type: ignore[attr-defined]
+
+
+def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: bool) -> GuestBuffer:
+    """The buffer at ``gpa``.
+
+    Raises:
+        LeafFailed: OPERAND_INVALID.
+        TdExit: EPT violation.
+        RetryTdcall: a #VE was injected instead.
+    """
+    td = vcpu.td
+    shared_bit = td.shared_bit
+    shared = bool(gpa & shared_bit)
+    if gpa >= shared_bit << 1 or (private_only and shared):
+        raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
+    wanted = _READ | (_WRITE if write else 0)
+    if shared:
+        return GuestBuffer(vcpu.module.memory, _shared(vcpu, gpa, shared_bit, wanted))
+    entry = walk(vcpu.module.keyhole, td, gpa, 0)
+    if not entry.raw & bits.LEAF or entry.raw & wanted != wanted:
+        qualification = wanted & ~entry.raw & 3 | (entry.raw & 7) << 3
+        if sept.state_of(entry.raw).flags & sept.ACCEPTABLE:
+            if not TDCS.td_ctls.get(td.tdcs) & _PENDING_VE_DISABLE:
+                inject_ve(vcpu, reason.EPT_VIOLATION, qualification, gpa)
+                raise RetryTdcall
+            raise to_host(gpa, qualification, PENDING)
+        raise to_host(gpa, qualification)
+    size = _SIZES[entry.level]
+    hpa = entry.hpa & -size | gpa & size - 1
+    return GuestBuffer(vcpu.module.memory, vcpu.module.private(td, hpa))
+
+
+def _shared(vcpu: Vcpu, gpa: int, shared_bit: int, wanted: int) -> int:
+    """Walk the hypervisor's EPT."""
+    unit = vcpu.lp.vmx
+    eptp = TDCS.eptp.get(vcpu.tdcs) & 0x3F | vcpu.vmcs.read(f.SHARED_EPTP) & bits.HPA
+    found = ept_walk(eptp, gpa & ~shared_bit, 0, unit.map_shared_table, Walk())
+    qualification = wanted & ~found.entry & 3 | (found.entry & 7) << 3
+    if found.misconfigured:
+        raise TdExit(st.TDX_SUCCESS, reason.EPT_MISCONFIGURATION, 0, 0, gpa & -_PAGE)
+    if found.entry & wanted != wanted:
+        if not found.entry & SUPPRESS_VE:
+            inject_ve(vcpu, reason.EPT_VIOLATION, qualification, gpa)
+            raise RetryTdcall
+        raise to_host(gpa, qualification)
+    size = _SIZES[found.level]
+    return found.entry & 0x000FFFFFFFFFF000 & -size | gpa & size - 1

@@ -1,0 +1,52 @@
+"""TDG.VP.*: the vCPU itself."""
+
+from __future__ import annotations
+
+from swtdx.arch import status as st
+from swtdx.arch.control_structs import TDCS, TDVPS, VE_INFO
+from swtdx.arch.operands import OperandId
+from swtdx.arch.regs import R8, R9, R10, R11, RCX, RDX
+from swtdx.module.errors import LeafFailed
+from swtdx.module.guest.register import guest_leaf
+from swtdx.module.vcpu import Vcpu
+
+
+@guest_leaf(1, "TDG.VP.INFO")
+def vp_info(vcpu: Vcpu) -> int:
+    """GPAW, attributes, vCPU numbers."""
+    tdcs, gpr = vcpu.tdcs, vcpu.gpr
+    gpr[RCX] = 52 if TDCS.gpaw.get(tdcs) else 48
+    gpr[RDX] = TDCS.attributes.get(tdcs)
+    gpr[R8] = TDCS.num_vcpus.get(tdcs) | TDCS.max_vcpus.get(tdcs) << 32
+    gpr[R9] = TDVPS.vcpu_index.get(vcpu.main)
+    gpr[R10] = 1
+    gpr[R11] = 0
+    return st.TDX_SUCCESS
+
+
+@guest_leaf(3, "TDG.VP.VEINFO.GET")
+def veinfo_get(vcpu: Vcpu) -> int:
+    """What the last #VE was; the next one may come."""
+    main, gpr = vcpu.main, vcpu.gpr
+    if not VE_INFO.valid.get(main):
+        for register in (RCX, RDX, R8, R9, R10):
+            gpr[register] = 0
+        return st.TDX_NO_VALID_VE_INFO
+    gpr[RCX] = VE_INFO.exit_reason.get(main)
+    gpr[RDX] = VE_INFO.exit_qualification.get(main)
+    gpr[R8] = VE_INFO.gla.get(main)
+    gpr[R9] = VE_INFO.gpa.get(main)
+    gpr[R10] = VE_INFO.instruction_length.get(main) | VE_INFO.instruction_info.get(main) << 32
+    VE_INFO.valid.set(main, 0)
+    return st.TDX_SUCCESS
+
+
+@guest_leaf(5, "TDG.VP.CPUIDVE.SET")
+def cpuidve_set(vcpu: Vcpu) -> int:
+    """Whether CPUID gives #VE in supervisor and in user mode."""
+    flags = vcpu.gpr[RCX]
+    if flags & ~3:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+    TDVPS.cpuid_supervisor_ve.set(vcpu.main, flags & 1)
+    TDVPS.cpuid_user_ve.set(vcpu.main, flags >> 1)
+    return st.TDX_SUCCESS

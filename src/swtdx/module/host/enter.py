@@ -1,0 +1,283 @@
+"""TDH.VP.ENTER: run a vCPU until it leaves to the hypervisor (tdcall.md §7)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch import status as st
+from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.arch.operands import OperandId
+from swtdx.arch.regs import R8, R9, RAX, RBP, RCX, RDX
+from swtdx.arch.states import LastTdExit, VcpuState
+from swtdx.module import locks
+from swtdx.module.call import HostCall
+from swtdx.module.checks import associate, check_op_state, map_state, map_vp_pages, vp_page
+from swtdx.module.errors import LeafFailed, TdExit
+from swtdx.module.exits import stepping
+from swtdx.module.exits.dispatch import TDVMCALL, dispatch
+from swtdx.module.exits.inject import inject_ve
+from swtdx.module.globals import LP_DATA
+from swtdx.module.host.register import host_leaf
+from swtdx.module.objects.pamt import Entry
+from swtdx.module.objects.td import Vp
+from swtdx.module.tables import op_states
+from swtdx.module.vcpu import GPRS, Vcpu, flush_translations, vmcs_of
+
+_PAGE_BITS: Final = 0x000FFFFFFFFFF000
+_HINT: Final = 1 << 52
+_RESUME_L1: Final = 1 << 53
+_MASK64: Final = (1 << 64) - 1
+_SIGN: Final = 1 << 63
+_NO_RBP_MOD: Final = 1 << 2
+_TDCALL_REASON: Final = 77
+#: Registers that an asynchronous TD exit clears.
+_CLEARED: Final = (3, 5, 6, 7, 10, 11, 12, 13, 14, 15)
+_ALLOWED: Final = op_states(0)
+
+_READY: Final = int(VcpuState.READY)
+_ACTIVE: Final = int(VcpuState.ACTIVE)
+_DISABLED: Final = int(VcpuState.DISABLED)
+_AFTER_TDVMCALL: Final = int(LastTdExit.TDVMCALL)
+_ASYNC_FAULT: Final = int(LastTdExit.ASYNC_FAULT)
+_ASYNC_TRAP: Final = int(LastTdExit.ASYNC_TRAP)
+
+_state = TDVPS.vcpu_state
+_last_exit = TDVPS.last_td_exit
+_last_tsc = TDVPS.last_exit_tsc
+_vcpu_epoch = TDVPS.vcpu_epoch
+_td_epoch = TDCS.td_epoch
+_refcount = TDCS.refcount
+
+
+@host_leaf(0, "TDH.VP.ENTER")
+def vp_enter(call: HostCall) -> int:
+    """See the module's docstring."""
+    module, lp, i = call.module, call.lp, call.inputs
+    handle = i[RCX]
+    if handle & ~(_PAGE_BITS | _HINT | _RESUME_L1):
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+    vp, tdvpr, tdr = vp_page(module, handle & _PAGE_BITS, OperandId.RCX, exclusive=False)
+    td = vp.td
+    map_state(module, td)
+    check_op_state(td, _ALLOWED)
+    map_vp_pages(module, vp)
+    newly_associated = associate(lp, vp, allow_disabled=False)
+    main, tdcs = vp.main, td.tdcs
+    last_exit = _last_exit.get(main)
+    if handle & _HINT and last_exit != _ASYNC_TRAP:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+    if handle & _RESUME_L1:
+        # There is no L2 VM that could have exited.
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+    module.check_tsc_adjust(lp)
+    if lp.machine.tsc() - _last_tsc.get(main) & _SIGN:
+        raise LeafFailed(st.TDX_TSC_ROLLBACK)
+    _begin_epoch(call, vp, newly_associated)
+    faulting = stepping.entry_filter(module, vp)
+    if faulting is not None:
+        _end_epoch(vp)
+        _state.set(main, _READY)
+        _last_exit.set(main, _ASYNC_FAULT)
+        return _asynchronous(call, TdExit(st.TDX_SUCCESS, 48, qualification=2, gpa=faulting & -4096))
+    vmcs = vmcs_of(module, lp, vp)
+    view, at = module.data.lp(lp.index)
+    if LP_DATA.last_tdvpr.get(view, at) != vp.hpa:
+        flush_translations(lp, td)
+        LP_DATA.last_tdvpr.set(view, vp.hpa, at)
+    vcpu = Vcpu(module, lp, vp, vmcs)
+    if stepping.wants_notice(vp):
+        inject_ve(vcpu, lp.vmx.exit.reason, lp.vmx.exit.qualification, lp.vmx.exit.gpa)
+    _load_registers(call, vcpu, last_exit, handle)
+    _state.set(main, _ACTIVE)
+    held = _hold(module, tdr, tdvpr)
+    try:
+        outcome = _run(call, vcpu)
+    finally:
+        _release(call, vp, held)
+    if outcome is None:
+        return _synchronous(call, vcpu)
+    return _asynchronous(call, outcome)
+
+
+# ---------------------------------------------------------------- TLB epochs
+def _begin_epoch(call: HostCall, vp: Vp, newly_associated: bool) -> None:
+    tdcs = vp.td.tdcs
+    if not locks.can_share(tdcs, TDCS.epoch_lock.offset):
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.TD_EPOCH)
+    epoch = _td_epoch.get(tdcs)
+    parity = epoch & 1
+    _refcount.set(tdcs, parity, _refcount.get(tdcs, parity) + 1)
+    if epoch != _vcpu_epoch.get(vp.main):
+        if not newly_associated:
+            flush_translations(call.lp, vp.td)
+        _vcpu_epoch.set(vp.main, epoch)
+
+
+def _end_epoch(vp: Vp) -> None:
+    parity = _vcpu_epoch.get(vp.main) & 1
+    tdcs = vp.td.tdcs
+    _refcount.set(tdcs, parity, _refcount.get(tdcs, parity) - 1)
+
+
+# ---------------------------------------------------------------- locks held while the guest runs
+def _hold(module: object, tdr: Entry, tdvpr: Entry) -> tuple[Entry, Entry]:
+    """Take the PAMT locks of TDR and TDVPR shared; other processors see them."""
+    del module
+    for entry in (tdr, tdvpr):
+        locks.hp_share(entry.view, entry.offset)
+    return tdr, tdvpr
+
+
+def _release(call: HostCall, vp: Vp, held: tuple[Entry, Entry]) -> None:
+    """Release them.  The views are looked up again: their pages may have left the cache meanwhile."""
+    pamt = call.module.pamt
+    del held
+    for hpa in (vp.td.tdr_hpa, vp.hpa):
+        entry = pamt.owned(hpa, 0)
+        locks.hp_unshare(entry.view, entry.offset)
+
+
+# ---------------------------------------------------------------- registers
+def _load_registers(call: HostCall, vcpu: Vcpu, last_exit: int, handle: int) -> None:
+    """Guest registers from TDVPS, after a TDVMCALL with what the host passes back."""
+    main, gpr = vcpu.main, vcpu.gpr
+    if last_exit == _AFTER_TDVMCALL:
+        mask = TDVPS.gpr.get(main, RCX)
+        module = call.module
+        saved = memoryview(main[GPRS]).cast("Q")
+        inputs = call.inputs
+        for number in module.selected(mask & 0xFFFC):
+            saved[number] = inputs[number]
+        saved[RAX] = st.TDX_SUCCESS
+        if mask >> 16 & 0xFFFF:
+            _pass_xmm_in(call, vcpu, mask >> 16 & 0xFFFF)
+    elif last_exit == _ASYNC_TRAP:
+        status = TDVPS.gpr.get(main, RAX)
+        TDVPS.gpr.set(main, RAX, status & ~(1 << 60) | (1 << 60 if handle & _HINT else 0))
+    rsp = gpr[4]
+    vcpu.context.gpr_bytes[:] = main[GPRS]
+    gpr[4] = rsp
+
+
+def _save_registers(vcpu: Vcpu) -> None:
+    vcpu.main[GPRS] = vcpu.context.gpr_bytes
+
+
+def _pass_xmm_in(call: HostCall, vcpu: Vcpu, select: int) -> None:
+    image = bytearray(vcpu.context.read_xstate())
+    for number in range(16):
+        if select >> number & 1:
+            image[160 + 16 * number : 176 + 16 * number] = call.lp.xmm[number].to_bytes(16, "little")
+    # XSTATE_BV: the SSE state is no longer in its initial configuration.
+    image[512] |= 2
+    vcpu.context.write_xstate(bytes(image))
+
+
+def _pass_xmm_out(call: HostCall, vcpu: Vcpu, select: int) -> None:
+    image = vcpu.context.read_xstate() if select else b""
+    for number in range(16):
+        where = 160 + 16 * number
+        call.lp.xmm[number] = (
+            int.from_bytes(image[where : where + 16], "little") if select >> number & 1 else 0
+        )
+
+
+# ---------------------------------------------------------------- the run
+def _run(call: HostCall, vcpu: Vcpu) -> TdExit | None:
+    """Enter and handle exits until a TD exit; None for a TDVMCALL."""
+    lp = call.lp
+    seam = lp.machine.seam
+    enter = lp.vmx.enter
+    main = vcpu.main
+    while True:
+        seam.lock.release()
+        lp.in_guest = True
+        try:
+            out = enter()
+        finally:
+            lp.in_guest = False
+            seam.lock.acquire()
+        try:
+            if TDR.fatal.get(vcpu.td.tdr):
+                raise TdExit(
+                    st.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE,
+                    out.reason,
+                    out.qualification,
+                    intr_info=out.intr_info,
+                )
+            _last_tsc.set(main, lp.last_exit_tsc)
+            if dispatch(vcpu, out) is TDVMCALL:
+                return None
+        except TdExit as leaving:
+            return _leave(vcpu, leaving)
+
+
+def _leave(vcpu: Vcpu, leaving: TdExit) -> TdExit:
+    """What an asynchronous TD exit does to the vCPU and its TD."""
+    case, main = leaving.case, vcpu.main
+    if case in (
+        st.TDX_NON_RECOVERABLE_TD,
+        st.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE,
+        st.TDX_NON_RECOVERABLE_TD_WRONG_APIC_MODE,
+        st.TDX_NON_RECOVERABLE_TD_CORRUPTED_MD,
+    ):
+        TDR.fatal.set(vcpu.td.tdr, 1)
+        leaving.case |= st.FATAL
+        if case == st.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE:
+            return leaving
+    elif case == st.TDX_NON_RECOVERABLE_VCPU:
+        _state.set(main, _DISABLED)
+    else:
+        _state.set(main, _READY)
+        trap = case in (st.TDX_CROSS_TD_TRAP, st.TDX_HOST_PRIORITY_BUSY_TIMEOUT)
+        _last_exit.set(main, _ASYNC_TRAP if trap else _ASYNC_FAULT)
+        if trap:
+            vcpu.advance()
+    _save_registers(vcpu)
+    _end_epoch(vcpu.vp)
+    return leaving
+
+
+# ---------------------------------------------------------------- what the host gets
+def _asynchronous(call: HostCall, leaving: TdExit) -> int:
+    g = call.gpr
+    for number in _CLEARED:
+        g[number] = 0
+    g[RCX] = leaving.qualification & 0xFFFFFFFF
+    g[RDX] = leaving.extended
+    g[R8] = leaving.gpa
+    g[R9] = leaving.intr_info
+    _reset_xmm(call)
+    return leaving.case | leaving.reason & 0xFFFFFFFF
+
+
+def _synchronous(call: HostCall, vcpu: Vcpu) -> int:
+    """TDG.VP.VMCALL: the selected registers of the guest, zero in the others."""
+    g, gpr, main = call.gpr, vcpu.gpr, vcpu.main
+    mask = gpr[RCX]
+    keep_rbp = TDCS.config_flags.get(vcpu.tdcs) & _NO_RBP_MOD
+    for number in range(2, 16):
+        if mask >> number & 1:
+            g[number] = gpr[number]
+        elif number != RBP or not keep_rbp:
+            g[number] = 0
+        else:
+            g[number] = call.inputs[number]
+    g[RCX] = mask & 0xFFFFFFFF
+    if mask >> 16 & 0xFFFF:
+        _pass_xmm_out(call, vcpu, mask >> 16 & 0xFFFF)
+    else:
+        _reset_xmm(call)
+    vcpu.advance()
+    _save_registers(vcpu)
+    _state.set(main, _READY)
+    _last_exit.set(main, _AFTER_TDVMCALL)
+    _end_epoch(vcpu.vp)
+    return _TDCALL_REASON
+
+
+def _reset_xmm(call: HostCall) -> None:
+    call.lp.xmm[:] = _ZEROES
+
+
+_ZEROES: Final = [0] * 16

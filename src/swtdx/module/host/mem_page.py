@@ -1,0 +1,261 @@
+"""TDH.MEM.PAGE.*: a TD's private pages."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+
+from swtdx.arch import sept
+from swtdx.arch import sept_bits as bits
+from swtdx.arch import status as st
+from swtdx.arch.control_structs import TDCS
+from swtdx.arch.operands import OperandId
+from swtdx.arch.regs import R8, R9, R10, R11, RCX, RDX
+from swtdx.arch.states import OpState, PageType
+from swtdx.machine.memory import SEAM
+from swtdx.module.call import HostCall
+from swtdx.module.checks import open_td, shared_buffer
+from swtdx.module.errors import LeafFailed
+from swtdx.module.host.register import host_leaf
+from swtdx.module.objects import measurement
+from swtdx.module.objects.pamt import NDA, REG, SIZES
+from swtdx.module.objects.sept import (
+    check_tracked,
+    find,
+    find_for,
+    lock_entry,
+    page_info,
+    require,
+    walk,
+)
+from swtdx.module.tables import op_states, sept_states
+
+_EPT: Final = int(PageType.EPT)
+_PAGE: Final = 4096
+_NONE: Final = (1 << 64) - 1
+_UNUSED: Final = 1 << 63
+_IMPORTING: Final = 1 << OpState.MEMORY_IMPORT | 1 << OpState.STATE_IMPORT | 1 << OpState.POST_IMPORT
+
+
+@host_leaf(2, "TDH.MEM.PAGE.ADD")
+def page_add(call: HostCall) -> int:
+    """Copy a page into the TD before it runs, and measure that it was added."""
+    module, i = call.module, call.inputs
+    td = open_td(module, i[RDX], OperandId.RDX, op_states(2), exclusive=True)
+    gpa, _ = page_info(td, i[RCX], 0, 0)
+    entry = find(module.keyhole, td, gpa, 0)
+    require(entry, sept_states(2))
+    shared_buffer(module, i[R9], _PAGE, OperandId.R9)
+    page = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True)
+    content = module.memory.read(i[R9], _PAGE, SEAM)
+    module.memory.direct_store(module.private(td, i[R8]), content, SEAM)
+    entry.store(sept.leaf_entry(sept.MAPPED, i[R8]))
+    measurement.page_added(td.tdcs, gpa)
+    td.add_children(1)
+    page.set(REG, td.tdr_hpa)
+    return st.TDX_SUCCESS
+
+
+@host_leaf(6, "TDH.MEM.PAGE.AUG")
+def page_aug(call: HostCall) -> int:
+    """Give the TD a page that it has to accept."""
+    module, i = call.module, call.inputs
+    td = open_td(module, i[RDX], OperandId.RDX, op_states(6))
+    gpa, level = page_info(td, i[RCX], 0, 1)
+    entry = find_for(module.keyhole, td, gpa, level, sept_states(6), exclusive=False)
+    page = module.pamt.free_range(i[R8], OperandId.R8, level)
+    entry.store(sept.leaf_entry(sept.PENDING_STATE, i[R8]))
+    td.add_children(SIZES[level] // _PAGE)
+    page.set(REG, td.tdr_hpa)
+    return st.TDX_SUCCESS
+
+
+@host_leaf(29, "TDH.MEM.PAGE.REMOVE")
+def page_remove(call: HostCall) -> int:
+    """Take a page away from the TD."""
+    module, i = call.module, call.inputs
+    td = open_td(module, i[RDX], OperandId.RDX, op_states(29))
+    gpa, level = page_info(td, i[RCX], 0, 2)
+    entry = find_for(module.keyhole, td, gpa, level, sept_states(29), exclusive=False)
+    hpa = entry.hpa & -SIZES[level]
+    page = module.pamt.owned(hpa, level)
+    if not page.ownable:
+        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+    check_tracked(td, entry, entry.state, page.bepoch)
+    importing = _IMPORTING >> TDCS.op_state.get(td.tdcs) & 1
+    entry.store(sept.REMOVED.bits | bits.SUPPRESS_VE if importing else sept.FREE_ENTRY)
+    td.add_children(-(SIZES[level] // _PAGE))
+    page.set(NDA, 0)
+    call.gpr[RCX] = hpa
+    return st.TDX_SUCCESS
+
+
+@host_leaf(5, "TDH.MEM.PAGE.RELOCATE")
+def page_relocate(call: HostCall) -> int:
+    """Move a page's content to another physical page."""
+    module, i = call.module, call.inputs
+    td = open_td(module, i[RDX], OperandId.RDX, op_states(5))
+    gpa, _ = page_info(td, i[RCX], 0, 0)
+    entry = find_for(module.keyhole, td, gpa, 0, sept_states(5), exclusive=False)
+    state = entry.state
+    old_hpa, new_hpa = entry.hpa, i[R8]
+    old = module.pamt.owned(old_hpa, 0)
+    if not old.ownable:
+        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+    check_tracked(td, entry, state, old.bepoch)
+    if new_hpa == old_hpa:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.R8)
+    new = module.pamt.page(new_hpa, OperandId.R8, NDA, exclusive=True)
+    if not state.pending:
+        content = bytes(module.keyhole.map(old_hpa, td.hkid))
+        module.memory.direct_store(module.private(td, new_hpa), content, SEAM)
+    raw = sept.unblock(entry.raw)
+    entry.store(raw & ~bits.HPA | new_hpa)
+    new.set(REG, td.tdr_hpa)
+    old.set(NDA, 0)
+    call.gpr[RCX] = old_hpa
+    return st.TDX_SUCCESS
+
+
+def _no_l2_pages(call: HostCall) -> None:
+    """A TD without L2 VMs takes no L2 Secure EPT pages in R9..R11.
+
+    Raises:
+        LeafFailed: OPERAND_INVALID.
+    """
+    for register in (R9, R10, R11):
+        if call.inputs[register] != _NONE:
+            raise LeafFailed(st.TDX_OPERAND_INVALID | register)
+
+
+@host_leaf(15, "TDH.MEM.PAGE.DEMOTE")
+def page_demote(call: HostCall) -> int:
+    """Split a 2-MiB or 1-GiB page into 512 smaller ones under a new Secure EPT page."""
+    module, i = call.module, call.inputs
+    if i[RDX] & 0xFFE:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
+    td = open_td(module, i[RDX] & -_PAGE, OperandId.RDX, op_states(15))
+    gpa, level = page_info(td, i[RCX], 1, 2)
+    entry = find_for(module.keyhole, td, gpa, level, sept_states(15), exclusive=False)
+    state = entry.state
+    hpa = entry.hpa & -SIZES[level]
+    large = module.pamt.owned(hpa, level)
+    if not large.ownable:
+        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+    check_tracked(td, entry, state, large.bepoch)
+    table = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True)
+    target = sept.PENDING_STATE if state.pending else sept.MAPPED
+    size = SIZES[level - 1]
+    first = sept.leaf_entry(target, hpa)
+    children = np.uint64(first) + np.arange(512, dtype=np.uint64) * np.uint64(size)
+    module.memory.direct_store(module.private(td, i[R8]), children.tobytes(), SEAM)
+    entry.store(sept.non_leaf_entry(i[R8]))
+    # PAMT: the large leaf becomes 512 leaves of the next size, none of them blocked.
+    large.set(NDA, 0)
+    if level == 1:
+        _set_small(call, hpa, td.tdr_hpa, REG)
+    else:
+        for offset in range(0, SIZES[2], SIZES[1]):
+            module.pamt.owned(hpa + offset, 1).set(REG, td.tdr_hpa)
+    table.set(_EPT, td.tdr_hpa)
+    td.add_children(1)
+    for register in (R9, R10, R11):
+        call.gpr[register] = i[register] | _UNUSED
+    return st.TDX_SUCCESS
+
+
+def _set_small(call: HostCall, hpa: int, owner: int, page_type: int) -> None:
+    """Rewrite the 512 4-KiB PAMT entries of a 2-MiB range."""
+    word = struct.pack("<QQ", page_type << 16 | owner >> 12 << 24, 0)
+    for view in call.module.pamt.children(hpa):
+        view[:] = word * 256
+
+
+@host_leaf(23, "TDH.MEM.PAGE.PROMOTE")
+def page_promote(call: HostCall) -> int:
+    """Merge 512 pages of the same kind into one, and free their Secure EPT page."""
+    module, i = call.module, call.inputs
+    td = open_td(module, i[RDX], OperandId.RDX, op_states(23))
+    gpa, level = page_info(td, i[RCX], 1, 2)
+    entry = find_for(module.keyhole, td, gpa, level, sept_states(23), exclusive=False)
+    table_hpa = entry.hpa
+    table = module.pamt.owned(table_hpa, 0)
+    if not table.ownable:
+        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+    state = entry.state
+    check_tracked(td, entry, state, table.bepoch)
+    children = np.frombuffer(module.keyhole.map(table_hpa, td.hkid), dtype="<u8")
+    _lock_children(module, td, children, gpa, level)
+    first = int(children[0])
+    hpa = first & bits.HPA
+    step = np.arange(512, dtype=np.uint64) * np.uint64(SIZES[level - 1])
+    uniform = bool((children == np.uint64(first) + step).all())
+    small = sept.state_of(first)
+    if not uniform or hpa & SIZES[level] - 1 or small not in (sept.MAPPED, sept.PENDING_STATE):
+        raise entry.failed(st.TDX_EPT_INVALID_PROMOTE_CONDITIONS | OperandId.RCX)
+    entry.store(sept.leaf_entry(small, hpa))
+    if level == 1:
+        _set_small(call, hpa, 0, NDA)
+    else:
+        for offset in range(0, SIZES[2], SIZES[1]):
+            module.pamt.owned(hpa + offset, 1).set(NDA, 0)
+    module.pamt.owned(hpa, level).set(REG, td.tdr_hpa)
+    table.set(NDA, 0)
+    td.add_children(-1)
+    call.gpr[RCX] = table_hpa
+    if call.version:
+        for register in (R9, R10, R11):
+            call.gpr[register] = _NONE
+    return st.TDX_SUCCESS
+
+
+def _lock_children(module: object, td: object, children: np.ndarray, gpa: int, level: int) -> None:
+    """Every child entry's lock must be free.
+
+    Raises:
+        LeafFailed: OPERAND_BUSY|RCX, with the first entry that is held.
+    """
+    held = np.flatnonzero(children & np.uint64(bits.TDEL))
+    if held.size:
+        raw = int(children[held[0]])
+        raise LeafFailed(
+            st.TDX_OPERAND_BUSY | OperandId.RCX, sept.architectural_view(raw), sept.info(raw, level - 1)
+        )
+
+
+def _debug_leaf(call: HostCall, leaf: int) -> tuple[memoryview, int]:
+    """The page and the byte offset that TDH.MEM.RD/WR address."""
+    module, i = call.module, call.inputs
+    td = open_td(module, i[RDX], OperandId.RDX, op_states(leaf))
+    if not td.debug:
+        raise LeafFailed(st.TDX_TD_NON_DEBUG)
+    gpa = i[RCX]
+    if gpa & 7 or gpa >= td.shared_bit:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+    entry = walk(module.keyhole, td, gpa, 0)
+    if not entry.raw & bits.LEAF:
+        raise entry.failed(st.TDX_EPT_WALK_FAILED | OperandId.RCX)
+    lock_entry(entry)
+    require(entry, sept_states(leaf))
+    hpa = (entry.hpa & -SIZES[entry.level] | gpa & SIZES[entry.level] - 1) & -_PAGE
+    return module.keyhole.map(hpa, td.hkid), gpa & _PAGE - 1
+
+
+@host_leaf(12, "TDH.MEM.RD")
+def mem_rd(call: HostCall) -> int:
+    """Read 8 bytes of a debuggable TD's memory."""
+    view, offset = _debug_leaf(call, 12)
+    call.gpr[R8] = struct.unpack_from("<Q", view, offset)[0]
+    return st.TDX_SUCCESS
+
+
+@host_leaf(14, "TDH.MEM.WR")
+def mem_wr(call: HostCall) -> int:
+    """Write 8 bytes of a debuggable TD's memory."""
+    view, offset = _debug_leaf(call, 14)
+    call.gpr[R8] = struct.unpack_from("<Q", view, offset)[0]
+    struct.pack_into("<Q", view, offset, call.inputs[R8])
+    call.module.memory_written(view, offset, 8)
+    return st.TDX_SUCCESS

@@ -1,0 +1,115 @@
+"""TDH.VP.*: vCPUs, but for TDH.VP.ENTER."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch import status as st
+from swtdx.arch.control_structs import TDCS, TDCS_MIN_PAGES, TDR, TDVPS
+from swtdx.arch.operands import OperandId
+from swtdx.arch.regs import RCX, RDX
+from swtdx.arch.states import LastTdExit, Lifecycle, PageType, VcpuState
+from swtdx.machine.memory import SEAM
+from swtdx.module import td_vmcs
+from swtdx.module.call import HostCall
+from swtdx.module.checks import disassociate, map_vp_pages, open_td, open_vp, vp_page
+from swtdx.module.errors import LeafFailed
+from swtdx.module.globals import LP_DATA, NO_PAGE
+from swtdx.module.host.register import host_leaf
+from swtdx.module.objects.pamt import NDA
+from swtdx.module.tables import op_states
+from swtdx.module.vcpu import flush_translations, save_state
+
+_TDVPR: Final = int(PageType.TDVPR)
+_TDCX: Final = int(PageType.TDCX)
+_PAGE: Final = 4096
+
+
+@host_leaf(10, "TDH.VP.CREATE")
+def vp_create(call: HostCall) -> int:
+    """Make a vCPU out of a free page."""
+    module, i = call.module, call.inputs
+    td = open_td(module, i[RDX], OperandId.RDX, op_states(10))
+    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
+    tdvps = TDVPS.new()
+    TDVPS.vcpu_state.set(tdvps, VcpuState.UNINITIALIZED)
+    TDVPS.assoc_lpid.set(tdvps, 0xFFFFFFFF)
+    TDVPS.num_tdvps_pages.set(tdvps, 1)
+    TDVPS.tdvps_page_pa.set(tdvps, 0, i[RCX])
+    module.memory.direct_store(module.private(td, i[RCX]), bytes(tdvps), SEAM)
+    td.add_children(1)
+    page.set(_TDVPR, td.tdr_hpa)
+    module.forget(i[RCX])
+    return st.TDX_SUCCESS
+
+
+@host_leaf(4, "TDH.VP.ADDCX")
+def vp_addcx(call: HostCall) -> int:
+    """Add a page to a vCPU."""
+    module, i = call.module, call.inputs
+    vp = open_vp(module, i[RDX], OperandId.RDX, op_states(4), exclusive=True)
+    main, td = vp.main, vp.td
+    if TDVPS.vcpu_state.get(main) != VcpuState.UNINITIALIZED:
+        raise LeafFailed(st.TDX_VCPU_STATE_INCORRECT)
+    count = TDVPS.num_tdvps_pages.get(main)
+    if count >= 6 + 3 * TDCS.num_l2_vms.get(td.tdcs):
+        raise LeafFailed(st.TDX_TDCX_NUM_INCORRECT)
+    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
+    module.memory.direct_zero(module.private(td, i[RCX]), _PAGE, SEAM)
+    TDVPS.tdvps_page_pa.set(main, count, i[RCX])
+    TDVPS.num_tdvps_pages.set(main, count + 1)
+    td.add_children(1)
+    page.set(_TDCX, td.tdr_hpa)
+    return st.TDX_SUCCESS
+
+
+@host_leaf(22, "TDH.VP.INIT")
+def vp_init(call: HostCall) -> int:
+    """Set a vCPU's initial state; it stays associated with this processor."""
+    module, lp, i = call.module, call.lp, call.inputs
+    vp = open_vp(module, i[RCX], OperandId.RCX, op_states(22), exclusive=True)
+    map_vp_pages(module, vp)
+    main, tdcs = vp.main, vp.td.tdcs
+    if TDVPS.vcpu_state.get(main) != VcpuState.UNINITIALIZED:
+        raise LeafFailed(st.TDX_VCPU_STATE_INCORRECT)
+    index = TDCS.num_vcpus.get(tdcs)
+    if index >= TDCS.max_vcpus.get(tdcs):
+        raise LeafFailed(st.TDX_MAX_VCPUS_EXCEEDED)
+    module.check_tsc_adjust(lp)
+    TDCS.num_vcpus.set(tdcs, index + 1)
+    TDVPS.vcpu_index.set(main, index)
+    TDVPS.last_exit_tsc.set(main, lp.machine.tsc())
+    TDVPS.xfam.set(main, TDCS.xfam.get(tdcs))
+    td_vmcs.initial_registers(module, vp, i[RDX], index)
+    TDVPS.vcpu_state.set(main, VcpuState.READY)
+    TDVPS.last_td_exit.set(main, LastTdExit.ASYNC_FAULT)
+    TDVPS.assoc_lpid.set(main, lp.index)
+    TDCS.num_assoc_vcpus.set(tdcs, TDCS.num_assoc_vcpus.get(tdcs) + 1)
+    td_vmcs.initialise(module, lp, vp)
+    return st.TDX_SUCCESS
+
+
+@host_leaf(18, "TDH.VP.FLUSH")
+def vp_flush(call: HostCall) -> int:
+    """Take a vCPU off this processor: translations, VMCS and registers go back to its pages."""
+    module, lp, i = call.module, call.lp, call.inputs
+    vp, _, _ = vp_page(module, i[RCX], OperandId.RCX, exclusive=True)
+    td = vp.td
+    if TDR.lifecycle_state.get(td.tdr) != Lifecycle.KEYS_CONFIGURED:
+        raise LeafFailed(st.TDX_TD_KEYS_NOT_CONFIGURED)
+    if TDR.num_tdcx.get(td.tdr) < TDCS_MIN_PAGES:
+        raise LeafFailed(st.TDX_TDCS_NOT_ALLOCATED)
+    if not td.pages:
+        td.map_tdcs(module.keyhole)
+    map_vp_pages(module, vp)
+    if TDVPS.assoc_lpid.get(vp.main) != lp.index:
+        raise LeafFailed(st.TDX_VCPU_NOT_ASSOCIATED)
+    flush_translations(lp, td)
+    vmcs = lp.vmx.active.get(module.private(td, vp.vmcs_hpa))
+    if vmcs is not None:
+        save_state(lp, vp, vmcs)
+        lp.vmx.clear(vmcs.pa)
+    disassociate(vp)
+    view, at = module.data.lp(lp.index)
+    LP_DATA.last_tdvpr.set(view, NO_PAGE, at)
+    return st.TDX_SUCCESS

@@ -1,0 +1,182 @@
+"""PAMT: what the module knows of every physical page, in memory that the hypervisor gave.
+
+A page has an entry at each of three sizes; the one that describes it is the leaf, its ancestors are
+free (NDA).  Source: ``pamt_manager.{h,c}`` of the TDX module 1.5.01.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from swtdx.arch import status as st
+from swtdx.arch.states import PageType
+from swtdx.module import locks
+from swtdx.module.errors import LeafFailed
+from swtdx.module.globals import SYS, ModuleData, Tdmr
+from swtdx.module.keyhole import Keyhole
+
+_TWO: Final = struct.Struct("<QQ")
+_Q: Final = struct.Struct("<Q")
+_ENTRY: Final = 16
+_PAGE: Final = 4096
+_SMALL: Final = 1 << 12
+_LARGE: Final = 1 << 21
+_HUGE: Final = 1 << 30
+_TYPE_SHIFT: Final = 16
+_OWNER_SHIFT: Final = 24
+_LOCK: Final = 0xFFFF
+SIZES: Final = (_SMALL, _LARGE, _HUGE)
+
+NDA: Final = int(PageType.NDA)
+RSVD: Final = int(PageType.RSVD)
+REG: Final = int(PageType.REG)
+
+
+class Entry:
+    """Where a page's PAMT entry is, and what it said when it was looked up."""
+
+    __slots__ = ("bepoch", "offset", "owner", "page_type", "size", "view", "word")
+
+    def __init__(self, view: memoryview, offset: int, size: int) -> None:
+        self.view = view
+        self.offset = offset
+        #: 0: 4 KiB, 1: 2 MiB, 2: 1 GiB.
+        self.size = size
+        self.word, self.bepoch = _TWO.unpack_from(view, offset)
+        self.page_type = self.word >> _TYPE_SHIFT & 0xFF
+        #: HPA of the owner's TDR, 0 if none.
+        self.owner = self.word >> _OWNER_SHIFT << 12
+
+    def set(self, page_type: int, owner: int, bepoch: int = 0) -> None:
+        """Rewrite the entry; its lock word stays."""
+        lock = _Q.unpack_from(self.view, self.offset)[0] & _LOCK
+        _TWO.pack_into(
+            self.view, self.offset, lock | page_type << _TYPE_SHIFT | owner >> 12 << _OWNER_SHIFT, bepoch
+        )
+        self.page_type, self.owner, self.bepoch = page_type, owner, bepoch
+
+    def set_bepoch(self, bepoch: int) -> None:
+        """Store when the page was blocked."""
+        _Q.pack_into(self.view, self.offset + 8, bepoch)
+        self.bepoch = bepoch
+
+    @property
+    def shareable(self) -> bool:
+        """Whether the entry's lock could be taken shared."""
+        return locks.hp_host_can_share(self.view, self.offset)
+
+    @property
+    def ownable(self) -> bool:
+        """Whether the entry's lock could be taken exclusively."""
+        return locks.hp_host_can_own(self.view, self.offset)
+
+
+class Pamt:
+    """The PAMTs of all TDMRs."""
+
+    def __init__(self, data: ModuleData, keyhole: Keyhole, max_pa: int, hpa_bits: int) -> None:
+        self._data = data
+        self._keyhole = keyhole
+        self._outside = -1 << hpa_bits
+        self._max_pa = max_pa
+
+    @property
+    def _hkid(self) -> int:
+        return SYS.global_hkid.get(self._data.sys)
+
+    def find(self, hpa: int) -> Tdmr | None:
+        """The TDMR that covers ``hpa``, if its PAMT is initialised that far."""
+        for tdmr in self._data.tdmrs():
+            if tdmr.base <= hpa < tdmr.end:
+                return tdmr if hpa < (tdmr.initialised & -_HUGE) else None
+        return None
+
+    def _at(self, address: int, size: int) -> Entry:
+        return Entry(self._keyhole.map(address & -_PAGE, self._hkid), address & _PAGE - 1, size)
+
+    def entry_at(self, tdmr: Tdmr, hpa: int, size: int) -> Entry:
+        """The entry of the page of ``size`` (0..2) that contains ``hpa``."""
+        offset = hpa - tdmr.base
+        if size == 0:
+            return self._at(tdmr.pamt_4k + (offset >> 12) * _ENTRY, 0)
+        if size == 1:
+            return self._at(tdmr.pamt_2m + (offset >> 21) * _ENTRY, 1)
+        return self._at(tdmr.pamt_1g + (offset >> 30) * _ENTRY, 2)
+
+    def walk(self, hpa: int, operand: int, *, exclusive: bool, target: int = 0, exact: bool = True) -> Entry:
+        """The leaf entry of the page at ``hpa``; with ``exact`` it must be of size ``target``.
+
+        Raises:
+            LeafFailed: outside all TDMRs, a lock is held, or the leaf has another size.
+        """
+        tdmr = self.find(hpa)
+        if tdmr is None:
+            raise LeafFailed(st.TDX_OPERAND_ADDR_RANGE_ERROR | operand)
+        size = 2
+        while True:
+            entry = self.entry_at(tdmr, hpa, size)
+            if entry.page_type == REG or size == (target if exact else 0):
+                if not (entry.ownable if exclusive else entry.shareable):
+                    raise LeafFailed(st.TDX_OPERAND_BUSY | operand)
+                break
+            if not entry.shareable:
+                raise LeafFailed(st.TDX_OPERAND_BUSY | operand)
+            size -= 1
+        if exact and size != target:
+            raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
+        return entry
+
+    def check_hpa(self, hpa: int, operand: int, alignment: int = _PAGE) -> None:
+        """A private page's address: aligned, no HKID bits, below MAXPA.
+
+        Raises:
+            LeafFailed: OPERAND_INVALID.
+        """
+        if hpa & alignment - 1 or hpa & self._outside:
+            raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
+
+    def page(self, hpa: int, operand: int, page_type: int, *, exclusive: bool) -> Entry:
+        """The entry of a 4-KiB page that an operand names and that must be of ``page_type``.
+
+        Raises:
+            LeafFailed: one of the NEWPAGE/TDR operand checks.
+        """
+        if hpa & _PAGE - 1 or hpa & self._outside:
+            raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
+        entry = self.walk(hpa, operand, exclusive=exclusive)
+        if entry.page_type != page_type:
+            raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
+        return entry
+
+    def free_range(self, hpa: int, operand: int, size: int) -> Entry:
+        """The entry of a wholly free range of ``size`` (0 or 1) that an operand names.
+
+        Raises:
+            LeafFailed: one of the NEWPAGE checks.
+        """
+        if size == 0:
+            return self.page(hpa, operand, NDA, exclusive=True)
+        self.check_hpa(hpa, operand, SIZES[size])
+        entry = self.walk(hpa, operand, exclusive=True, target=size)
+        if entry.page_type != NDA or not self.is_2m_free(hpa):
+            raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
+        return entry
+
+    def children(self, hpa: int) -> list[memoryview]:
+        """The two pages of 4-KiB entries below the 2-MiB range at ``hpa``."""
+        tdmr = self.find(hpa)
+        assert tdmr is not None
+        first = tdmr.pamt_4k + (hpa - tdmr.base >> 12) * _ENTRY
+        hkid = self._hkid
+        return [self._keyhole.map(first + page * _PAGE, hkid) for page in range(2)]
+
+    def is_2m_free(self, hpa: int) -> bool:
+        """Whether every 4-KiB page of the 2-MiB range at ``hpa`` is NDA."""
+        return all(not any(view[2::_ENTRY]) for view in self.children(hpa))
+
+    def owned(self, hpa: int, size: int) -> Entry:
+        """The entry of a page that a TD is known to own at ``size`` (from its SEPT)."""
+        tdmr = self.find(hpa)
+        assert tdmr is not None, f"{hpa:#x} is in no TDMR"
+        return self.entry_at(tdmr, hpa, size)

@@ -1,0 +1,80 @@
+"""A TD's and a vCPU's control structures, as views of the pages that hold them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.module.keyhole import Keyhole
+
+TDCS_MSR_BITMAPS: Final = 2
+TDCS_SEPT_ROOT: Final = 3
+TDVPS_VMCS: Final = 1
+TDVPS_VAPIC: Final = 2
+TDVPS_XBUFF: Final = 3
+
+
+class Td:
+    """The TDR page, and the TDCS pages once the TD has keys.
+
+    ``tdcs`` is TDCS page 0, where all fields live.  The object caches addresses only: state is
+    always in the pages.
+    """
+
+    __slots__ = ("hkid", "pages", "tdcs", "tdr", "tdr_hpa")
+
+    def __init__(self, tdr_hpa: int, tdr: memoryview) -> None:
+        self.tdr_hpa = tdr_hpa
+        self.tdr = tdr
+        self.hkid = TDR.hkid.get(tdr)
+        self.pages: list[memoryview] = []
+        self.tdcs: memoryview = tdr[:0]
+
+    def map_tdcs(self, keyhole: Keyhole) -> None:
+        """Map the TDCS pages added so far."""
+        count = TDR.num_tdcx.get(self.tdr)
+        # TDCX_PA is kept with the HKID in it, as Intel's module keeps it.
+        mask = (1 << keyhole.shift) - 1
+        self.pages = [
+            keyhole.map(TDR.tdcx_pa.get(self.tdr, index) & mask, self.hkid) for index in range(count)
+        ]
+        if self.pages:
+            self.tdcs = self.pages[0]
+
+    def add_children(self, count: int) -> None:
+        """CHLDCNT += ``count`` 4-KiB pages."""
+        TDR.chldcnt.set(self.tdr, TDR.chldcnt.get(self.tdr) + count)
+
+    @property
+    def debug(self) -> bool:
+        """ATTRIBUTES.DEBUG."""
+        return bool(TDCS.attributes.get(self.tdcs) & 1)
+
+    @property
+    def shared_bit(self) -> int:
+        """The GPA bit that selects shared memory."""
+        return 1 << 51 if TDCS.gpaw.get(self.tdcs) else 1 << 47
+
+
+class Vp:
+    """The TDVPS pages of a vCPU; ``main`` is page 0 (TDVPR)."""
+
+    __slots__ = ("hpa", "main", "pages", "td")
+
+    def __init__(self, hpa: int, td: Td, main: memoryview) -> None:
+        self.hpa = hpa
+        self.td = td
+        self.main = main
+        self.pages: list[memoryview] = [main]
+
+    def map_pages(self, keyhole: Keyhole) -> None:
+        """Map the TDCX pages added so far."""
+        count = TDVPS.num_tdvps_pages.get(self.main)
+        self.pages = [self.main] + [
+            keyhole.map(TDVPS.tdvps_page_pa.get(self.main, index), self.td.hkid) for index in range(1, count)
+        ]
+
+    @property
+    def vmcs_hpa(self) -> int:
+        """HPA of the TD VMCS page."""
+        return TDVPS.tdvps_page_pa.get(self.main, TDVPS_VMCS)

@@ -1,0 +1,277 @@
+"""TD_PARAMS: from what the host asks for to what the TDCS holds (``tdh_mng_init.c`` of 1.5.01).
+
+The checks come in the module's order, and each failure names the operand.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch import cpuid_policy as policy
+from swtdx.arch import msr_policy
+from swtdx.arch import status as st
+from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDCS_MIN_PAGES, TDR
+from swtdx.arch.cpuid_table import CONFIG_ROWS, ROWS
+from swtdx.arch.operands import OperandId
+from swtdx.arch.platform_structs import (
+    HP_LOCK_TIMEOUT_USEC,
+    TD_PARAMS,
+    TSC_FREQUENCY_MAX,
+    TSC_FREQUENCY_MIN,
+    TSC_FREQUENCY_UNIT_HZ,
+)
+from swtdx.module.errors import LeafFailed
+from swtdx.module.exits.msr import features
+from swtdx.module.globals import SYS
+from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDCS_SEPT_ROOT, Td
+
+if TYPE_CHECKING:
+    from swtdx.machine.processor import LogicalProcessor
+    from swtdx.module.entry import TdxModule
+
+_MASK64: Final = (1 << 64) - 1
+#: ATTRIBUTES that a TD may have: DEBUG, SEPT_VE_DISABLE, MIGRATABLE (not here), PKS, PERFMON.
+ATTRIBUTES_DEBUG: Final = 1 << 0
+ATTRIBUTES_SEPT_VE_DISABLE: Final = 1 << 28
+ATTRIBUTES_PKS: Final = 1 << 30
+ATTRIBUTES_PERFMON: Final = 1 << 63
+XFAM_FIXED1: Final = 0x3
+CONFIG_FLAGS_FIXED0: Final = 0x7
+#: EPTP_CONTROLS: memory type WB, and the page-walk length minus 1 in bits 5:3.
+_WRITE_BACK: Final = 6
+_FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
+
+
+def _invalid(operand: int) -> LeafFailed:
+    return LeafFailed(st.TDX_OPERAND_INVALID | operand)
+
+
+def configure(module: TdxModule, lp: LogicalProcessor, td: Td, params: bytes) -> None:
+    """Check TD_PARAMS and fill the TDCS.
+
+    Raises:
+        LeafFailed: as the reference lists for TDH.MNG.INIT; RCX names a bad CPUID leaf.
+    """
+    tdcs = td.tdcs
+    _attributes_and_xfam(module, tdcs, params)
+    _sizes(td, params)
+    _flags_and_ept(module, td, params)
+    _time(module, lp, tdcs, params)
+    if not TD_PARAMS.reserved_1.get(params) == bytes(38):
+        raise _invalid(OperandId.RDX)
+    for name in ("mrconfigid", "mrowner", "mrownerconfig"):
+        getattr(TDCS, name).set(tdcs, getattr(TD_PARAMS, name).get(params))
+    if TD_PARAMS.msr_config_ctls.get(params) & ~1 or any(TD_PARAMS.reserved_2.get(params)):
+        raise _invalid(OperandId.RDX)
+    _cpuid(module, tdcs, params)
+    _arch_capabilities(module, tdcs, params)
+    _msr_bitmaps_and_virtual_msrs(module, td)
+
+
+def _attributes_and_xfam(module: TdxModule, tdcs: memoryview, params: bytes) -> None:
+    attributes = TD_PARAMS.attributes.get(params)
+    if attributes & ~module.attributes_fixed0:
+        raise _invalid(OperandId.ATTRIBUTES)
+    TDCS.attributes.set(tdcs, attributes)
+    TDCS.td_ctls.set(tdcs, attributes >> 28 & 1)
+    xfam = TD_PARAMS.xfam.get(params)
+    avx512 = xfam >> 5 & 7
+    if (
+        xfam & ~module.xfam_fixed0
+        or xfam & XFAM_FIXED1 != XFAM_FIXED1
+        or avx512 not in (0, 7)
+        or (avx512 and not xfam >> 2 & 1)
+        or xfam >> 11 & 3 in (1, 2)
+        or xfam >> 17 & 3 in (1, 2)
+    ):
+        raise _invalid(OperandId.XFAM)
+    TDCS.xfam.set(tdcs, xfam)
+    _xbuff(module, tdcs, xfam)
+
+
+def _xbuff(module: TdxModule, tdcs: memoryview, xfam: int) -> None:
+    """XBUFF size and component offsets (compact format, SDM volume 1, 13.4.3)."""
+    offset = 576
+    for component in range(2, 19):
+        if xfam >> component & 1:
+            size, _, ecx, _ = module.native_cpuid(0xD, component)
+            if ecx & 2:
+                offset = offset + 63 & -64
+            TDCS.xbuff_offsets.set(tdcs, component, offset)
+            offset += size
+    TDCS.xbuff_size.set(tdcs, offset)
+
+
+def _sizes(td: Td, params: bytes) -> None:
+    tdcs = td.tdcs
+    max_vcpus = TD_PARAMS.max_vcpus.get(params)
+    if not max_vcpus:
+        raise _invalid(OperandId.MAX_VCPUS)
+    TDCS.max_vcpus.set(tdcs, max_vcpus)
+    # This build has no TD partitioning: a TD has no L2 VMs.
+    if TD_PARAMS.num_l2_vms.get(params):
+        raise _invalid(OperandId.NUM_L2_VMS)
+    if TDR.num_tdcx.get(td.tdr) < TDCS_MIN_PAGES:
+        raise LeafFailed(st.TDX_TDCS_NOT_ALLOCATED)
+    TDCS.num_l2_vms.set(tdcs, 0)
+    if any(TD_PARAMS.reserved_0.get(params)):
+        raise _invalid(OperandId.RDX)
+
+
+def _flags_and_ept(module: TdxModule, td: Td, params: bytes) -> None:
+    tdcs = td.tdcs
+    flags = TD_PARAMS.config_flags.get(params)
+    if flags & ~CONFIG_FLAGS_FIXED0:
+        raise _invalid(OperandId.EXEC_CONTROLS)
+    gpaw = flags & 1
+    controls = TD_PARAMS.eptp_controls.get(params)
+    levels = controls >> 3 & 7
+    highest = 4 if module.five_level_ept else 3
+    if controls & ~0x3F or controls & 7 != _WRITE_BACK or not 3 <= levels <= highest or (gpaw and levels < 4):
+        raise _invalid(OperandId.EPTP_CONTROLS)
+    root = TDR.tdcx_pa.get(td.tdr, TDCS_SEPT_ROOT) & (1 << module.hpa_bits) - 1
+    TDCS.eptp.set(tdcs, controls | root)
+    TDCS.config_flags.set(tdcs, flags)
+    TDCS.gpaw.set(tdcs, gpaw)
+
+
+def _time(module: TdxModule, lp: LogicalProcessor, tdcs: memoryview, params: bytes) -> None:
+    frequency = TD_PARAMS.tsc_frequency.get(params)
+    if not TSC_FREQUENCY_MIN <= frequency <= TSC_FREQUENCY_MAX:
+        raise _invalid(OperandId.TSC_FREQUENCY)
+    TDCS.tsc_frequency.set(tdcs, frequency)
+    module.check_tsc_adjust(lp)
+    native = SYS.tsc_hz.get(module.data.sys)
+    multiplier = (frequency * TSC_FREQUENCY_UNIT_HZ << 48) // native
+    TDCS.tsc_multiplier.set(tdcs, multiplier)
+    # The virtual TSC starts from 0 now.
+    TDCS.tsc_offset.set(tdcs, -(lp.machine.tsc() * multiplier >> 48) & _MASK64)
+    TDCS.hp_lock_timeout.set(tdcs, HP_LOCK_TIMEOUT_USEC[2] * native // 1_000_000)
+
+
+# ---------------------------------------------------------------- CPUID
+def _cpuid(module: TdxModule, tdcs: memoryview, params: bytes) -> None:
+    for row in ROWS:
+        native = module.sampled_cpuid(row.index)
+        values = [native[n] & ~row.cleared[n] | row.fixed1[n] for n in range(4)]
+        if row.config is not None:
+            _configured(row.config, native, values, params)
+        _derive(module, tdcs, row.leaf, row.subleaf, values, params)
+        struct.pack_into("<4I", tdcs, TDCS.cpuid_values.offset + 16 * row.index, *values)
+        TDCS.cpuid_valid.set(tdcs, row.index, 0 if row.faulting else 1)
+    if any(TD_PARAMS.reserved_3.get(params)):
+        raise _invalid(OperandId.RDX)
+
+
+def _configured(index: int, native: tuple[int, ...], values: list[int], params: bytes) -> None:
+    """Apply the host's configuration of one leaf.
+
+    Raises:
+        LeafFailed: a bit is set that cannot be configured; RCX names the leaf.
+    """
+    config = CONFIG_ROWS[index]
+    for n in range(4):
+        wanted = TD_PARAMS.cpuid_config.get(params, 4 * index + n)
+        if wanted & ~(config.direct[n] | config.allow[n]):
+            raise LeafFailed(
+                st.TDX_OPERAND_INVALID | OperandId.CPUID_CONFIG, config.leaf | config.subleaf << 32
+            )
+        values[n] &= ~(config.direct[n] | config.allow[n])
+        values[n] |= wanted & config.direct[n] | wanted & config.allow[n] & native[n]
+
+
+def _derive(
+    module: TdxModule, tdcs: memoryview, leaf: int, subleaf: int, values: list[int], params: bytes
+) -> None:
+    """What depends on XFAM, ATTRIBUTES and other parameters."""
+    xfam, attributes = TDCS.xfam.get(tdcs), TDCS.attributes.get(tdcs)
+    for row_leaf, row_subleaf, needed, mask in policy.XFAM_BITS:
+        if (row_leaf, row_subleaf) == (leaf, subleaf) and xfam & needed != needed:
+            for n in range(4):
+                values[n] &= ~mask[n]
+    unless = policy.ZERO_UNLESS.get((leaf, subleaf))
+    if unless is not None and not _has(tdcs, unless):
+        values[:] = [0, 0, 0, 0]
+    if leaf == 1:
+        if not values[0] & 0x0FFF3FFF:
+            values[0] = values[0] & ~0x0FFF3FFF | module.native_cpuid(1, 0)[0] & 0x0FFF3FFF
+        _flag(tdcs, "monitor_mwait", values[2] >> 3)
+        _flag(tdcs, "dca", values[2] >> 18)
+        _flag(tdcs, "tsc_deadline", values[2] >> 24)
+    elif (leaf, subleaf) == (7, 0):
+        _leaf_7(tdcs, values, attributes)
+    elif (leaf, subleaf) == (7, 2):
+        _flag(tdcs, "ddpd", values[3] >> 3)
+        TDCS.ia32_spec_ctrl_mask.set(tdcs, 0 if values[3] >> 3 & 1 else 1 << 8)
+    elif (leaf, subleaf) == (0xD, 0):
+        values[2] = _xsave_size(module, xfam)
+    elif (leaf, subleaf) == (0xD, 1):
+        values[0] &= ~(1 << 4)
+        _flag(tdcs, "xfd", 0)
+    elif leaf == 0x15:
+        values[1] = TD_PARAMS.tsc_frequency.get(params)
+    elif leaf == 0x80000008:
+        la57 = TDCS.cpuid_flags.get(tdcs, _FLAG_INDEX["la57"])
+        values[0] = values[0] & ~0xFF00 | (57 if la57 else 48) << 8
+
+
+def _leaf_7(tdcs: memoryview, values: list[int], attributes: int) -> None:
+    hle, rtm = values[1] >> 4 & 1, values[1] >> 11 & 1
+    if hle != rtm:
+        raise _invalid(OperandId.CPUID_CONFIG)
+    if hle:
+        raise LeafFailed(st.TDX_INCORRECT_MSR_VALUE | 0x10A)
+    values[2] = values[2] & ~(1 << 31 | 1 << 23) | (attributes >> 30 & 1) << 31
+    _flag(tdcs, "tsx", 0)
+    _flag(tdcs, "waitpkg", values[2] >> 5)
+    _flag(tdcs, "tme", values[2] >> 13)
+    _flag(tdcs, "la57", values[2] >> 16)
+    _flag(tdcs, "mktme", values[3] >> 18)
+
+
+def _flag(tdcs: memoryview, name: str, value: int) -> None:
+    TDCS.cpuid_flags.set(tdcs, _FLAG_INDEX[name], value & 1)
+
+
+def _has(tdcs: memoryview, unless: policy.ZeroUnless) -> bool:
+    if unless.what == "xfam":
+        return TDCS.xfam.get(tdcs) & unless.mask == unless.mask
+    if unless.what == "attributes":
+        return TDCS.attributes.get(tdcs) & unless.mask == unless.mask
+    if unless.what == "monitor":
+        return bool(TDCS.cpuid_flags.get(tdcs, _FLAG_INDEX["monitor_mwait"]))
+    return False
+
+
+def _xsave_size(module: TdxModule, xfam: int) -> int:
+    """Size of the standard-format XSAVE area of every component in XFAM."""
+    size = 576
+    for component in range(2, 19):
+        if xfam >> component & 1:
+            length, offset, _, _ = module.native_cpuid(0xD, component)
+            size = max(size, offset + length)
+    return size
+
+
+# ---------------------------------------------------------------- MSRs
+def _arch_capabilities(module: TdxModule, tdcs: memoryview, params: bytes) -> None:
+    native = module.arch_capabilities
+    configurable = policy.ARCH_CAPABILITIES_CONFIG_MASK
+    if TD_PARAMS.msr_config_ctls.get(params) & 1:
+        wanted = TD_PARAMS.ia32_arch_capabilities_config.get(params)
+        if wanted & ~configurable or wanted & ~native:
+            raise _invalid(OperandId.IA32_ARCH_CAPABILITIES_CONFIG)
+        value = native & ~configurable | wanted
+    else:
+        value = native
+    TDCS.virt_ia32_arch_capabilities.set(tdcs, value)
+
+
+def _msr_bitmaps_and_virtual_msrs(module: TdxModule, td: Td) -> None:
+    tdcs = td.tdcs
+    td.pages[TDCS_MSR_BITMAPS][:] = msr_policy.bitmap(features(tdcs))
+    for name, value in module.virtual_vmx_msrs.items():
+        getattr(TDCS, f"virt_ia32_vmx_{name}").set(tdcs, value)
+
+

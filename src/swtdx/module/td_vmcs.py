@@ -1,0 +1,163 @@
+"""What a new vCPU starts with (tdcall.md §6; ``td_vmcs_init.c``, ``tdh_vp_init.c`` of 1.5.01)."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch import vmcs as f
+from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.arch.regs import R8, RBX, RCX, RDX, RSI
+from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDVPS_VAPIC, TDVPS_XBUFF, Vp
+from swtdx.module.vcpu import load_state
+
+if TYPE_CHECKING:
+    from swtdx.machine.processor import LogicalProcessor
+    from swtdx.machine.vmx.vmcs import Vmcs
+    from swtdx.module.entry import TdxModule
+
+_NONE: Final = (1 << 64) - 1
+_SEGMENT_LIMITS: Final = 0xFFFFFFFF
+_CODE: Final = 0xC09B
+_DATA: Final = 0xC093
+
+#: Guest state of a new vCPU; what is not here is 0.
+_GUEST_STATE: Final = {
+    **{getattr(f, f"GUEST_{name}_LIMIT"): _SEGMENT_LIMITS for name in ("CS", "DS", "ES", "FS", "GS", "SS")},
+    **{getattr(f, f"GUEST_{name}_ACCESS_RIGHTS"): _DATA for name in ("DS", "ES", "FS", "GS", "SS")},
+    f.GUEST_CS_ACCESS_RIGHTS: _CODE,
+    f.GUEST_LDTR_LIMIT: 0xFFFF,
+    f.GUEST_LDTR_ACCESS_RIGHTS: 0x10082,
+    f.GUEST_TR_LIMIT: 0xFFFF,
+    f.GUEST_TR_ACCESS_RIGHTS: 0x8B,
+    f.GUEST_GDTR_LIMIT: 0xFFFF,
+    f.GUEST_DR7: 0x400,
+    f.GUEST_RIP: 0xFFFFFFF0,
+    f.GUEST_RFLAGS: 0x2,
+    f.GUEST_PERF_GLOBAL_CTRL: 0xFF,
+    f.GUEST_PAT: 0x0007040600070406,
+    f.GUEST_EFER: 0x901,
+    f.VMCS_LINK_POINTER: _NONE,
+    f.GUEST_PDPTE0: _NONE,
+    f.GUEST_PDPTE1: _NONE,
+    f.GUEST_PDPTE2: _NONE,
+    f.GUEST_PDPTE3: _NONE,
+}
+
+#: Controls that are the same for every TD.
+_CONTROLS: Final = {
+    f.EXCEPTION_BITMAP: 1 << 18,
+    f.APIC_ACCESS_PAGE: _NONE,
+    f.POSTED_INTERRUPT_NOTIFICATION_VECTOR: 0xFFFF,
+    f.POSTED_INTERRUPT_DESCRIPTOR: _NONE,
+    f.PML_ADDRESS: _NONE,
+    f.ENCLS_EXITING_BITMAP: _NONE,
+    f.ENCLV_EXITING_BITMAP: _NONE,
+    f.PCONFIG_EXITING_BITMAP: _NONE,
+}
+
+# Bits of the execution controls (SDM volume 3, tables 25-5 to 25-9) that the module sets.
+#: External-interrupt and NMI exiting, virtual NMIs, and the default-1 bits.
+PIN_BASED: Final = 0x3F
+_TSC_OFFSETTING: Final = 1 << 3
+_HLT_EXITING: Final = 1 << 7
+_MWAIT_EXITING: Final = 1 << 10
+_RDPMC_EXITING: Final = 1 << 11
+_TERTIARY: Final = 1 << 17
+_TPR_SHADOW: Final = 1 << 21
+_IO_EXITING: Final = 1 << 24
+_MSR_BITMAPS: Final = 1 << 28
+_MONITOR_EXITING: Final = 1 << 29
+_SECONDARY: Final = 1 << 31
+_PROC_DEFAULT: Final = 0x04006172
+#: EPT, RDTSCP, x2APIC mode, VPID, WBINVD exiting, unrestricted guest, APIC-register virtualisation,
+#: virtual-interrupt delivery, INVPCID, EPT-violation #VE, XSAVES, TSC scaling, bus-lock detection,
+#: notification exiting.
+SECONDARY_CONTROLS: Final = (
+    1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 12 | 1 << 18 | 1 << 20
+    | 1 << 25 | 1 << 30 | 1 << 31
+)  # fmt: skip
+_CR0_PG: Final = 1 << 31
+
+
+def initial_registers(module: TdxModule, vp: Vp, rcx: int, index: int) -> None:
+    """GPRs and the registers that rest in TDVPS."""
+    main, tdcs = vp.main, vp.td.tdcs
+    gpr = TDVPS.gpr
+    gpr.set(main, RBX, 52 if TDCS.gpaw.get(tdcs) else 48)
+    gpr.set(main, RCX, rcx)
+    gpr.set(main, R8, rcx)
+    gpr.set(main, RDX, module.native_cpuid(1, 0)[0])
+    gpr.set(main, RSI, index)
+    TDVPS.xcr0.set(main, 1)
+    TDVPS.dr6.set(main, 0xFFFF0FF0)
+    TDVPS.ia32_fmask.set(main, 0x20200)
+    # XSAVE header and legacy area in their initial configuration: FCW and MXCSR at reset.
+    struct.pack_into("<H", vp.pages[TDVPS_XBUFF], 0, 0x37F)
+    struct.pack_into("<I", vp.pages[TDVPS_XBUFF], 24, 0x1F80)
+
+
+def initialise(module: TdxModule, lp: LogicalProcessor, vp: Vp) -> None:
+    """Make and fill the TD VMCS; it is active on ``lp`` afterwards."""
+    td = vp.td
+    tdcs = td.tdcs
+    vmcs = lp.vmx.load(module.private(td, vp.vmcs_hpa))
+    write = vmcs.write
+    for field, value in (*_CONTROLS.items(), *_GUEST_STATE.items()):
+        write(field, value)
+    pages = TDVPS.tdvps_page_pa
+    write(f.VIRTUAL_APIC_PAGE, pages.get(vp.main, TDVPS_VAPIC))
+    write(f.VE_INFORMATION_ADDRESS, pages.get(vp.main, 0))
+    mask = (1 << module.hpa_bits) - 1
+    write(f.MSR_BITMAP, TDR.tdcx_pa.get(td.tdr, TDCS_MSR_BITMAPS) & mask)
+    write(f.SHARED_EPTP, TDR.tdcx_pa.get(td.tdr, 4) & mask)
+    write(f.HKID, td.hkid)
+    write(f.EPTP, TDCS.eptp.get(tdcs))
+    write(f.TSC_OFFSET, TDCS.tsc_offset.get(tdcs))
+    write(f.TSC_MULTIPLIER, TDCS.tsc_multiplier.get(tdcs))
+    write(f.VPID, TDVPS.vcpu_index.get(vp.main) + 1)
+    _execution_controls(vmcs, tdcs)
+    _control_register_masks(module, vmcs, tdcs)
+    write(f.GUEST_CR0, 0x21)
+    write(f.GUEST_CR4, 0x2040)
+    load_state(lp, vp, vmcs)
+
+
+def _execution_controls(vmcs: Vmcs, tdcs: memoryview) -> None:
+    perfmon = TDCS.attributes.get(tdcs) >> 63
+    monitor = TDCS.cpuid_flags.get(tdcs, 0)
+    proc = (
+        _PROC_DEFAULT | _TSC_OFFSETTING | _HLT_EXITING | _TERTIARY | _TPR_SHADOW | _IO_EXITING
+        | _MSR_BITMAPS | _SECONDARY
+    )  # fmt: skip
+    if not monitor:
+        proc |= _MWAIT_EXITING | _MONITOR_EXITING
+    if not perfmon:
+        proc |= _RDPMC_EXITING
+    vmcs.write(f.PIN_BASED_CONTROLS, PIN_BASED)
+    vmcs.write(f.PROC_BASED_CONTROLS, proc)
+    vmcs.write(f.SECONDARY_CONTROLS, SECONDARY_CONTROLS)
+    # Tertiary: GPAW (the bit's position is not published; kept as bit 5 of the reference module).
+    vmcs.write(f.PROCBASED_CTLS3, TDCS.gpaw.get(tdcs) << 5)
+
+
+def _control_register_masks(module: TdxModule, vmcs: Vmcs, tdcs: memoryview) -> None:
+    """Which bits of CR0 and CR4 the module owns, and what the guest reads in them."""
+    cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1 = module.cr_fixed
+    reserved = 0xFFFFFFFF_1FFAFFC0  # bits 63:32, 28:19, 17, 15:6
+    mask = (cr0_fixed0 | ~cr0_fixed1) & ~_CR0_PG | 1 << 0 | 1 << 5 | 1 << 29 | 1 << 30 | reserved
+    vmcs.write(f.CR0_GUEST_HOST_MASK, mask & _NONE)
+    vmcs.write(f.CR0_READ_SHADOW, cr0_fixed0 | 1 << 0 | 1 << 5)
+    xfam, attributes = TDCS.xfam.get(tdcs), TDCS.attributes.get(tdcs)
+    mask = cr4_fixed0 | ~cr4_fixed1 | 1 << 6 | 1 << 13 | 1 << 14 | 1 << 15 | (_NONE >> 26 << 26)
+    if not xfam >> 9 & 1:
+        mask |= 1 << 22
+    if xfam >> 11 & 3 != 3:
+        mask |= 1 << 23
+    if not xfam >> 14 & 1:
+        mask |= 1 << 25
+    mask |= 1 << 19
+    if not attributes >> 30 & 1:
+        mask |= 1 << 24
+    vmcs.write(f.CR4_GUEST_HOST_MASK, mask & _NONE)
+    vmcs.write(f.CR4_READ_SHADOW, cr4_fixed0 & ~(1 << 13) | 1 << 6)

@@ -1,0 +1,116 @@
+"""A vCPU that a processor is running: the registers it has, and where they rest when it does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.vmcs import Vmcs
+from swtdx.module.objects.td import TDVPS_XBUFF, Td, Vp
+
+if TYPE_CHECKING:
+    from swtdx.machine.processor import LogicalProcessor
+    from swtdx.module.entry import TdxModule
+
+#: Where the GPRs rest in TDVPS page 0.
+GPRS: Final = slice(TDVPS.gpr.offset, TDVPS.gpr.offset + 128)
+_PAGE: Final = 4096
+#: MSRs that VM entry does not load: kept in TDVPS while the vCPU is not on a processor.
+_MSRS: Final = (
+    (0x48, TDVPS.ia32_spec_ctrl),
+    (0x600, TDVPS.ia32_ds_area),
+    (0x1B01, TDVPS.ia32_uarch_misc_ctl),
+    (0xC0000081, TDVPS.ia32_star),
+    (0xC0000082, TDVPS.ia32_lstar),
+    (0xC0000084, TDVPS.ia32_fmask),
+    (0xC0000102, TDVPS.ia32_kernel_gs_base),
+    (0xC0000103, TDVPS.ia32_tsc_aux),
+)
+
+
+class Vcpu:
+    """A vCPU on a processor.  ``gpr`` is the processor's register file while the TD runs."""
+
+    __slots__ = ("context", "entry_rip", "gpr", "lp", "main", "module", "tdcs", "vmcs", "vp")
+
+    def __init__(self, module: TdxModule, lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
+        self.module = module
+        self.lp = lp
+        self.vp = vp
+        self.vmcs = vmcs
+        self.context = vmcs.context
+        self.gpr = vmcs.context.gpr
+        self.main = vp.main
+        self.tdcs = vp.td.tdcs
+        #: RIP at the last TD entry.
+        self.entry_rip = vmcs.context.rip
+
+    @property
+    def td(self) -> Td:
+        """Its TD."""
+        return self.vp.td
+
+    @property
+    def exit(self) -> VmExit:
+        """The last VM exit."""
+        return self.lp.vmx.exit
+
+    def advance(self) -> None:
+        """RIP moves past the instruction that exited."""
+        context = self.context
+        context.rip = context.rip + self.lp.vmx.exit.length & (1 << 64) - 1
+
+
+def xbuff_image(vp: Vp) -> bytes:
+    """The extended state as it rests in TDVPS (standard XSAVE format: modelled)."""
+    return b"".join(bytes(page) for page in vp.pages[TDVPS_XBUFF : TDVPS_XBUFF + 3])
+
+
+def load_state(lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
+    """Bring to the processor what the VMCS does not carry (the vCPU is new here)."""
+    main = vp.main
+    context = vmcs.context
+    context.cr2 = TDVPS.cr2.get(main)
+    for number, field in ((0, TDVPS.dr0), (1, TDVPS.dr1), (2, TDVPS.dr2), (3, TDVPS.dr3), (6, TDVPS.dr6)):
+        context.write_dr(number, field.get(main))
+    for index, field in _MSRS:
+        if not context.write_msr(index, field.get(main)):
+            context.extra_msrs[index] = field.get(main)
+    context.write_xstate(xbuff_image(vp)[: lp.machine.xstate_size])
+    context.xcr0 = TDVPS.xcr0.get(main)
+
+
+def save_state(lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
+    """Put what the VMCS does not carry to rest in TDVPS."""
+    main = vp.main
+    context = vmcs.context
+    TDVPS.cr2.set(main, context.cr2)
+    for number, field in ((0, TDVPS.dr0), (1, TDVPS.dr1), (2, TDVPS.dr2), (3, TDVPS.dr3), (6, TDVPS.dr6)):
+        field.set(main, context.read_dr(number))
+    for index, field in _MSRS:
+        value = context.read_msr(index)
+        field.set(main, context.extra_msrs.get(index, 0) if value is None else value)
+    TDVPS.xcr0.set(main, context.xcr0)
+    image = context.read_xstate()
+    for number in range(0, len(image), _PAGE):
+        part = image[number : number + _PAGE]
+        vp.pages[TDVPS_XBUFF + number // _PAGE][: len(part)] = part
+
+
+def flush_translations(lp: LogicalProcessor, td: Td) -> None:
+    """INVEPT of the TD's address spaces on this processor."""
+    eptp = TDCS.eptp.get(td.tdcs)
+    for key, space in lp.spaces.items():
+        if key[0] == eptp and key[1] == td.hkid:
+            space.flush()
+
+
+def vmcs_of(module: TdxModule, lp: LogicalProcessor, vp: Vp) -> Vmcs:
+    """The vCPU's VMCS, active and current on ``lp``, with the rest of its registers loaded."""
+    pa = module.private(vp.td, vp.vmcs_hpa)
+    known = pa in lp.vmx.active
+    vmcs = lp.vmx.load(pa)
+    if not known:
+        load_state(lp, vp, vmcs)
+    return vmcs
