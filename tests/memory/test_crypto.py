@@ -147,7 +147,7 @@ def test_a_run_across_units() -> None:
 def tags(mac: LineMac, plain: bytes, cipher: bytes) -> list[int]:
     out = np.empty(len(plain) // 64, np.uint32)
     words = [np.frombuffer(data, np.uint64).reshape(-1, 8) for data in (plain, cipher)]
-    mac.tags(words[0], words[1], out)
+    mac.tags(words[0], words[1], out, 0)
     found: list[int] = out.tolist()
     return found
 

@@ -95,9 +95,25 @@ def test_guest_writes_behind_our_back_reach_dram(memory: PhysicalMemory) -> None
         engine[A + 0x12345 : A + 0x12345 + 5] = b"guest"
     memory.wbinvd()
     memory.cache.materialise(A >> 12, A + BIG >> 12)
-    assert not memory.cache.frames.has_data(A, BIG)  # plaintext is gone from the frames
+    memory.frames[A : A + BIG] = bytes(BIG)  # whatever is left in the frames does not count
     memory.acquire(A, BIG, TD_A)
     assert bytes(memory.frames[A + 0x12345 : A + 0x12345 + 5]) == b"guest"
+
+
+def test_frames_that_left_the_cache_are_given_back(
+    memory: PhysicalMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swtdx.machine.memory.cache._KEPT_FRAMES", 1024)
+    memory.write(0, b"stays in the cache".ljust(4096))
+    for at in range(A, A + 4 * BIG, BIG):
+        memory.write(at, b"\x77" * BIG)
+        memory.clflush(at, BIG)
+        memory.cache.materialise(at >> 12, at + BIG >> 12)
+    with_data = [at for at in range(0, memory.size, 4096) if memory.cache.frames.has_data(at, 4096)]
+    assert 0 in with_data
+    assert len(with_data) <= 1 + 1024
+    assert memory.read(A, 4 * BIG) == b"\x77" * 4 * BIG
+    assert memory.read(0, 18) == b"stays in the cache"
 
 
 def test_accepting_memory_touches_no_frame() -> None:

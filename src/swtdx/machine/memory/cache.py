@@ -13,7 +13,7 @@ cache had chosen this moment to write the line back, which hardware may do at an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from swtdx.machine.memory.store import DramStore, Poison
 
 _HELD = MAPPED | VIEWED
 _ZEROS = memoryview(bytes(1 << 20))
+#: Frames (pages) that are kept after their contents left the cache: 128 MiB.
+_KEPT_FRAMES = 1 << 15
 
 #: Told ``(hpa, size)`` in bytes before these frames leave the cache or change their KeyID.
 Subscriber = Callable[[int, int], None]
@@ -51,6 +53,8 @@ class Cache:
         # Lines that a shared mapping shows as zeros because they belong to a TD. Guests may write to
         # them unseen, so whether they are dirty is decided by looking when they leave.
         self.ghosts: dict[int, int] = {}
+        # At least as many frames as are kept though their pages left the cache.
+        self._retired = 0
 
     # -- leaving ------------------------------------------------------------------------------------
 
@@ -101,9 +105,8 @@ class Cache:
         pages.pkeys[live[changed]] = serial[changed]
         pages.dirties[live] = 0
         if not keep:
-            lost = pages.valids[live] & ~pages.pends[live]
             pages.valids[live] = 0
-            self._wipe(live, lost)
+            self._retire(len(live))
 
     def flush_lines(self, page: int, mask: int, keep: bool) -> None:
         """CLFLUSH (or, with ``keep``, CLWB) of the lines in ``mask``."""
@@ -121,17 +124,12 @@ class Cache:
             pages.pkey[page] = serial
             pages.dirty[page] &= ~moved & ALL_LINES
         if not keep:
-            self.drop_lines(page, mask & ~pages.pend[page], mask)
+            self.drop_lines(page, mask)
 
-    def drop_lines(self, page: int, lost: int, invalid: int) -> None:
-        """Invalidate the lines ``invalid``; the contents of those in ``lost`` are given up."""
-        pages = self.pages
-        pages.valid[page] &= ~invalid & ALL_LINES
-        pages.dirty[page] &= ~invalid & ALL_LINES
-        for line, count in line_runs(lost):
-            self._zero_lines(page, line, count)
-        if not pages.valid[page] | pages.pend[page] and pages.flag[page] & FILLED:
-            self._free(page, page + 1)
+    def drop_lines(self, page: int, mask: int) -> None:
+        """Invalidate the lines in ``mask`` without writing them back."""
+        self.pages.valid[page] &= ~mask & ALL_LINES
+        self.pages.dirty[page] &= ~mask & ALL_LINES
 
     def _settle_ghosts(self, first: int, end: int, keep: bool) -> None:
         for page in [page for page in self.ghosts if first <= page < end]:
@@ -166,9 +164,8 @@ class Cache:
                 start, stop = line << LINE_SHIFT, line + count << LINE_SHIFT
                 self.store.seal(key, plain[start:stop], (page << PAGE_SHIFT) + start)
         pages.flags[found] |= WRITTEN
-        lost = pages.pends[found] & ~pages.valids[found]
         pages.pends[found] = 0
-        self._wipe(found, lost)
+        self._retire(len(found))
 
     def _seal_pages(self, whole: Indices) -> None:
         """Encrypt pages that are pending as a whole, contiguous ones of one key at once."""
@@ -234,13 +231,12 @@ class Cache:
         if fetch and (key.keyid or pages.flag[page] & WRITTEN):
             self.store.initialise(page)
             base = page << PAGE_SHIFT
+            pages.flag[page] |= FILLED
             try:
                 for line, count in line_runs(fetch):
                     start, stop = base + (line << LINE_SHIFT), base + (line + count << LINE_SHIFT)
-                    pages.flag[page] |= FILLED
                     self.store.open(key, self.frames.view[start:stop], start)
             except Poison as poison:
-                self.drop_lines(page, fetch, 0)
                 raise MachineCheck(poison.hpa, key.keyid, poison.kind) from None
         pages.touch(page, page + 1)
         pages.tag[page] = key.keyid
@@ -299,7 +295,7 @@ class Cache:
                 after = min(at + (1 << 20), stop)
                 self.store.open(key, self.frames.view[at:after], at)
         except Poison as poison:
-            self._free(first, end)
+            pages.flags[first:end] |= FILLED
             raise MachineCheck(poison.hpa, key.keyid, poison.kind) from None
         pages.touch(first, end)
         pages.tags[first:end] = key.keyid
@@ -353,25 +349,33 @@ class Cache:
     def _frame(self, page: int) -> memoryview:
         return self.frames.view[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE]
 
-    def _zero_lines(self, page: int, line: int, count: int) -> None:
-        if self.pages.flag[page] & FILLED:
-            start = (page << PAGE_SHIFT) + (line << LINE_SHIFT)
-            self.frames.view[start : start + (count << LINE_SHIFT)] = bytes(count << LINE_SHIFT)
-
     def _free(self, first: int, end: int) -> None:
         self.frames.punch(first << PAGE_SHIFT, end - first << PAGE_SHIFT)
         self.pages.flags[first:end] &= 0xFF ^ FILLED
 
-    def _wipe(self, indices: Indices, lost: npt.NDArray[np.uint64]) -> None:
-        """Remove the plaintext of the lines ``lost`` (a mask per page) that left the cache."""
+    def _retire(self, count: int) -> None:
+        """Note that up to ``count`` more pages left the cache; free their frames if there are too many.
+
+        A frame that is used again soon is worth keeping: allocating one costs more than encrypting it.
+        """
+        self._retired += count
+        if self._retired > _KEPT_FRAMES:
+            unused = list(self._unused())
+            self._retired = sum(map(len, unused))
+            if self._retired > _KEPT_FRAMES:
+                for pages in unused:
+                    self._free_each(pages)
+                self._retired = 0
+
+    def _unused(self) -> Iterator[Indices]:
+        """The pages that have a frame but nothing in the cache."""
         pages = self.pages
-        empty = (pages.valids[indices] | pages.pends[indices]) == 0
-        gone = indices[empty & ((pages.flags[indices] & FILLED) != 0)]
+        for first, end in pages.touched():
+            idle = (pages.valids[first:end] | pages.pends[first:end]) == 0
+            yield first + np.flatnonzero(idle & ((pages.flags[first:end] & FILLED) != 0))
+
+    def _free_each(self, gone: Indices) -> None:
         edges = [0, *(np.flatnonzero(np.diff(gone) != 1) + 1).tolist(), len(gone)]
         for a, b in itertools.pairwise(edges):
             if b > a:
                 self._free(int(gone[a]), int(gone[b - 1]) + 1)
-        partly = ~empty & (lost != 0)
-        for page, mask in zip(indices[partly].tolist(), lost[partly].tolist(), strict=True):
-            for line, count in line_runs(mask):
-                self._zero_lines(page, line, count)

@@ -170,6 +170,6 @@ class LineAccess:
         lines[offset % LINE : offset % LINE + len(data)] = data
         self.cache.store.initialise(page)
         pages.pend[page] &= ~mask & ALL_LINES
-        self.cache.drop_lines(page, mask, mask)
+        self.cache.drop_lines(page, mask)
         at = (page << PAGE_SHIFT) + offset // LINE * LINE
         self.cache.store.seal(key, memoryview(lines), at)

@@ -16,6 +16,7 @@ hardware. The MAC's value is not architectural.
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 import numpy as np
@@ -25,28 +26,52 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 #: The bits of a MAC.
 MAC_MASK: Final = (1 << 28) - 1
 
+#: Lines that are worked on at a time: scratch, plaintext and ciphertext then fit in an L2 cache.
+TILE_LINES: Final = 1 << 13
+
 Words = npt.NDArray[np.uint64]
 Tags = npt.NDArray[np.uint32]
 
 
+class _Scratch(threading.local):
+    """Buffers of each thread; fresh ones for every call would cost more in page faults than the MACs."""
+
+    def __init__(self) -> None:
+        self.sums = np.zeros((TILE_LINES, 2), np.uint64)
+        # 16 bytes more than needed: older bindings of OpenSSL want room behind the output.
+        self.sealed = np.zeros(TILE_LINES * 4 + 4, np.uint32)
+
+
+_scratch: Final = _Scratch()
+
+
 class LineMac:
-    """MACs under one 16-byte ``key``. Objects may be used from several threads at once."""
+    """MACs under one 16-byte ``key``. One thread at a time may use an object (the memory lock sees to it)."""
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = Cipher(algorithms.AES(key), modes.ECB())  # as a PRF
+        self._prf = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
 
-    def tags(self, plain: Words, cipher: Words, out: Tags) -> None:
-        """Put the MAC of every line into ``out`` (bits 27:0; bits 31:28 become zero).
+    def tags(self, plain: Words, cipher: Words, out: Tags, top: int) -> None:
+        """Put the MAC of every line into bits 27:0 of ``out``.
 
         ``plain`` and ``cipher`` have shape (lines, 8): 64-bit little-endian words, so even columns are
-        the low halves of the 16-byte blocks. ``out`` has shape (lines,).
+        the low halves of the 16-byte blocks. ``out`` has shape (lines,). ``top`` is what bits 31:28
+        become: 0, or all ones (0xF << 28).
         """
+        for start in range(0, len(plain), TILE_LINES):
+            tile = slice(start, start + TILE_LINES)
+            self._tile(plain[tile], cipher[tile], out[tile], top)
+
+    def _tile(self, plain: Words, cipher: Words, out: Tags, top: int) -> None:
         lines = len(plain)
-        sums = np.empty((lines, 2), np.uint64)
+        sums = _scratch.sums[:lines]
         for column, words in ((sums[:, 0], plain), (sums[:, 1], cipher)):
             np.bitwise_xor(words[:, 0], words[:, 2], out=column)
             np.bitwise_xor(column, words[:, 4], out=column)
             np.bitwise_xor(column, words[:, 6], out=column)
-        sealed = np.empty(lines * 4 + 4, np.uint32)  # 16 bytes more than needed, see Xts._unit
-        self._cipher.encryptor().update_into(sums.data.cast("B"), sealed.data.cast("B"))
-        np.bitwise_and(sealed[: lines * 4 : 4], MAC_MASK, out=out)
+        sealed = _scratch.sealed[: lines * 4 + 4]
+        self._prf.update_into(sums.data.cast("B"), sealed.data.cast("B"))
+        if top:
+            np.bitwise_or(sealed[: lines * 4 : 4], top, out=out)
+        else:
+            np.bitwise_and(sealed[: lines * 4 : 4], MAC_MASK, out=out)

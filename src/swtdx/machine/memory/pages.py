@@ -7,8 +7,9 @@ Each line of a page is described by one bit in three masks:
 * ``pend``: it was written back under key ``pkey`` but not encrypted yet; its plaintext is still in the
   frame, and takes the place of what DRAM holds as soon as anybody could tell.
 
-The bytes of a frame line mean something only if the line is valid or pending; all other lines of a
-frame are zero, so plaintext never stays behind, and zero-filling costs nothing.
+The bytes of a frame line mean something only if the line is valid or pending. As long as DRAM has no
+contents of its own for a page (not WRITTEN), the other lines of its frame are zero; later they may be
+left over from what the cache held, where no access can reach them.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from swtdx.machine.memory.addresses import LINES_PER_PAGE, PAGE, PAGE_SHIFT, AddressError, AddressMap
+from swtdx.machine.memory.addresses import LINE, LINES_PER_PAGE, PAGE, PAGE_SHIFT, AddressError, AddressMap
 from swtdx.machine.memory.cache import Cache
 from swtdx.machine.memory.keys import Algorithm, Integrity, Key, KeyTable
 from swtdx.machine.memory.pages import ALL, CHUNK, FILLED, WRITTEN, PageTable
@@ -156,15 +156,18 @@ def _save_pages(memory: PhysicalMemory, out: SectionWriter) -> None:
     for name, kind in _COLUMNS:
         column = getattr(pages, name)[indices]
         if name == "flags":
-            column = column & _STATE
+            column = np.where(_live(pages, indices) != 0, column & _STATE, column & WRITTEN)
         out.write(column.astype(kind).tobytes())
     ghosts = memory.cache.ghosts
     out.u32(len(ghosts))
     for page in sorted(ghosts):
         out.u64(page)
         out.u64(ghosts[page])
-    for batch in _batches(indices[(pages.flags[indices] & FILLED) != 0]):
-        data = np.frombuffer(b"".join(_frames(memory.cache, batch)), np.uint8).reshape(-1, PAGE)
+    filled = ((pages.flags[indices] & FILLED) != 0) & (_live(pages, indices) != 0)
+    for batch in _batches(indices[np.flatnonzero(filled)]):
+        data = np.frombuffer(bytearray().join(_frames(memory.cache, batch)), np.uint8).reshape(-1, PAGE)
+        lines = np.unpackbits(_live(pages, batch).view(np.uint8), bitorder="little")
+        data.reshape(-1, LINE)[lines == 0] = 0  # left over; nobody can read it
         used = data.any(axis=1)
         out.write(np.packbits(used).tobytes())
         out.write(data[used].tobytes())
@@ -195,7 +198,7 @@ def _load_pages(memory: PhysicalMemory, section: SectionReader) -> None:
         if page >= pages.count or mask & ~pages.valid[page] or mask & pages.dirty[page]:
             raise section.fail(f"page {page:#x}: lines of a TD where none are mapped")
         memory.cache.ghosts[page] = mask
-    for batch in _batches(indices[(pages.flags[indices] & FILLED) != 0]):
+    for batch in _batches(indices[np.flatnonzero(pages.flags[indices] & FILLED)]):
         used = np.unpackbits(np.frombuffer(section.read(-(-len(batch) // 8)), np.uint8))[: len(batch)]
         for page in batch[used != 0].tolist():
             memory.frames[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE] = section.read(PAGE)
@@ -230,6 +233,12 @@ def _check_pages(
     for serial in np.unique(columns["pkeys"][pending]).tolist():
         if serial not in known:
             raise section.fail(f"lines wait for the key with serial {serial}, which is missing")
+
+
+def _live(pages: PageTable, indices: Indices) -> npt.NDArray[np.uint64]:
+    """The mask, per page, of lines whose frame bytes mean something."""
+    live: npt.NDArray[np.uint64] = pages.valids[indices] | pages.pends[indices]
+    return live
 
 
 def _sealed(pages: PageTable, indices: Indices) -> Indices:

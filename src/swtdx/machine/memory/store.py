@@ -1,15 +1,12 @@
 """DRAM as the memory controller sees it: sealing lines into it and opening them again.
 
 Contents per 64-byte line: 64 bytes of ciphertext and one 32-bit word of metadata, MAC in bits 27:0 and
-the TD-owner bit in bit 28. A page that was never sealed has no contents here; whoever needs them asks
-:meth:`DramStore.initialise` to make what the BIOS left there: zeros under KeyID 0.
+the TD-owner bit in bits 31:28, all four of them. A page that was never sealed has no contents here;
+whoever needs them asks :meth:`DramStore.initialise` to make what the BIOS left there: zeros under KeyID 0.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -18,23 +15,11 @@ from swtdx.machine.memory.addresses import LINE, LINE_SHIFT, LINES_PER_PAGE, PAG
 from swtdx.machine.memory.keys import Key, KeyTable
 from swtdx.machine.memory.mac import MAC_MASK, Tags, Words
 from swtdx.machine.memory.pages import WRITTEN, PageTable
-from swtdx.machine.memory.sparse import SparseArray
+from swtdx.machine.memory.sparse import HUGE, SparseArray
 from swtdx.machine.memory.xts import UNIT
 
-OWNER: Final = 1 << 28
-#: Bytes of plaintext and of ciphertext that are enciphered and MAC-ed while both are in the L2 cache.
-_TILE: Final = 512 << 10
-#: From this size on the work is worth splitting over threads (OpenSSL and numpy release the GIL).
-_PARALLEL: Final = 2 * UNIT
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _workers() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "swtdx-memory")
-    return _pool
+#: All four bits, so that a MAC and an owner bit are put together in one operation.
+OWNER: Final = 0xF << 28
 
 
 class Poison(Exception):
@@ -75,19 +60,14 @@ class DramStore:
         The caller marks the pages WRITTEN and makes sure that their other lines have contents.
         """
         size = len(plain)
-        if size < _PARALLEL:
-            self._seal(key, plain, hpa)
-            return
-        self.cipher.use_huge_pages(hpa, hpa + size)
-        cuts = [0, *range(UNIT - hpa % UNIT, size, UNIT), size]
-        pieces = itertools.pairwise(cuts)
-        jobs = [
-            _workers().submit(self._seal, key, plain[start:end], hpa + start)
-            for start, end in pieces
-            if end > start
-        ]
-        for job in jobs:
-            job.result()
+        if size >= HUGE:
+            self.cipher.use_huge_pages(hpa, hpa + size)
+        # Unit by unit, so that the MAC finds plaintext and ciphertext in the (real) cache.
+        done = 0
+        while done < size:
+            end = min(size, done + UNIT - (hpa + done) % UNIT)
+            self._seal(key, plain[done:end], hpa + done)
+            done = end
 
     def _seal(self, key: Key, plain: memoryview, hpa: int) -> None:
         size = len(plain)
@@ -100,13 +80,8 @@ class DramStore:
             key.xts.encrypt(plain, cipher, hpa)
         if key.mac is None:
             meta[:] = owner
-            return
-        for start in range(0, size, _TILE):
-            end = min(start + _TILE, size)
-            lines = slice(start >> LINE_SHIFT, end >> LINE_SHIFT)
-            key.mac.tags(_words(plain[start:end]), _words(cipher[start:end]), meta[lines])
-            if owner:
-                np.bitwise_or(meta[lines], owner, out=meta[lines])
+        else:
+            key.mac.tags(_words(plain), _words(cipher[:size]), meta, owner)
 
     def open(self, key: Key, plain: memoryview, hpa: int) -> None:
         """Read whole lines into ``plain`` as an access under ``key`` does.
@@ -129,10 +104,7 @@ class DramStore:
         foreign = owned if not key.owner and owned.any() else None
         if key.mac is not None:
             tags: Tags = np.empty(len(meta), np.uint32)
-            for start in range(0, size, _TILE):
-                end = min(start + _TILE, size)
-                lines = slice(start >> LINE_SHIFT, end >> LINE_SHIFT)
-                key.mac.tags(_words(plain[start:end]), _words(cipher[start:end]), tags[lines])
+            key.mac.tags(_words(plain), _words(cipher), tags, 0)
             wrong = tags != (meta & MAC_MASK)
             if foreign is not None:
                 wrong &= ~foreign
