@@ -6,7 +6,6 @@ import enum
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from swtdx.arch.regs import RAX
 from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.cpu.cpuid import Cpuid, Regs
 from swtdx.machine.cpu.features import cr4_bits
@@ -39,6 +38,10 @@ class Mode(enum.Enum):
     ACM = "an authenticated code module"
 
 
+_ROOT: Final = Mode.ROOT
+_SEAM_ROOT: Final = Mode.SEAM_ROOT
+
+
 class LogicalProcessor:
     """One logical processor of the machine.
 
@@ -53,6 +56,7 @@ class LogicalProcessor:
 
     def __init__(self, machine: Machine, index: int, package: int) -> None:
         self.machine = machine
+        self._seam = machine.seam
         #: Number of the processor in the machine, from 0.
         self.index = index
         self.package = package
@@ -180,30 +184,30 @@ class LogicalProcessor:
             InvalidOpcode: the processor is not in VMX root operation.
             GeneralProtection: the BIOS has not enabled SEAM.
         """
-        if self.mode is not Mode.ROOT:
+        if self.mode is not _ROOT:
             raise InvalidOpcode(f"SEAMCALL on processor {self.index}, which is in {self.mode.value}")
-        seam = self.machine.seam
+        seam = self._seam
         if not seam.enabled:
             raise GeneralProtection("SEAMCALL without a valid SEAM range")
-        if self.gpr[RAX] & P_SEAMLDR_BIT:
+        if self.gpr[0] & P_SEAMLDR_BIT:
             self._call_p_seamldr()
             return
-        entry = seam.module_entry(self.index)
-        if entry is None:
+        gates = seam.gates
+        if not gates:
             self.cf = True
             return
         self.cf = False
         # One processor executes SEAM code at a time; the engine runs guests outside this lock.
         with seam.lock:
-            self.mode = Mode.SEAM_ROOT
+            self.mode = _SEAM_ROOT
             try:
-                entry(self)
+                gates[self.index](self)
             finally:
-                self.mode = Mode.ROOT
+                self.mode = _ROOT
 
     def _call_p_seamldr(self) -> None:
         """SEAMCALL with bit 63: one processor at a time; the others get VMfailInvalid."""
-        seam = self.machine.seam
+        seam = self._seam
         entry = seam.p_seamldr_entry
         if entry is None or not seam.p_seamldr_lock.acquire(blocking=False):
             self.cf = True

@@ -47,9 +47,10 @@ class Seam:
         self.fuses = Fuses(b"")
         self.cpusvn = bytes(16)
         self.se_svn = 0
+        #: What SEAMCALL enters, by index of the logical processor; empty while SEAM_READY is clear.
+        self.gates: list[Entry] = []
         self._loaded: Entry | None = None
-        self._module: Entry | None = None
-        self._module_ready: set[int] = set()
+        self._processors = 0
 
     def power_on(self, fuses: Fuses, cpusvn: bytes, se_svn: int) -> None:
         """Reset of the processors: give SEAM the part's fuses and security versions."""
@@ -67,7 +68,8 @@ class Seam:
         register = bytearray(value)
         register[_SE_SVN] = self.se_svn if SEAMEXTEND.valid.get(register) else 0
         self.extend = bytes(register)
-        self._module = self._loaded if SEAMEXTEND.seam_ready.get(register) else None
+        loaded = self._loaded if SEAMEXTEND.seam_ready.get(register) else None
+        self.gates = [] if loaded is None else [loaded] * self._processors
         if not SEAMEXTEND.p_seamldr_ready.get(register):
             self.p_seamldr_entry = None
 
@@ -87,7 +89,7 @@ class Seam:
     # ------------------------------------------------------------------ who is entered
     def module_entry(self, lp: int) -> Entry | None:
         """The TDX Module's entry point on logical processor ``lp``, None when it is not loaded."""
-        return self._module if lp in self._module_ready else None
+        return self.gates[lp] if lp < len(self.gates) else None
 
     @property
     def module(self) -> Any:
@@ -97,7 +99,7 @@ class Seam:
     def install_module(self, entry: Entry, processors: int) -> None:
         """The SEAM VMCSs of all processors now point to ``entry``, and SEAM_READY is set."""
         self._loaded = entry
-        self._module_ready = set(range(processors))
+        self._processors = processors
         register = bytearray(self.extend)
         SEAMEXTEND.seam_ready.set(register, 1)
         self.write_seamextend(bytes(register))
@@ -107,5 +109,5 @@ class Seam:
         register = bytearray(self.extend)
         SEAMEXTEND.seam_ready.set(register, 0)
         self._loaded = None
-        self._module_ready = set()
+        self._processors = 0
         self.write_seamextend(bytes(register))

@@ -267,6 +267,15 @@ def feature_word(leaf: int, subleaf: int, register: str) -> int:
     return word
 
 
+def absent_word(leaf: int, subleaf: int, register: str) -> int:
+    """The bits of one CPUID register that the part has and that are hidden here."""
+    word = 0
+    for bit, _, by, _ in _ROWS.get((leaf, subleaf, register), ()):
+        if by is By.ABSENT:
+            word |= 1 << bit
+    return word
+
+
 def has(name: str) -> bool:
     """Whether the processor shows the feature ``name``.
 

@@ -1,0 +1,54 @@
+"""The key that plays Intel's part in swtdx.  SIMULATED: it is public and protects nothing.
+
+Everybody who has swtdx has this private key.  A module signed with it is "a module as shipped with
+swtdx", no more; whoever wants to say who signed a module makes a key of his own
+(:meth:`swtdx.firmware.signing.Signer.from_pem`, ``openssl genrsa 3072``) and a platform that trusts it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: PKCS#8 PEM of an RSA-3072 key with exponent 65537, made once with ``openssl genrsa 3072``.
+SIMULATED_SIGNER_PEM: Final = b"""\
+-----BEGIN PRIVATE KEY-----
+MIIG/gIBADANBgkqhkiG9w0BAQEFAASCBugwggbkAgEAAoIBgQCgZWDVT2WEps9E
+TMVtEJZx5QerGkuFeKuRt3exThnE6Ux1IsSNTOJUREjsXJd6Q2buk5UpoB1gOqcv
+aXvRfyqJByL0AqVQ/0kSrhJZy9Q9CtomuUF9HxHxqMgfaauumib3cRFa1krhh81d
+RbmtwzuYmdZMNjFNm1f2AzeIrpvq1bxAZSjcKvq7JpN8issjKIEQQbg0AnaVZ2vz
+Ko3jDf4qKwTuVsUeodyrliCogiaOMCV9qf6ei9fKVLgXntu6padsEOcOn6Xbgh0n
+jLe85oXJWqZTeNvrvQmKh/5Nl0DMDmK/SJxgGRGOiVKxjtbGNRbl3hDFnE8jHmPN
+OmxnAHQxX6jQxtfYsY1kIV6fkiFfWSyf0oi+4eUzMy46RR+oMQ1NhFjXxIcVSC6Y
+iNAXeokE84wYTo1ueK/6Pen//aSa7+RXOnn1XyV1WDHzpAuk+qBhhbPuqkbhk1WL
++/P0cjxkTB6HsvfM4tgwKdMwdWIgtWQ5FzbPNfGfFl0VxSxsuJECAwEAAQKCAYAM
+8/LsdwN3QXNWjC6bXq4Pl5PVdQOpTTPpyhuv5WM+XCrRANRHpvBWJseO0vFmrb/H
+v4JZwLTumv36XbXilrbsJvfjJb2M+3i+ufEAcG382f4BB4/q11H/Joa2xrVXHdrM
+u8RPhiO479sdT66tgikzayT7tZqorkVduCfJcXRk9ArGVoUEtrHV4Ekj0x+RgMlf
+czc5eAN0kEwO8J5RukUOybeVucskbKTh9HdBtHUBoZC9g7dsvVVZYRsWyTzsZ0kr
+vfCrAnEcPOivwFokC71GssBDpRkcZNccRxrgCSWGetOIPgIWeyei4xsO7sA4yqcb
+Lc+k+tkCv1MQ4o3M8IDY+S7pJrnZxPlE3XSUwdachd7xWOX7L+Jcr7LWgOFE3IPP
+LISF/mpq+bdINF0mvY8FmypqK8WJmz7PY0e2XK0cHfwdTO8rRSWFchMbEgAiCxhc
+v4xSUY+LTN0Qjg81jqYw8M1SlUQtBA6hw74+4W0BR+lR4k040YD+rlRP/GbAtMsC
+gcEAyrjglwln+0YnliWB0dztsmjq+CltAXLlMull5C7bswlKKuYKiYbxYTpiy395
+K3IjGupi2tvHICzCCEk6QsFnT9oH1vwzDlHGWF/4C2Hcf+zMa2Jn30cIpbLRrtlq
+8fZNgKmW8nueydFWQnKOgUdTYkdjTupxsLkamryjxth3sv9E9fXKsvljMOVRpLtW
+RlC21aUj03cOSuTMlBGMSu5w3bM8k5RfegRwaiB7KgeKh4+cMl8i2oIJn5P1ZqXY
+ZP1DAoHBAMqMzTko3t4tc6lkmpTrff8xb/n+7sIlBHwUkC6Wok3lVx6BLBFH2Ozq
+bRp6f5tZGUm12K+9mvfToIzHRiSeWaVS2HbrRPgXtDB1K/GYdxBNa6JFQaPl9EAz
+4wdPkLyf9LVOeVC+EItOfeM5eg3VerNHVJHaVu2fDvg63c8ZQOSZCXE6aEpKcJC/
+kJxxB8pr+oguYy05RiOWyq73mOXEVU3oUXPo3gL/gfmIY1Z5Q1t6vS1QDWuJqe4U
+lJrYSOyLmwKBwBC7O4Ybt6JMgv3ocJOCmXetIx+CQ8Xn1rTiAI/ZsjZPoPhzbhE1
+uvxcVkUXa0fDrtQM3kXT99ZW+1i1uoJB9iXoB9edjxUyeJ1Ypl9CH3HLeH+waoRK
+F5Odc6LrvODlhDYHSTcQLuXXSjhHvi07Vs14uOCNhv6f+GsnAJlryk1Stj1aoPUu
+kho6AwgGkjNRfBWcAJ32aI6T3bKm1B5nGZeisHA5wbuPXDvWHHQ2lR9lIe4iXf0M
+2IB8NLfZHkgPgwKBwQCfY7WLKXJX/ARsZFKQpc/8pXasj8Rq2p5w1e2v+7G1AqhP
+xO5cmuFFbiR1FbidErwnmQXvJZFxPAO3RIkZ/9IjmtHkorcfU+fjyhDOiWAIYCQ3
+CbDhvO88JpidBCutg2IZ2qr0stxqA1ZlHLHDeR6ZPaR7Mgn965DoHcq2UfUS7qrT
+g1bWP0XdYiH2OawbymTYDUjWKZ/cGaldjlGvXZSTPiH6yGEMkuxA5ObnAX3T2v5L
+TheBbE9gnqliQJkCK8kCgcEAgDJE+p6ZVQWusizYp99EhTp/swvHJHDndK6VmiyT
+qf66FdJgMtn2efb8rdyAvzXxZ/GnF8xiSQh/t2rnv0GtIqwaR6S/oczvp6ZzQjPN
+EVF0WonR1gtqa0sOqQb3Uuntb8rbxd6ArxoCxkYq7xJlDVImAmZNMYXvBaJGxl2P
+DY5oRCVSz4dKSjXt/GDfeOGA6pDov5ov4j/vUp6y4Z7naY/grUDITcD2s1ktnnKt
+TjCegZTLdxGC4jzltSFWeoCD
+-----END PRIVATE KEY-----
+"""
