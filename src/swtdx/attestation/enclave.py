@@ -131,7 +131,7 @@ class TdQuotingEnclave:
             raise ReportRejected(f"quote version {version} cannot be made; 4 and 5 can")
         if body is None:
             body = BodyType.TD_1_5 if version == 5 else BodyType.TD_1_0
-        if body is BodyType.SGX or (version == 4 and body is not BodyType.TD_1_0):
+        if body not in (BodyType.TD_1_0, BodyType.TD_1_5) or (version == 4 and body is not BodyType.TD_1_0):
             raise ReportRejected(f"a version {version} quote of a TD cannot have body type {body.name}")
         if servtd and body is not BodyType.TD_1_5:
             raise ReportRejected("the TD has a service TD bound; only version 5 with body 1.5 can say so")

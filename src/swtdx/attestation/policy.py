@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from .collateral import TcbStatus
 from .errors import PolicyError
-from .quote import TD_BODY_1_5
+from .quote import TD_BODY_1_5_EX
 from .tomlcheck import Reader
 
 #: Body fields that a policy can pin, with their sizes in bytes.
-PINNABLE: Final[dict[str, int]] = {name: member.span for name, member in TD_BODY_1_5}
+PINNABLE: Final[dict[str, int]] = {name: member.span for name, member in TD_BODY_1_5_EX}
 
 _TCB_KEYS: Final = {
     "accept",
@@ -88,7 +88,7 @@ class Policy:
         for name, accepted in self.pinned.items():
             value = body.get(name)
             if value is None:
-                return f"{name} is pinned, but a quote body without it was given (it needs body 1.5)"
+                return f"{name} is pinned, but the quote has a body without it (it needs a newer one)"
             if value not in accepted:
                 wanted = " or ".join(each.hex() for each in sorted(accepted))
                 return f"{name} is {value.hex()}, the policy wants {wanted}"

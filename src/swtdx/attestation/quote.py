@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 from swtdx.arch.layout import Blob, Field, Layout
 from swtdx.arch.report_structs import REPORTMACSTRUCT, TDINFO, TEE_TCB_INFO, TEE_TYPE_TDX
@@ -50,16 +50,40 @@ TD_BODY_1_0: Final = Layout(
     reportdata=Blob(520, 64),
 )
 
+
+def _again(layout: Layout) -> dict[str, Any]:
+    """A layout's fields, declared anew: a field belongs to one layout."""
+    return {
+        name: Field(member.offset, member.size)
+        if isinstance(member, Field)
+        else Blob(member.offset, member.span)
+        for name, member in layout
+    }
+
+
 TD_BODY_1_5: Final = Layout(
     "TD quote body 1.5",
     648,
-    # A field belongs to one layout, so those of body 1.0 are declared anew.
-    **{  # type: ignore[arg-type]
-        name: Field(member.offset, 8) if isinstance(member, Field) else Blob(member.offset, member.span)
-        for name, member in TD_BODY_1_0
-    },
+    **_again(TD_BODY_1_0),
     tee_tcb_svn2=Blob(584, 16),
     mrservicetd=Blob(600, 48),
+)
+
+#: Body of quotes that newer quoting enclaves make (``sgx_report2_body_v1_5_ex_t``); read, never made.
+TD_BODY_1_5_EX: Final = Layout(
+    "TD quote body 1.5ex",
+    885,
+    **_again(TD_BODY_1_5),
+    vmid=Field(648, 1),
+    td_id=Blob(649, 32),
+    dev_info=Blob(681, 48),
+    init_servtd_hash=Blob(729, 48),
+    init_servtd_attributes=Field(777, 8),
+    init_cpusvn=Blob(785, 16),
+    init_tee_tcb_svn=Blob(801, 16),
+    init_tee_fmspc=Blob(817, 12),
+    cur_servtd_hash=Blob(829, 48),
+    cur_servtd_attributes=Field(877, 8),
 )
 
 SGX_REPORT: Final = Layout(
@@ -94,9 +118,20 @@ class BodyType(IntEnum):
     SGX = 1
     TD_1_0 = 2
     TD_1_5 = 3
+    TD_1_5_EX = 4
+
+    @property
+    def label(self) -> str:
+        """The body's version as people write it."""
+        return {1: "SGX", 2: "1.0", 3: "1.5", 4: "1.5ex"}[self]
 
 
-BODIES: Final = {BodyType.TD_1_0: TD_BODY_1_0, BodyType.TD_1_5: TD_BODY_1_5, BodyType.SGX: SGX_REPORT}
+BODIES: Final = {
+    BodyType.SGX: SGX_REPORT,
+    BodyType.TD_1_0: TD_BODY_1_0,
+    BodyType.TD_1_5: TD_BODY_1_5,
+    BodyType.TD_1_5_EX: TD_BODY_1_5_EX,
+}
 
 
 def header(version: int, user_data: bytes) -> bytes:
@@ -204,8 +239,8 @@ class ParsedQuote:
         self.body_type = BodyType.TD_1_0
         if self.version == 5:
             kind = self._number("body type", 2)
-            if kind not in (BodyType.TD_1_0, BodyType.TD_1_5):
-                raise QuoteFormatError(f"body type {kind}: TD bodies are 2 (1.0) and 3 (1.5)")
+            if kind == BodyType.SGX or kind not in list(BodyType):
+                raise QuoteFormatError(f"body type {kind}: TD bodies are 2 (1.0), 3 (1.5) and 4 (1.5ex)")
             self.body_type = BodyType(kind)
             size = self._number("body size", 4)
             if size != BODIES[self.body_type].size:

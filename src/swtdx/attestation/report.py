@@ -88,9 +88,8 @@ def render(verdict: Verdict) -> str:
     if parsed is None:
         return "\n".join([*lines, "", "The bytes are no TD quote; nothing more can be read from them."])
     body = parsed.body()
-    kind = parsed.body_type.name.removeprefix("TD_").replace("_", ".")
     doubt = "" if verdict.authentic else "; UNVERIFIED, as the quote claims it"
-    lines += ["", f"TD (quote version {parsed.version}, body {kind}){doubt}"]
+    lines += ["", f"TD (quote version {parsed.version}, body {parsed.body_type.label}){doubt}"]
     attributes = int.from_bytes(body["tdattributes"], "little")
     lines += [
         _line("attributes", f"{attributes:#018x} {attribute_names(attributes)}"),

@@ -164,7 +164,7 @@ class Verdict:
             },
         }
         if parsed is not None:
-            out["quote"] = {"version": parsed.version, "body": parsed.body_type.name}
+            out["quote"] = {"version": parsed.version, "body": parsed.body_type.label}
             out["td"] = {name: value.hex() for name, value in parsed.body().items()}
         if self.claims:
             platform = self.claims["platform"]
@@ -248,7 +248,11 @@ class Verifier:
             claims = self._verifier.verify_with_policy(quote, native, seconds, self._tcb_policy(seconds))
         except ValueError as error:
             return self._explain(quote, native, seconds, error)
-        parsed = ParsedQuote(quote)
+        try:
+            parsed = ParsedQuote(quote)
+        except QuoteFormatError as error:
+            # dcap-qvl verifies SGX quotes as well.
+            return self._refused(quote, seconds, CLAIMS, str(error), claims)
         if mismatch := self.policy.mismatch(parsed.version, parsed.body()):
             return self._refused(quote, seconds, CLAIMS, mismatch, claims)
         return Verdict(True, True, "", "", quote, seconds, self.simulated, self.root, self.policy, claims)

@@ -71,7 +71,7 @@ class Sound:
     @property
     def label(self) -> str:
         """Short name of the kind of quote."""
-        return "v4" if self.version == 4 else f"v5-{self.body.name.removeprefix('TD_').replace('_', '.')}"
+        return "v4" if self.version == 4 else f"v5-{self.body.label}"
 
     @cached_property
     def quote(self) -> bytes:
