@@ -152,18 +152,20 @@ class VirtioPci(PciFunction):
     def read_config(self, offset: int, size: int) -> int:
         """See :meth:`PciFunction.read_config`; a read of the window reads the BAR."""
         data = self._window + 16
-        if data <= offset < data + 4 and (target := self._window_target()) is not None:
-            value = self.read(*target)
-            self.config[data : data + 4] = value.to_bytes(4, "little")
-        return super().read_config(offset, size)
+        with self._lock:
+            if data <= offset < data + 4 and (target := self._window_target()) is not None:
+                value = self.read(*target)
+                self.config[data : data + 4] = value.to_bytes(4, "little")
+            return super().read_config(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """See :meth:`PciFunction.write_config`; a write of the window writes the BAR."""
-        super().write_config(offset, size, value)
         data = self._window + 16
-        if data <= offset < data + 4 and (target := self._window_target()) is not None:
-            at, length = target
-            self.write(at, length, int.from_bytes(self.config[data : data + length], "little"))
+        with self._lock:
+            super().write_config(offset, size, value)
+            if data <= offset < data + 4 and (target := self._window_target()) is not None:
+                at, length = target
+                self.write(at, length, int.from_bytes(self.config[data : data + length], "little"))
 
     # The device and its driver
 
