@@ -180,6 +180,17 @@ def test_memory_that_is_no_whole_number_of_large_pages() -> None:
     assert sum(end - start for start, end in td.accepted) == odd
 
 
+def test_ranges_that_begin_between_large_pages() -> None:
+    plan = boot()
+    info = bytearray(next(page.data for page in plan.pages if page.gpa == BOOT_INFO_GPA))
+    edge = LARGE - PAGE
+    struct.pack_into("<I", info, 8, 2)
+    struct.pack_into("<QQQQ", info, 64, 0, edge, edge, MEMORY - edge)
+    td = started(replace_page(plan, BOOT_INFO_GPA, bytes(info)))
+    small = [(at, at + PAGE) for at in range(0, LARGE, PAGE)]
+    assert td.accepted == small + [(at, at + LARGE) for at in range(LARGE, MEMORY, LARGE)]
+
+
 def test_busy_means_again() -> None:
     td = started(boot(), busy=3)
     assert td.leaves[6] == 32 * 4

@@ -11,8 +11,9 @@ guest, and the *job*, a few hundred bytes in ``/swtdx``.
 /swtdx/demo         demo: the script to run
 ==================  ===============================================================================
 
-Nothing is compressed: under an emulated processor the shim copies and hashes an uncompressed byte
-faster than the kernel unpacks a compressed one (``docs/architecture.md`` has the figures).
+Nothing is compressed: booted under QEMU 7.2 (TCG) with 2.2 MB uncompressed, 1.0 MB zstd and 1.1 MB gzip,
+two boots each, userspace began 2.14–2.25, 2.13–2.16 and 2.09–2.11 s after the kernel; the copy and the
+hash of 1.2 MB more take the shim 9 ms.
 """
 
 from __future__ import annotations
