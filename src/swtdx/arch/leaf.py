@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from swtdx.arch import status
+from swtdx.arch.bits import Bits as Bits
 from swtdx.arch.operands import OPERAND_NAMES
 
 HOST: Final = "host"
@@ -32,18 +33,6 @@ ONES: Final = "ones"  # it is set to all ones before the first check
 SEPT: Final = "sept"  # 0, or what the Secure EPT walk found when a check on the entry failed
 SAME: Final = "same"  # it keeps its input
 LEAF: Final = "leaf"  # see the output's meaning
-
-
-class Bits(NamedTuple):
-    """A named bit range of an operand, both ends included."""
-
-    name: str
-    high: int
-    low: int
-
-    def of(self, value: int) -> int:
-        """The range's bits of ``value``, shifted down."""
-        return value >> self.low & ((1 << (self.high - self.low + 1)) - 1)
 
 
 class Input(NamedTuple):
