@@ -8,26 +8,29 @@ nothing else.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Final, Self
 
 from swtdx.arch import status as st
 from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.seam_structs import SEAMLDR_PARAMS, SEAMLDR_SCENARIO_LOAD
-from swtdx.firmware import mcheck, np_seamldr
+from swtdx.firmware import loader_state, mcheck, np_seamldr
 from swtdx.firmware.acm import CR4_SMXE, Acm, build_acm
 from swtdx.firmware.bios import Bios, BiosConfig
 from swtdx.firmware.errors import FirmwareError, LoaderError
 from swtdx.firmware.image import PAGE, SignedImage, build_module
+from swtdx.firmware.inventory import describe
 from swtdx.firmware.memory_map import EXTENDED, MemoryPlan, dram_ranges
 from swtdx.firmware.p_seamldr import INSTALL, PSeamldr
 from swtdx.firmware.signing import ModuleProperties, sign_module, simulated_signer
+from swtdx.machine import save
 from swtdx.machine.host import Host
 from swtdx.machine.machine import Machine, MachineConfig
 from swtdx.machine.memory import AddressMap, PhysicalMemory
 from swtdx.machine.processor import CR4_VMXE, LogicalProcessor
 from swtdx.machine.random import derive
+from swtdx.machine.snapshot import Snapshot, SnapshotWriter
 
 #: Where the firmware keeps what it loads: the second MiB of extended memory, given back afterwards.
 _BUFFER: Final = EXTENDED + (1 << 20)
@@ -149,12 +152,40 @@ class Platform:
             where = f"{name} on processor {lp.index}"
             raise LoaderError(where, status, loader.reason, recoverable=not unrecoverable)
 
-    @cached_property
     def summary(self) -> dict[str, Any]:
         """The platform in plain data, see :mod:`swtdx.firmware.inventory`."""
-        from swtdx.firmware.inventory import describe
-
         return describe(self.machine, self.plan, self.acm)
+
+    # ------------------------------------------------------------------ snapshots
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the whole machine to a file, which appears whole or not at all.
+
+        Raises:
+            SnapshotError: a processor is running, or the file cannot be written.
+        """
+        with SnapshotWriter(path) as snapshot:
+            save.save(self.machine, snapshot)
+            with snapshot.section("firmware", loader_state.VERSION) as out:
+                loader_state.save(self.machine, self.plan, self.acm, out)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The platform that :meth:`save` saved.
+
+        Loader and module come back only if their source files are still those that were admitted.
+
+        Raises:
+            SnapshotError: not a snapshot of this version, truncated, corrupted, or of other software.
+        """
+        with Snapshot(path) as snapshot:
+            section = snapshot.section("firmware", loader_state.VERSION)
+            machine = save.load(snapshot)
+            try:
+                plan, acm = loader_state.load(machine, section)
+                return cls(PlatformConfig(machine=machine.config), machine, plan, acm)
+            except BaseException:
+                machine.close()
+                raise
 
     def close(self) -> None:
         """Stop the engine and free the memory.  Idempotent."""

@@ -18,6 +18,7 @@ from swtdx.guests.initramfs import (
     Shell,
     base_archive,
     build_initramfs,
+    default_cmdline,
     job_archive,
 )
 from swtdx.guests.modules import Module
@@ -144,3 +145,10 @@ def test_cpio_reads_it(busybox: bytes, tmp_path: Path) -> None:
 def test_scripts_are_valid_shell(script: str) -> None:
     path = Path(__file__).parents[2] / "src/swtdx/guests" / script
     subprocess.run(["sh", "-n", str(path)], check=True)
+
+
+def test_the_command_line_carries_only_harmless_terminal_names() -> None:
+    assert default_cmdline(Shell(), "xterm-256color").split()[-1] == "TERM=xterm-256color"
+    for term in ("", "a b", "x\ninit=/bin/evil", "-x", "a" * 100):
+        assert default_cmdline(Shell(), term) == default_cmdline(Shell())
+    assert "TERM" not in default_cmdline(Exec("true"), "xterm")

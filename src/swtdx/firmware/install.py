@@ -202,19 +202,27 @@ class Installer:
         """What HOST_RIP stands for: the object that the image's manifest names."""
         try:
             manifest = image.unpack(pages)
-            check_sources(manifest)
-            make = load_entry(manifest)
+            entry = self.start(manifest, layout)
         except ImageError as error:
             raise Refusal(st.PSEAMLDR_EBADHASH, str(error)) from None
-        try:
-            entry = make(self._loader.machine, (layout.base, layout.limit - layout.base))
         except Exception as error:
             # The module's own start failed; nothing of it may stay behind.
-            raise Refusal(
-                st.PSEAMLDR_EUNSPECERR, f"{manifest.entry} could not be started: {error!r}"
-            ) from error
+            raise Refusal(st.PSEAMLDR_EUNSPECERR, f"the module could not be started: {error!r}") from error
         self.manifest = manifest
         return entry
+
+    def start(self, manifest: Manifest, layout: SeamLayout) -> Any:
+        """Admit the manifest's files, and make its entry point over the module's part of the range.
+
+        The entry is constructed with the machine and ``(base, size)`` of that part.  It finds its state
+        there, zeros after a load.
+
+        Raises:
+            ImageError: the files here are not those of the manifest.
+        """
+        check_sources(manifest)
+        make = load_entry(manifest)
+        return make(self._loader.machine, (layout.base, layout.limit - layout.base))
 
     def _sys_info(self, layout: SeamLayout, signature: bytes, aslr: int) -> bytes:
         """SYS_INFO_TABLE: MCHECK's half copied, the other half about the module."""

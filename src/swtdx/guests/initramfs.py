@@ -18,6 +18,7 @@ hash of 1.2 MB more take the shim 9 ms.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -30,6 +31,7 @@ from swtdx.guests.modules import Module
 
 #: Linux refuses a single argument of this size or longer (include/uapi/linux/binfmts.h, MAX_ARG_STRLEN).
 LONGEST_COMMAND: Final = 131072 - 1
+_TERM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _DIRECTORIES: Final = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "sys", "tmp")
 
 
@@ -116,6 +118,24 @@ def build_initramfs(busybox: bytes, modules: Iterable[Module] = (), job: Job | N
         GuestError: see :func:`base_archive` and :func:`job_archive`.
     """
     return base_archive(busybox, modules) + job_archive(job or Shell())
+
+
+def default_cmdline(job: Job, term: str = "") -> str:
+    """A kernel command line that suits ``job``.
+
+    The virtio console only (each byte over the serial port costs several TD exits), warnings only, and
+    a restart at once after a panic, which ends the TD instead of leaving it spinning.
+
+    Args:
+        job: what the guest is to do.
+        term: for a shell: the user's ``$TERM``; names with other characters than letters, digits and
+            ``._+-`` are left out.
+    """
+    words = ["console=hvc0", "quiet", "panic=-1"]
+    # The kernel hands words that it does not know to init as environment variables.
+    if isinstance(job, Shell) and _TERM.fullmatch(term):
+        words.append(f"TERM={term}")
+    return " ".join(words)
 
 
 def _exec_files(job: Exec) -> dict[str, bytes]:

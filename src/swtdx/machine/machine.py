@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,8 +18,8 @@ from swtdx.machine.vmx.vmcs import Vmcs
 #: PKE: what stock QEMU's processor has of CR4 (VMXE is the processor's own).
 CR4_SUPPORTED: Final = 0x750FFF
 
-#: Frequency of the TSC when no engine dictates one.
-DEFAULT_TSC_HZ: Final = 2_000_000_000.0
+#: The core crystal clock, Hz.
+CRYSTAL_HZ: Final = 25_000_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,9 @@ class Machine:
         self.usable: list[tuple[int, int]] = list(memory.populated)
         #: CR4 bits that guests may set; the BIOS-independent face of CPUID.
         self.cr4_supported = CR4_SUPPORTED
+        #: Bytes of XSAVE image that guests' extended state takes at most.
+        self.xstate_size = 0xC00
         self._engine: Engine | None = None
-        self._started = time.perf_counter_ns()
         self._watch = CodeWatch()
         count = config.packages * config.processors_per_package
         self.processors = [
@@ -82,14 +82,16 @@ class Machine:
 
     def tsc(self) -> int:
         """The time-stamp counter."""
-        if self._engine is not None:
-            return self._engine.tsc()
-        return int((time.perf_counter_ns() - self._started) * DEFAULT_TSC_HZ / 1e9)
+        return self.engine.tsc()
 
     @property
     def tsc_hz(self) -> float:
-        """Its frequency in Hz."""
-        return self._engine.tsc_hz if self._engine is not None else DEFAULT_TSC_HZ
+        """Its nominal frequency in Hz, as CPUID leaf 0x15 reports it: a multiple of the 25 MHz crystal.
+
+        The engine's true rate differs by up to 12.5 MHz; so a TD whose TSC_FREQUENCY is the nominal
+        one needs no scaling, and RDTSC stays native.
+        """
+        return round(self.engine.tsc_hz / CRYSTAL_HZ) * CRYSTAL_HZ
 
     # ------------------------------------------------------------------ frames and the engine
     def frames_mapped(self, vmcs: Vmcs, gpa: int, hpa: int, size: int, *, code: bool, space: Any) -> None:

@@ -273,5 +273,3 @@ def _msr_bitmaps_and_virtual_msrs(module: TdxModule, td: Td) -> None:
     td.pages[TDCS_MSR_BITMAPS][:] = msr_policy.bitmap(features(tdcs))
     for name, value in module.virtual_vmx_msrs.items():
         getattr(TDCS, f"virt_ia32_vmx_{name}").set(tdcs, value)
-
-

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import vmcs as f
-from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDR, TDVPS
 from swtdx.arch.regs import R8, RBX, RCX, RDX, RSI
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDVPS_VAPIC, TDVPS_XBUFF, Vp
 from swtdx.module.vcpu import load_state
@@ -56,27 +56,22 @@ _CONTROLS: Final = {
     f.PCONFIG_EXITING_BITMAP: _NONE,
 }
 
-# Bits of the execution controls (SDM volume 3, tables 25-5 to 25-9) that the module sets.
-#: External-interrupt and NMI exiting, virtual NMIs, and the default-1 bits.
-PIN_BASED: Final = 0x3F
-_TSC_OFFSETTING: Final = 1 << 3
-_HLT_EXITING: Final = 1 << 7
+# Initial controls: ``td_vmcs_ctl_values_e`` in ``vmcs_defs.h``, with the bits that the capability MSRs
+# of every processor require (SDM volume 3, appendix A).
+PIN_BASED: Final = 0x29 | 0x16
+#: TSC offsetting, HLT exiting, tertiary controls, TPR shadow, I/O exiting, MSR bitmaps, secondary.
+_PROC: Final = 0x91220088 | 0x04006172
 _MWAIT_EXITING: Final = 1 << 10
 _RDPMC_EXITING: Final = 1 << 11
-_TERTIARY: Final = 1 << 17
-_TPR_SHADOW: Final = 1 << 21
-_IO_EXITING: Final = 1 << 24
-_MSR_BITMAPS: Final = 1 << 28
 _MONITOR_EXITING: Final = 1 << 29
-_SECONDARY: Final = 1 << 31
-_PROC_DEFAULT: Final = 0x04006172
-#: EPT, RDTSCP, x2APIC mode, VPID, WBINVD exiting, unrestricted guest, APIC-register virtualisation,
-#: virtual-interrupt delivery, INVPCID, EPT-violation #VE, XSAVES, TSC scaling, bus-lock detection,
-#: notification exiting.
-SECONDARY_CONTROLS: Final = (
-    1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 12 | 1 << 18 | 1 << 20
-    | 1 << 25 | 1 << 30 | 1 << 31
-)  # fmt: skip
+_SECONDARY: Final = 0x133CB3FA
+_GUEST_WAIT_PAUSE: Final = 1 << 26
+_GUEST_PCONFIG: Final = 1 << 27
+_TERTIARY: Final = 0x80
+_GPAW: Final = 1 << 5
+_EXIT: Final = 0x1F3C8204 | 0x00036DFB
+_ENTRY: Final = 0x003EC004 | 0x000011FB
+_FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
 _CR0_PG: Final = 1 << 31
 
 
@@ -124,21 +119,26 @@ def initialise(module: TdxModule, lp: LogicalProcessor, vp: Vp) -> None:
 
 
 def _execution_controls(vmcs: Vmcs, tdcs: memoryview) -> None:
-    perfmon = TDCS.attributes.get(tdcs) >> 63
-    monitor = TDCS.cpuid_flags.get(tdcs, 0)
-    proc = (
-        _PROC_DEFAULT | _TSC_OFFSETTING | _HLT_EXITING | _TERTIARY | _TPR_SHADOW | _IO_EXITING
-        | _MSR_BITMAPS | _SECONDARY
-    )  # fmt: skip
-    if not monitor:
+    """Controls that depend on the TD (``td_vmcs_init.c``)."""
+
+    def has(name: str) -> int:
+        return TDCS.cpuid_flags.get(tdcs, _FLAG_INDEX[name])
+
+    proc, secondary = _PROC, _SECONDARY
+    if not has("monitor_mwait"):
         proc |= _MWAIT_EXITING | _MONITOR_EXITING
-    if not perfmon:
+    if not TDCS.attributes.get(tdcs) >> 63:
         proc |= _RDPMC_EXITING
+    if has("waitpkg"):
+        secondary |= _GUEST_WAIT_PAUSE
+    if has("mktme"):
+        secondary |= _GUEST_PCONFIG
     vmcs.write(f.PIN_BASED_CONTROLS, PIN_BASED)
     vmcs.write(f.PROC_BASED_CONTROLS, proc)
-    vmcs.write(f.SECONDARY_CONTROLS, SECONDARY_CONTROLS)
-    # Tertiary: GPAW (the bit's position is not published; kept as bit 5 of the reference module).
-    vmcs.write(f.PROCBASED_CTLS3, TDCS.gpaw.get(tdcs) << 5)
+    vmcs.write(f.SECONDARY_CONTROLS, secondary)
+    vmcs.write(f.PROCBASED_CTLS3, _TERTIARY | (_GPAW if TDCS.gpaw.get(tdcs) else 0))
+    vmcs.write(f.EXIT_CONTROLS, _EXIT)
+    vmcs.write(f.ENTRY_CONTROLS, _ENTRY)
 
 
 def _control_register_masks(module: TdxModule, vmcs: Vmcs, tdcs: memoryview) -> None:

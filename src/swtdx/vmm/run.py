@@ -72,9 +72,9 @@ class Runner:
         """:meth:`stop`, on a vCPU's thread."""
         self.stop(reason, detail)
 
-    def poll(self) -> None:
-        """Let the devices work, if they asked for it."""
-        if self._poll_wanted:
+    def poll(self, *, before_sleep: bool = False) -> None:
+        """Let the devices work, if they asked for it or a vCPU is about to sleep."""
+        if self._poll_wanted or before_sleep:
             self._poll_wanted = False
             self.poll_devices()
 

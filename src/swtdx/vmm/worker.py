@@ -230,7 +230,7 @@ class Worker:
         gpr = self.cpu.gpr
         deaf = bool(gpr[12] & 1)
         runner = self.runner
-        runner.poll()
+        runner.poll(before_sleep=True)
         if vcpu.attention:
             return True
         if not deaf:

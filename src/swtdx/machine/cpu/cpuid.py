@@ -9,6 +9,7 @@ identifies a TD to its guest, and the TDX Module makes it.  Source: Intel SDM vo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -25,8 +26,6 @@ LAST_EXTENDED: Final = 0x80000008
 _LINE: Final = 64
 #: Frequency of the crystal that leaf 0x15 reports, Hz (25 MHz, as the TDX Module assumes for TDs).
 CRYSTAL_HZ: Final = 25_000_000
-#: Leaf 0x15's denominator: the TSC frequency is then reported to within 1 kHz.
-_TSC_DENOMINATOR: Final = CRYSTAL_HZ // 1000
 #: Bytes of the standard XSAVE area up to PKRU, and where AVX and PKRU lie in it (offset, size).
 XSAVE_AREA: Final = 0xA88
 _XSAVE_COMPONENTS: Final = {2: (0x240, 0x100), 9: (0xA80, 0x8)}
@@ -156,7 +155,10 @@ class Cpuid:
         return ZERO
 
     def _tsc(self, _apic_id: int, _subleaf: int) -> Regs:
-        return (_TSC_DENOMINATOR, round(self._tsc_hz() / 1000), CRYSTAL_HZ, 0)
+        """TSC frequency = crystal * EBX / EAX, to within 1 kHz."""
+        khz, crystal = round(self._tsc_hz() / 1000), CRYSTAL_HZ // 1000
+        common = math.gcd(khz, crystal)
+        return (crystal // common, khz // common, CRYSTAL_HZ, 0)
 
     def _frequencies(self, _apic_id: int, _subleaf: int) -> Regs:
         mhz = round(self._tsc_hz() / 1e6)

@@ -216,8 +216,11 @@ class Cache:
             self.materialise(page, page + 1)
         return key
 
-    def fill(self, page: int, mask: int, key: Key) -> None:
-        """Bring the lines in ``mask`` of a prepared page into the cache.
+    def fill(self, page: int, mask: int, key: Key, *, whole: bool = False) -> None:
+        """Bring the lines in ``mask`` of a prepared page into the frame, and so into the cache.
+
+        A TD's lines show as zeros under a shared KeyID; such zeros do not get a place in the cache,
+        unless the page is to be mapped as a ``whole``.
 
         Raises:
             MachineCheck: one of them is poisoned; none was brought in.
@@ -238,9 +241,12 @@ class Cache:
                     self.store.open(key, self.frames.view[start:stop], start)
             except Poison as poison:
                 raise MachineCheck(poison.hpa, key.keyid, poison.kind) from None
-        pages.touch(page, page + 1)
-        pages.tag[page] = key.keyid
-        pages.valid[page] |= need
+            if not whole and not key.owner:
+                need &= ~(fetch & self.store.owned_lines(page))
+        if need:
+            pages.touch(page, page + 1)
+            pages.tag[page] = key.keyid
+            pages.valid[page] |= need
 
     def take_page(self, page: int, keyid: int) -> None:
         """Make one page wholly resident under ``keyid`` and, because it will be mapped, dirty.
@@ -251,7 +257,7 @@ class Cache:
         pages = self.pages
         key = self.prepare(page, keyid)
         missing = ALL_LINES & ~(pages.valid[page] | pages.pend[page])
-        self.fill(page, ALL_LINES, key)
+        self.fill(page, ALL_LINES, key, whole=True)
         ghost = self.ghosts.get(page, 0)
         if missing and not key.owner and pages.flag[page] & WRITTEN:
             ghost |= self.store.owned_lines(page) & missing

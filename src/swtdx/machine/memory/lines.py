@@ -42,15 +42,21 @@ class LineAccess:
         shared = keyid < self._first_private
         if shared and pages.valid[page] and pages.tag[page] >= self._first_private:
             return self._peek(page, offset, size, self.cache.keys.key(keyid))
-        belongs = pages.pend[page] and self.cache.keys.by_serial(pages.pkey[page]).owner
-        if shared and belongs and not pages.valid[page] & mask:
-            return self._peek(page, offset, size, self.cache.keys.key(keyid))
+        if shared and self._hides(page, mask):
+            return bytes(size)
         if not keyid and not pages.valid[page] | pages.pend[page] and not pages.flag[page] & WRITTEN:
             return bytes(size)  # as the BIOS left it; not worth a place in the cache
         key = self.cache.prepare(page, keyid)
         self.cache.fill(page, mask, key)
         start = (page << PAGE_SHIFT) + offset
         return self.cache.frames.map[start : start + size]
+
+    def _hides(self, page: int, mask: int) -> bool:
+        """Whether these lines are a TD's, flushed but not yet encrypted: no need to, to show zeros."""
+        pages = self.cache.pages
+        if mask & ~pages.pend[page] or pages.valid[page] & mask:
+            return False
+        return self.cache.keys.by_serial(pages.pkey[page]).owner
 
     def read_alike(self, hpa: int, size: int, keyid: int) -> bytes | None:
         """A read over many pages, at once if they are all in the same state; None if they are not.

@@ -61,5 +61,3 @@ def _enabled_size(vcpu: Vcpu) -> int:
             length, offset, _, _ = vcpu.module.native_cpuid(0xD, component)
             size = max(size, offset + length)
     return size
-
-

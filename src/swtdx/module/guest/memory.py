@@ -14,7 +14,8 @@ from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS
 from swtdx.machine.memory import SEAM
 from swtdx.machine.vmx import exit as reason
-from swtdx.machine.vmx.ept import SUPPRESS_VE, Walk, walk as ept_walk
+from swtdx.machine.vmx.ept import SUPPRESS_VE, Walk
+from swtdx.machine.vmx.ept import walk as ept_walk
 from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
 from swtdx.module.exits.ept import PENDING, to_host
 from swtdx.module.exits.inject import inject_ve

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from swtdx.arch import sept
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS

@@ -1,0 +1,284 @@
+"""A whole machine to a snapshot and back, bit for bit: processors, MSRs, SEAM state, memory.
+
+Sections (all with a version of their own, see :mod:`swtdx.machine.snapshot`): ``machine`` (what it is
+built of), ``memory``, ``processors``, ``seam``, ``vmcs``.  Code that SEAMCALL enters is not in the file:
+the firmware puts the loader and the module back (``swtdx.platform``), out of what it finds in the SEAM
+range, and only if they are still what was signed.
+
+A VMCS that is active on a processor is written back to its region before memory is saved, and activated
+again after loading; registers of the vCPU that no VMCS field holds go into the section ``vmcs``.  No
+processor may run while a machine is saved.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from swtdx.arch.seam_structs import SEAMEXTEND
+from swtdx.machine.cpu.msr_table import MSRS
+from swtdx.machine.cpu.package import package_of
+from swtdx.machine.machine import Machine, MachineConfig
+from swtdx.machine.memory import MachineCheck, saving
+from swtdx.machine.processor import LogicalProcessor, Mode
+from swtdx.machine.snapshot import SectionReader, SectionWriter, Snapshot, SnapshotError, SnapshotWriter
+
+if TYPE_CHECKING:
+    from swtdx.machine.memory import PhysicalMemory
+    from swtdx.machine.vmx.vmcs import Vmcs
+
+VERSION: Final = 1
+#: Guest MSRs that an engine keeps and no VMCS field holds: STAR, LSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX.
+_CONTEXT_MSRS: Final = (0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102, 0xC0000103)
+_DEBUG_REGISTERS: Final = (0, 1, 2, 3, 6)
+_NONE: Final = (1 << 64) - 1
+_MODES: Final = (Mode.LEGACY, Mode.ROOT)
+
+
+def save(machine: Machine, snapshot: SnapshotWriter) -> None:
+    """Write ``machine`` into ``snapshot``.
+
+    Raises:
+        SnapshotError: a processor executes SEAM code or a guest.
+    """
+    for lp in machine.processors:
+        if lp.mode not in _MODES or lp.in_guest:
+            raise SnapshotError(f"processor {lp.index} is in {lp.mode.value}; stop it before saving")
+        for vmcs in lp.vmx.active.values():
+            lp.vmx.write_back(vmcs)
+    with snapshot.section("machine", VERSION) as out:
+        _save_machine(machine, out)
+    saving.save(machine.memory, snapshot)
+    with snapshot.section("processors", VERSION) as out:
+        _save_processors(machine, out)
+    with snapshot.section("seam", VERSION) as out:
+        _save_seam(machine, out)
+    with snapshot.section("vmcs", VERSION) as out:
+        _save_vmcss(machine, out)
+
+
+def load(snapshot: Snapshot) -> Machine:
+    """The machine that :func:`save` saved, without code in SEAM.
+
+    Raises:
+        SnapshotError: a section is missing, of another version, or makes no sense; nothing is left
+            of the attempt.
+        EngineError: active VMCSs need an engine, and it does not start.
+    """
+    section = snapshot.section("machine", VERSION)
+    config, settings = _load_config(section)
+    memory = saving.load(snapshot)
+    machine: Machine | None = None
+    try:
+        machine = _build(section, config, memory)
+        _load_settings(section, machine, settings)
+        _load_processors(snapshot.section("processors", VERSION), machine)
+        _load_seam(snapshot.section("seam", VERSION), machine)
+        _load_vmcss(snapshot.section("vmcs", VERSION), machine)
+    except BaseException:
+        (machine or memory).close()
+        raise
+    return machine
+
+
+# ---------------------------------------------------------------------- what it is built of
+def _save_machine(machine: Machine, out: SectionWriter) -> None:
+    config = machine.config
+    content = {
+        "engine": config.engine,
+        "memory_bytes": config.memory_bytes,
+        "options": config.options,
+        "packages": config.packages,
+        "processors_per_package": config.processors_per_package,
+        "random_drawn": machine.random.drawn,
+        "usable": machine.usable,
+        "machine_checks": [
+            (index, error.hpa, error.keyid, error.kind)
+            for index, error in machine.machine_checks
+            if isinstance(error, MachineCheck)
+        ],
+    }
+    try:
+        text = json.dumps(content, sort_keys=True)
+    except TypeError as error:
+        raise SnapshotError(f"the machine has an option that cannot be saved: {error}") from None
+    out.text(text)
+    out.blob(config.seed)
+
+
+def _load_config(section: SectionReader) -> tuple[MachineConfig, dict[str, Any]]:
+    try:
+        settings = json.loads(section.text())
+        config = MachineConfig(
+            packages=int(settings["packages"]),
+            processors_per_package=int(settings["processors_per_package"]),
+            memory_bytes=int(settings["memory_bytes"]),
+            seed=section.blob(),
+            engine=str(settings["engine"]),
+            options=dict(settings["options"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, SnapshotError):
+            raise
+        raise section.fail(f"the machine's description makes no sense: {error!r}") from None
+    section.end()
+    return config, settings
+
+
+def _build(section: SectionReader, config: MachineConfig, memory: PhysicalMemory) -> Machine:
+    try:
+        return Machine(config, memory)
+    except ValueError as error:
+        raise section.fail(str(error)) from None
+
+
+def _load_settings(section: SectionReader, machine: Machine, settings: dict[str, Any]) -> None:
+    try:
+        machine.random.seek(int(settings["random_drawn"]))
+        machine.usable = [(int(base), int(size)) for base, size in settings["usable"]]
+        for index, hpa, keyid, kind in settings["machine_checks"]:
+            machine.machine_checks.append((int(index), MachineCheck(int(hpa), int(keyid), str(kind))))
+    except (ValueError, KeyError, TypeError) as error:
+        raise section.fail(f"the machine's description makes no sense: {error!r}") from None
+
+
+# ---------------------------------------------------------------------- processors
+def _save_processors(machine: Machine, out: SectionWriter) -> None:
+    out.u32(len(machine.processors))
+    for lp in machine.processors:
+        out.u8(_MODES.index(lp.mode))
+        for register in lp.gpr:
+            out.u64(register)
+        for register in lp.xmm:
+            out.write(register.to_bytes(16, "little"))
+        out.u8(lp.cf | lp.zf << 1)
+        out.u64(lp.cr4)
+        out.blob(bytes(sorted(lp.pending)))
+        out.u64(_NONE if lp.timer_deadline is None else lp.timer_deadline)
+        out.u8(lp.timer_vector)
+        _save_msrs(lp.msrs.values, out)
+    for number in range(machine.config.packages):
+        _save_msrs(package_of(machine, number).msrs, out)
+
+
+def _load_processors(section: SectionReader, machine: Machine) -> None:
+    count = section.u32()
+    if count != len(machine.processors):
+        raise section.fail(f"{count} processors, and the machine has {len(machine.processors)}")
+    for lp in machine.processors:
+        mode = section.u8()
+        if mode >= len(_MODES):
+            raise section.fail(f"processor {lp.index} is in mode {mode}, which does not exist")
+        lp.mode = _MODES[mode]
+        lp.gpr[:] = [section.u64() for _ in range(16)]
+        lp.xmm[:] = [int.from_bytes(section.read(16), "little") for _ in range(16)]
+        flags = section.u8()
+        lp.cf, lp.zf = bool(flags & 1), bool(flags & 2)
+        lp.cr4 = section.u64()
+        lp.pending.update(section.blob())
+        deadline = section.u64()
+        lp.timer_deadline = None if deadline == _NONE else deadline
+        lp.timer_vector = section.u8()
+        _load_msrs(lp.msrs.values, section)
+    for number in range(machine.config.packages):
+        _load_msrs(package_of(machine, number).msrs, section)
+    section.end()
+
+
+def _save_msrs(values: dict[int, int], out: SectionWriter) -> None:
+    out.u32(len(values))
+    for index in sorted(values):
+        out.u32(index)
+        out.u64(values[index])
+
+
+def _load_msrs(values: dict[int, int], section: SectionReader) -> None:
+    values.clear()
+    for _ in range(section.u32()):
+        index = section.u32()
+        if index not in MSRS:
+            raise section.fail(f"there is no MSR {index:#x}")
+        values[index] = section.u64()
+
+
+# ---------------------------------------------------------------------- SEAM
+def _save_seam(machine: Machine, out: SectionWriter) -> None:
+    seam = machine.seam
+    out.u8(seam.enabled)
+    out.write(seam.extend)
+    out.u32(len(seam.database.entries))
+    for nonce, extend in seam.database.entries:
+        out.write(nonce)
+        out.write(extend)
+
+
+def _load_seam(section: SectionReader, machine: Machine) -> None:
+    seam = machine.seam
+    seam.enabled = bool(section.u8())
+    seam.write_seamextend(section.read(SEAMEXTEND.size))
+    for _ in range(section.u32()):
+        nonce = section.read(32)
+        seam.database.entries.append((nonce, section.read(SEAMEXTEND.size)))
+    section.end()
+
+
+# ---------------------------------------------------------------------- active VMCSs
+def _save_vmcss(machine: Machine, out: SectionWriter) -> None:
+    for lp in machine.processors:
+        out.u32(len(lp.vmx.active))
+        for pa, vmcs in lp.vmx.active.items():
+            out.u64(pa)
+            out.u8(vmcs is lp.vmx.current)
+            _save_context(vmcs, out)
+
+
+def _save_context(vmcs: Vmcs, out: SectionWriter) -> None:
+    """The registers of a vCPU that are not fields of its VMCS."""
+    context = vmcs.context
+    out.u8(vmcs.launched)
+    for number in range(16):
+        out.u64(context.gpr[number])
+    out.u64(context.cr2)
+    out.u64(context.xcr0)
+    for number in _DEBUG_REGISTERS:
+        out.u64(context.read_dr(number))
+    for index in _CONTEXT_MSRS:
+        value = context.read_msr(index)
+        out.u64(_NONE if value is None else value)
+    out.u32(len(context.extra_msrs))
+    for index in sorted(context.extra_msrs):
+        out.u32(index)
+        out.u64(context.extra_msrs[index])
+    out.blob(context.read_xstate())
+
+
+def _load_vmcss(section: SectionReader, machine: Machine) -> None:
+    for lp in machine.processors:
+        current = None
+        for _ in range(section.u32()):
+            pa, is_current = section.u64(), section.u8()
+            vmcs = _activate(section, lp, pa)
+            current = vmcs if is_current else current
+        lp.vmx.current = current
+    section.end()
+
+
+def _activate(section: SectionReader, lp: LogicalProcessor, pa: int) -> Vmcs:
+    vmcs = lp.vmx.load(pa)
+    context = vmcs.context
+    vmcs.launched = bool(section.u8())
+    for number in range(16):
+        context.gpr[number] = section.u64()
+    context.cr2 = section.u64()
+    context.xcr0 = section.u64()
+    for number in _DEBUG_REGISTERS:
+        context.write_dr(number, section.u64())
+    for index in _CONTEXT_MSRS:
+        value = section.u64()
+        if value != _NONE:
+            context.write_msr(index, value)
+    for _ in range(section.u32()):
+        index = section.u32()
+        context.extra_msrs[index] = section.u64()
+    context.write_xstate(section.blob())
+    return vmcs

@@ -1,0 +1,277 @@
+"""Is this a platform that TDX can run on?  The checks of TDH.SYS.INIT, in their order.
+
+Source: ``tdh_sys_init.c`` of the TDX module 1.5.01.  CPUID bits of features that the modelled part has
+but the engine cannot execute (``By.ABSENT`` in :mod:`swtdx.machine.cpu.features`) are not insisted upon:
+Intel's module would refuse such a processor (docs/fidelity.md).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch import status as st
+from swtdx.arch.cpuid_policy import LAST_EXTENDED_LEAF, MIN_NATIVE_BASE_LEAF
+from swtdx.arch.cpuid_table import ROWS, CpuidRow, Quad
+from swtdx.arch.regs import R8, R9, R10, RCX, RDX
+from swtdx.machine import seamops
+from swtdx.machine.cpu import msr_table as msr
+from swtdx.machine.cpu.features import absent_word
+from swtdx.module.errors import LeafFailed
+from swtdx.module.globals import MAX_HKIDS
+
+if TYPE_CHECKING:
+    from swtdx.machine.processor import LogicalProcessor
+    from swtdx.module.call import HostCall
+    from swtdx.module.entry import TdxModule
+
+_BOOT_NT4: Final = 1 << 22
+_REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
+#: IA32_ARCH_CAPABILITIES bits that must be set (``virt_msr_helpers.h``): RDCL_NO, IRBS_ALL,
+#: SKIP_L1DFL_VMENTRY, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, MISC_PACKAGE_CTLS, ENERGY_FILTERING_CTL, DOITM,
+#: SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, XAPIC_DISABLE_STATUS.
+_ARCH_CAPABILITIES: Final = sum(1 << bit for bit in (0, 1, 3, 5, 6, 8, 10, 11, 12, 13, 14, 15, 21))
+#: This one must be clear.
+_RSBA: Final = 1 << 2
+#: AES-XTS-128, AES-XTS-128 with integrity, AES-XTS-256, AES-XTS-256 with integrity: in TME_CAPABILITY
+#: from bit 0 (128-bit at 0 and 1, 256-bit at 2 and 3), in TME_ACTIVATE from bit 48.
+_PLAIN: Final = 0b0101
+_INTEGRITY: Final = 0b1010
+_ACTIVATE_SHIFT: Final = 48
+_TME_LOCK: Final = 1
+
+#: (MSR of allowed settings, initial value, bits that vary, bits whose value the MSR dictates).
+_CONTROLS: Final = (
+    (0x48D, 0x00000029, 0x00000080, 0xFFFFFF16),
+    (0x48E, 0x91220088, 0x20400C00, 0x04046173),
+    (0x48B, 0x133CB3FA, 0xCC000400, 0x00000000),
+)
+_EXIT_AND_ENTRY: Final = (
+    (0x48F, 0x1F3C8204, 0x40001000, 0x00036DFB),
+    (0x490, 0x003EC004, 0x00402200, 0xFF8011FB),
+)
+_EPT_VPID: Final = 0x10106334041
+_GUEST_CR0: Final = 0x21
+_GUEST_CR4: Final = 0x2040
+_MASK64: Final = (1 << 64) - 1
+
+
+def _msr(index: int) -> LeafFailed:
+    return LeafFailed(st.TDX_INCORRECT_MSR_VALUE | index)
+
+
+def check_platform(call: HostCall) -> None:
+    """All checks of TDH.SYS.INIT on the platform.
+
+    Raises:
+        LeafFailed: the first one that fails; RCX, RDX, R8..R10 say more about a CPUID value.
+    """
+    lp = call.lp
+    _check_msrs(lp)
+    _check_cpuid(call)
+    _check_vmx(lp)
+    _check_keys(call.module, lp)
+    if not _cmrs_are_valid(call.module):
+        raise LeafFailed(st.TDX_CMR_LIST_INVALID)
+    _check_smrr(call.module, lp)
+    if not seamops.capabilities() >> 3 & 1:
+        raise LeafFailed(st.TDX_INCOMPATIBLE_SEAM_CAPABILITIES)
+
+
+def _check_msrs(lp: LogicalProcessor) -> None:
+    read = lp.rdmsr
+    if read(msr.ARCH_CAPABILITIES) & (_ARCH_CAPABILITIES | _RSBA) != _ARCH_CAPABILITIES:
+        raise _msr(msr.ARCH_CAPABILITIES)
+    if read(msr.XAPIC_DISABLE_STATUS) != 1:
+        raise _msr(msr.XAPIC_DISABLE_STATUS)
+    if not read(msr.MISC_PACKAGE_CTLS) & 1:
+        raise _msr(msr.MISC_PACKAGE_CTLS)
+    if not read(0x345) >> 13 & 1:
+        raise _msr(0x345)
+
+
+def check_boot_nt4(lp: LogicalProcessor) -> None:
+    """IA32_MISC_ENABLE must not limit CPUID.
+
+    Raises:
+        LeafFailed: LIMIT_CPUID_MAXVAL_SET.
+    """
+    if lp.rdmsr(msr.MISC_ENABLE) & _BOOT_NT4:
+        raise LeafFailed(st.TDX_LIMIT_CPUID_MAXVAL_SET)
+
+
+# ---------------------------------------------------------------- CPUID
+def _check_cpuid(call: HostCall) -> None:
+    facts = call.module.facts
+    check_boot_nt4(call.lp)
+    if facts.native_cpuid(0, 0)[0] < MIN_NATIVE_BASE_LEAF:
+        raise LeafFailed(st.TDX_CPUID_LEAF_NOT_SUPPORTED | MIN_NATIVE_BASE_LEAF)
+    if facts.native_cpuid(0x80000000, 0)[0] < LAST_EXTENDED_LEAF:
+        raise LeafFailed(st.TDX_CPUID_LEAF_NOT_SUPPORTED | LAST_EXTENDED_LEAF)
+    for row in ROWS:
+        mask, value = insisted(row)
+        native = facts.sampled[row.index]
+        if any(native[n] & mask[n] != value[n] for n in range(4)):
+            raise _cpuid_failure(call, row, mask, value)
+    if not facts.native_cpuid(0x15, 0)[1]:
+        raise LeafFailed(st.TDX_CPUID_LEAF_NOT_SUPPORTED | 0x15)
+    _check_topology(call)
+
+
+def insisted(row: CpuidRow) -> tuple[Quad, Quad]:
+    """(mask, value) that a row insists on, without the bits that the engine cannot have."""
+    subleaf = 0 if row.subleaf == 0xFFFFFFFF else row.subleaf
+    absent = [absent_word(row.leaf, subleaf, register) for register in _REGISTERS]
+    mask = [bits & ~missing for bits, missing in zip(row.verify_mask, absent, strict=True)]
+    value = [bits & ~missing for bits, missing in zip(row.verify_value, absent, strict=True)]
+    return (mask[0], mask[1], mask[2], mask[3]), (value[0], value[1], value[2], value[3])
+
+
+def _cpuid_failure(call: HostCall, row: CpuidRow, mask: Quad, value: Quad) -> LeafFailed:
+    call.keep_outputs = True
+    gpr = call.gpr
+    gpr[RCX] = row.leaf | row.subleaf << 32
+    gpr[RDX] = mask[0] | mask[1] << 32
+    gpr[R8] = mask[2] | mask[3] << 32
+    gpr[R9] = value[0] | value[1] << 32
+    gpr[R10] = value[2] | value[3] << 32
+    return LeafFailed(st.TDX_INCORRECT_CPUID_VALUE)
+
+
+def _check_topology(call: HostCall) -> None:
+    """Leaf 0x1F in order of level types; the last level cache is the package's."""
+    facts = call.module.facts
+    sharing = facts.native_cpuid(4, 3)[0] >> 14 & 0xFFF
+    previous, shift, core_seen = 0, 0, False
+    for subleaf in range(6):
+        eax, _, ecx, _ = facts.native_cpuid(0x1F, subleaf)
+        level = ecx >> 8 & 0xFF
+        if not level:
+            break
+        if level <= previous or level >= 6:
+            raise LeafFailed(st.TDX_CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
+        previous, shift = level, eax & 0x1F
+        core_seen |= level == 2
+    if not core_seen:
+        raise LeafFailed(st.TDX_CPUID_LEAF_NOT_SUPPORTED)
+    if shift and sharing >> shift - 1 != 1:
+        raise LeafFailed(st.TDX_INVALID_WBINVD_SCOPE)
+
+
+# ---------------------------------------------------------------- VMX
+def _allows(setting: int, initial: int, variable: int, unknown: int) -> bool:
+    must, may = setting & 0xFFFFFFFF, setting >> 32
+    return not (must & ~(initial | unknown) or ~may & initial or (must | ~may) & variable)
+
+
+def _check_vmx(lp: LogicalProcessor) -> None:
+    read = lp.rdmsr
+    basic = read(0x480)
+    if basic >> 32 & 0x1FFF > 4096 or not basic >> 54 & 1 or not basic >> 55 & 1:
+        raise _msr(0x480)
+    for index, initial, variable, unknown in (*_CONTROLS, *_EXIT_AND_ENTRY):
+        if not _allows(read(index), initial, variable, unknown):
+            raise _msr(index)
+    misc = read(0x485)
+    if misc >> 5 & 1 == 0 or misc >> 6 & 3 != 3 or not misc >> 14 & 1 or misc >> 16 & 0x1FF < 4:
+        raise _msr(0x485)
+    if not misc >> 29 & 1:
+        raise _msr(0x485)
+    if ~read(0x48C) & _EPT_VPID:
+        raise _msr(0x48C)
+    if read(0x486) & ~0x80000001 & ~_GUEST_CR0:
+        raise _msr(0x486)
+    if ~read(0x487) & _GUEST_CR0:
+        raise _msr(0x487)
+    if read(0x488) & ~_GUEST_CR4:
+        raise _msr(0x488)
+    if ~read(0x489) & _GUEST_CR4:
+        raise _msr(0x489)
+
+
+# ---------------------------------------------------------------- keys and memory
+def _check_keys(module: TdxModule, lp: LogicalProcessor) -> None:
+    read = lp.rdmsr
+    activate = read(msr.TME_ACTIVATE)
+    if not activate & _TME_LOCK:
+        raise _msr(msr.TME_ACTIVATE)
+    wanted = _PLAIN if module.sysinfo.without_integrity else _INTEGRITY
+    if not read(msr.TME_CAPABILITY) & wanted:
+        raise _msr(msr.TME_CAPABILITY)
+    if not activate >> _ACTIVATE_SHIFT & wanted:
+        raise _msr(msr.TME_ACTIVATE)
+    partitioning = read(msr.KEYID_PARTITIONING)
+    if (partitioning & 0xFFFFFFFF) + (partitioning >> 32) >= MAX_HKIDS:
+        raise LeafFailed(st.TDX_NUM_ACTIVATED_HKIDS_NOT_SUPPORTED | MAX_HKIDS)
+    if read(msr.WBNOINVDP) != read(msr.WBINVDP):
+        raise _msr(msr.WBNOINVDP)
+
+
+def _cmrs_are_valid(module: TdxModule) -> bool:
+    end = 0
+    for base, size in module.sysinfo.cmrs:
+        last = base + size - 1
+        if (base | size) & 0xFFF or last >> module.hpa_bits or (end and base < end):
+            return False
+        end = last
+    return True
+
+
+def _check_smrr(module: TdxModule, lp: LogicalProcessor) -> None:
+    """SMRR must be there, locked, well formed, and apart from every CMR."""
+    capabilities = lp.rdmsr(msr.MTRR_CAP)
+    if not capabilities >> 11 & 1:
+        raise LeafFailed(st.TDX_SMRR_NOT_SUPPORTED)
+    if not capabilities >> 14 & 1:
+        raise LeafFailed(st.TDX_SMRR_LOCK_NOT_SUPPORTED)
+    base, mask = lp.rdmsr(msr.SMRR_BASE), lp.rdmsr(msr.SMRR_MASK)
+    if not mask >> 10 & 1:
+        raise LeafFailed(st.TDX_SMRR_NOT_LOCKED)
+    if not mask >> 11 & 1:
+        return
+    address = mask & 0xFFFFF000
+    lowest = address & -address
+    if not address or address != 0x100000000 - lowest or base & 0xFFFFF000 & ~address:
+        raise LeafFailed(st.TDX_INVALID_SMRR_CONFIGURATION)
+    start = base & 0xFFFFF000
+    for number, (cmr, size) in enumerate(module.sysinfo.cmrs):
+        if start < cmr + size and cmr < start + lowest:
+            raise LeafFailed(st.TDX_SMRR_OVERLAPS_CMR | number << 8)
+
+
+# ---------------------------------------------------------------- agreement of processors
+#: MSRs that must hold on every processor what they held on the one of TDH.SYS.INIT, in order.
+_SAME_MSRS: Final = (
+    0xCF, msr.ARCH_CAPABILITIES, msr.XAPIC_DISABLE_STATUS, msr.MISC_PACKAGE_CTLS,
+)  # fmt: skip
+_SAME_VMX: Final = (
+    0x480, 0x48D, 0x48E, 0x48B, 0x492, 0x48F, 0x490, 0x485, 0x48C, 0x486, 0x487, 0x488, 0x489, 0x345,
+    msr.TME_CAPABILITY, msr.TME_ACTIVATE, msr.KEYID_PARTITIONING, msr.WBINVDP, msr.WBNOINVDP,
+)  # fmt: skip
+
+
+def check_processor(call: HostCall) -> None:
+    """This processor is like the first one (``tdh_sys_lp_init.c``).
+
+    Raises:
+        LeafFailed: INCONSISTENT_MSR, INCONSISTENT_CPUID_FIELD, LIMIT_CPUID_MAXVAL_SET.
+    """
+    lp, first = call.lp, call.lp.machine.processors[0]
+    _same_msrs(lp, first, _SAME_MSRS)
+    check_boot_nt4(lp)
+    for row in ROWS:
+        here = lp.cpuid(row.leaf, 0 if row.subleaf == 0xFFFFFFFF else row.subleaf)
+        there = call.module.facts.sampled[row.index]
+        if any((here[n] ^ there[n]) & row.verify_same[n] for n in range(4)):
+            call.keep_outputs = True
+            call.gpr[RCX] = row.leaf | row.subleaf << 32
+            call.gpr[RDX] = row.verify_same[0] | row.verify_same[1] << 32
+            call.gpr[R8] = row.verify_same[2] | row.verify_same[3] << 32
+            raise LeafFailed(st.TDX_INCONSISTENT_CPUID_FIELD)
+    call.module.check_tsc_adjust(lp)
+    _same_msrs(lp, first, _SAME_VMX)
+
+
+def _same_msrs(lp: LogicalProcessor, first: LogicalProcessor, indices: tuple[int, ...]) -> None:
+    for index in indices:
+        if lp.rdmsr(index) != first.rdmsr(index):
+            raise LeafFailed(st.TDX_INCONSISTENT_MSR | index)

@@ -1,0 +1,99 @@
+"""What the module knows of the processors it runs on.
+
+Intel's module samples these at TDH.SYS.INIT and keeps them; TDH.SYS.LP.INIT then makes sure that all
+processors agree.  Here they are read when they are first needed: a processor's answers never change, so
+the values are the same, and a restored snapshot needs no copy of them.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch.cpuid_table import NA, ROWS, Quad
+from swtdx.machine.cpu import msr_table as msr
+
+if TYPE_CHECKING:
+    from swtdx.machine.machine import Machine
+
+#: XFAM bits that the module knows (TDX_XFAM_FIXED0 in ``td_control_structures.h``).
+XFAM_KNOWN: Final = 0x0006DBE7
+#: ATTRIBUTES bits that a TD may set: DEBUG, SEPT_VE_DISABLE, PKS.  The reference module also has
+#: MIGRATABLE and PERFMON, which this one does not implement.
+ATTRIBUTES_FIXED0: Final = 1 << 0 | 1 << 28 | 1 << 30
+ATTRIBUTES_FIXED1: Final = 0
+XFAM_FIXED1: Final = 0x3
+CONFIG_FLAGS_FIXED0: Final = 0x7
+CONFIG_FLAGS_FIXED1: Final = 0
+_XCR0_USER: Final = 0x000602E7
+_XSS_SUPERVISOR: Final = 0x0001D900
+_OSXSAVE: Final = 1 << 27
+_OSPKE: Final = 1 << 4
+_LA57: Final = 1 << 16
+_MASK64: Final = (1 << 64) - 1
+
+
+class ProcessorFacts:
+    """CPUID and MSRs of the first processor, as every processor has them."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._lp = machine.processors[0]
+        self._cpuid: dict[tuple[int, int], Quad] = {}
+
+    def native_cpuid(self, leaf: int, subleaf: int) -> Quad:
+        """CPUID as the processor answers it: EAX, EBX, ECX, EDX."""
+        key = (leaf, subleaf)
+        found = self._cpuid.get(key)
+        if found is None:
+            found = self._cpuid[key] = self._lp.cpuid(leaf, 0 if subleaf == NA else subleaf)
+        return found
+
+    @cached_property
+    def sampled(self) -> tuple[Quad, ...]:
+        """CPUID of each row of :data:`swtdx.arch.cpuid_table.ROWS`; without the bits that mirror CR4."""
+        found = []
+        for row in ROWS:
+            eax, ebx, ecx, edx = self.native_cpuid(row.leaf, row.subleaf)
+            if row.leaf == 1:
+                ecx &= ~_OSXSAVE
+            elif (row.leaf, row.subleaf) == (7, 0):
+                ecx &= ~_OSPKE
+            found.append((eax, ebx, ecx, edx))
+        return tuple(found)
+
+    @cached_property
+    def xcr0_supported(self) -> int:
+        """User state components that the processor and the module know."""
+        return self.native_cpuid(0xD, 0)[0] & _XCR0_USER
+
+    @cached_property
+    def xss_supported(self) -> int:
+        """Supervisor state components that the processor and the module know."""
+        return self.native_cpuid(0xD, 1)[2] & _XSS_SUPERVISOR
+
+    @cached_property
+    def xfam_fixed0(self) -> int:
+        """XFAM bits that a TD may set."""
+        return XFAM_KNOWN & (self.xcr0_supported | self.xss_supported)
+
+    @cached_property
+    def five_level_ept(self) -> bool:
+        """Whether a TD may have a five-level Secure EPT."""
+        return bool(self._lp.rdmsr(0x48C) >> 7 & 1)
+
+    @cached_property
+    def arch_capabilities(self) -> int:
+        """IA32_ARCH_CAPABILITIES."""
+        return self._lp.rdmsr(msr.ARCH_CAPABILITIES)
+
+    @cached_property
+    def cr_fixed(self) -> tuple[int, int, int, int]:
+        """IA32_VMX_CR0_FIXED0, CR0_FIXED1, CR4_FIXED0, CR4_FIXED1."""
+        cr0_0, cr0_1, cr4_0, cr4_1 = (self._lp.rdmsr(index) for index in range(0x486, 0x48A))
+        return cr0_0, cr0_1, cr4_0, cr4_1
+
+    @cached_property
+    def tsc_hz(self) -> int:
+        """The native TSC frequency, from CPUID leaf 0x15."""
+        denominator, numerator, crystal, _ = self.native_cpuid(0x15, 0)
+        return crystal * numerator // denominator

@@ -1,0 +1,247 @@
+"""Booting a kernel directly as a TD: everything from an initialised machine to the end of the run.
+
+``launch(host, LaunchConfig(kernel, initrd, "console=hvc0"))`` is what ``swtdx run`` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from swtdx.devices.board import PCI_WINDOW_END, BoardConfig
+from swtdx.guests.direct_boot import DirectBoot, build_direct_boot, build_tiny_boot
+from swtdx.guests.exec_protocol import ExecStream
+from swtdx.guests.kernel import KernelImage
+from swtdx.guests.memory_map import (
+    ACPI_GPA,
+    EVENT_LOG_BYTES,
+    EVENT_LOG_GPA,
+    IOAPIC_GPA,
+    MAILBOX_GPA,
+    PCI_MMIO_GPA,
+)
+from swtdx.machine.host import Host
+from swtdx.vmm.console import Console, Stream
+from swtdx.vmm.errors import ConfigError
+from swtdx.vmm.hypervisor import Hypervisor
+from swtdx.vmm.machine_io import MachineIo
+from swtdx.vmm.memory import PAGE
+from swtdx.vmm.quote import QuoteService
+from swtdx.vmm.result import EndReason, RunResult
+from swtdx.vmm.run import Runner
+from swtdx.vmm.shared_ept import fill
+from swtdx.vmm.td import InitialPage, Td
+from swtdx.vmm.td_params import TdConfig
+
+#: How much of the console's end is kept to explain how a run ended.
+_TAIL: Final = 4096
+_PANIC: Final = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+#: How a run ends after a panic, depending on the kernel's panic= option.
+_AFTER_PANIC: Final = (EndReason.RESTART, EndReason.HALTED, EndReason.TIMEOUT)
+_LOCAL_APIC_GPA: Final = 0xFEE00000
+
+
+@dataclass(slots=True)
+class LaunchConfig:
+    """What to boot, and how.
+
+    Args:
+        kernel: a bzImage, or None for the tiny guest that swtdx carries with it.
+        initrd: initial RAM disk; may be empty.
+        cmdline: the kernel's command line.
+        memory: bytes of RAM.
+        td: what the TD is besides; its ``vcpus`` are how many it gets.
+        timeout: seconds that the guest may run, None for no limit.
+        exec_token: the token of the command that the initrd runs (:mod:`swtdx.guests.exec_protocol`);
+            then only that command's output goes to the console, and its exit status into the result.
+        log: what the guest prints besides a command's output; nowhere by default.
+        serial: what goes to the serial port; to the console by default.
+        quote_service: answers GetQuote.
+        preaugment: give the guest all its private memory before it starts, which saves a TD exit for each
+            2 MiB; otherwise it comes on demand.
+        teardown: give all pages and the key back at the end; a machine that is thrown away then does not
+            need that.
+    """
+
+    kernel: bytes | KernelImage | None
+    initrd: bytes = b""
+    cmdline: str = "console=hvc0"
+    memory: int = 512 << 20
+    td: TdConfig = field(default_factory=TdConfig)
+    timeout: float | None = None
+    exec_token: str | None = None
+    log: Callable[[bytes], None] | None = None
+    serial: Callable[[bytes], None] | None = None
+    quote_service: QuoteService | None = None
+    preaugment: bool = True
+    teardown: bool = True
+
+
+class _Output:
+    """What the guest prints, on its way to the console."""
+
+    def __init__(self, config: LaunchConfig, console: Console) -> None:
+        self._console = console
+        self._log = config.log
+        self._exec = None if config.exec_token is None else ExecStream(config.exec_token)
+        self._tail = bytearray()
+        self.broken: Callable[[str], None] = lambda _why: None
+
+    def write(self, data: bytes) -> None:
+        self._tail += data
+        del self._tail[:-_TAIL]
+        if self._exec is None:
+            self._show(data)
+            return
+        before = len(self._exec.log) if self._log is not None else 0
+        self._show(self._exec.feed(data))
+        if self._log is not None:
+            self._log(self._exec.log[before:])
+
+    def _show(self, data: bytes) -> None:
+        if data:
+            try:
+                self._console.write(data)
+            except OSError as error:
+                self.broken(f"the console's output was closed ({error.strerror})")
+
+    def finish(self) -> int | None:
+        """The run is over; the command's exit status, if there was one."""
+        if self._exec is None:
+            return None
+        self._show(self._exec.finish())
+        return self._exec.status
+
+    def panic(self) -> str | None:
+        """The kernel's last words, if it panicked."""
+        found = _PANIC.search(self._tail)
+        return None if found is None else found[1].decode("utf-8", "replace").strip()
+
+
+class _Keys:
+    """The guest's side of the console (:class:`swtdx.vmm.console.Guest`)."""
+
+    def __init__(self, io: MachineIo, runner: Runner) -> None:
+        self._console = io.board.console
+        self._runner = runner
+
+    def send(self, data: bytes) -> None:
+        if self._console is not None:
+            self._console.send(data)
+
+    def resize(self, columns: int, rows: int) -> None:
+        if self._console is not None:
+            self._console.resize(columns, rows)
+
+    def leave(self, why: str) -> None:
+        self._runner.stop(EndReason.STOPPED, why)
+
+
+def launch(host: Host | Hypervisor, config: LaunchConfig, console: Console | None = None) -> RunResult:
+    """Boot ``config.kernel`` as a TD and run it to its end.
+
+    Args:
+        host: the machine, or a hypervisor that has initialised its TDX module already.
+        console: the user's end of the guest's console; standard output by default.
+
+    Raises:
+        GuestError: the kernel, the initrd or the sizes do not fit together.
+        ConfigError: this platform cannot make such a TD.
+        VmmError: the TD cannot be built; nothing of it is left.
+    """
+    console = Stream() if console is None else console
+    phases: dict[str, float] = {}
+    with _phase(phases, "module"):
+        hypervisor = host if isinstance(host, Hypervisor) else Hypervisor(host)
+    output = _Output(config, console)
+    with _phase(phases, "build"):
+        io = MachineIo(
+            hypervisor.host.memory,
+            BoardConfig(
+                apic_ids=tuple(range(config.td.vcpus)), pci_window=PCI_MMIO_GPA, console_size=console.size
+            ),
+            console_out=output.write,
+            serial_out=config.serial,
+            quote_service=config.quote_service,
+        )
+        boot = _lay_out(config, io)
+        td = _build(hypervisor, config, boot)
+    try:
+        runner = io.connect(td, hypervisor.processors, _mmio_ranges())
+        output.broken = lambda why: runner.end(EndReason.STOPPED, why)
+        with _phase(phases, "run"), console.attached(_Keys(io, runner)):
+            result = runner.run(config.timeout)
+    finally:
+        if config.teardown:
+            with _phase(phases, "teardown"):
+                td.teardown()
+    result.exit_status = output.finish()
+    result.stats.phases = phases
+    panic = output.panic()
+    if panic is not None and result.reason in _AFTER_PANIC:
+        result.reason, result.detail = EndReason.FATAL_ERROR, f"kernel panic: {panic}"
+    for device, failure in io.board.failures.items():
+        result.detail = f"{result.detail}; {device} stopped: {failure}".lstrip("; ")
+    return result
+
+
+def _lay_out(config: LaunchConfig, io: MachineIo) -> DirectBoot:
+    if config.kernel is None:
+        return build_tiny_boot()
+    if config.memory < PAGE or config.memory % PAGE:
+        raise ConfigError(f"a TD's memory is a whole number of 4 KiB pages, not {config.memory} bytes")
+    acpi = io.board.acpi(
+        ACPI_GPA,
+        ccel=(EVENT_LOG_GPA, EVENT_LOG_BYTES),
+        wakeup_mailbox=MAILBOX_GPA if config.td.vcpus > 1 else None,
+    )
+    return build_direct_boot(
+        config.kernel, config.initrd, config.cmdline, config.memory, config.td.gpaw, acpi
+    )
+
+
+def _build(hypervisor: Hypervisor, config: LaunchConfig, boot: DirectBoot) -> Td:
+    ram = [(part.base, part.end) for part in boot.ram]
+    td = Td.build(
+        hypervisor,
+        config.td,
+        [InitialPage(page.gpa, page.data, page.measured) for page in boot.pages],
+        ram=ram,
+        entry_value=boot.vp_init_rdx,
+    )
+    try:
+        shared_bit = config.td.shared_bit
+        blobs = [(blob.gpa & ~shared_bit, blob.data) for blob in boot.shared]
+        for gpa, data in blobs:
+            td.shared.map(gpa, (len(data) + PAGE - 1) & -PAGE)
+        fill(hypervisor.host.memory, td.shared.translate, blobs)
+        if config.preaugment:
+            with td.cpu.borrowed():
+                for start, end in ram:
+                    td.private.augment_range(td.cpu, start, end)
+    except BaseException:
+        td.teardown()
+        raise
+    return td
+
+
+def _mmio_ranges() -> list[tuple[int, int]]:
+    """Where devices are, or where a kernel looks for them: PCI window, I/O APIC, local APIC."""
+    return [
+        (PCI_MMIO_GPA, PCI_WINDOW_END - PCI_MMIO_GPA),
+        (IOAPIC_GPA, PAGE),
+        (_LOCAL_APIC_GPA, PAGE),
+    ]
+
+
+@contextlib.contextmanager
+def _phase(phases: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        phases[name] = round(time.perf_counter() - started, 4)
