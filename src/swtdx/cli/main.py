@@ -1,0 +1,72 @@
+"""The ``swtdx`` command: a table of sub-commands, each imported only when it is used.
+
+Exit status, unless a command documents its own: 0 done, 1 the answer is no (rejected, different), 2 wrong
+use or unusable input, 70 a mistake of swtdx's own, 130 interrupted, 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from swtdx import __version__
+from swtdx.cli.lazy import Lazy, LazyGroup
+
+#: Every command, in the order in which ``swtdx --help`` shows them.  One whose module is not part of this
+#: installation is left out.
+COMMANDS: dict[str, Lazy] = {
+    "run": Lazy("swtdx.cli.run:run", "Boot a kernel as a TD: to a shell, a demonstration or one command."),
+    "guest": Lazy("swtdx.cli.guest:guest", "Fetch and list kernels that can be TDs."),
+    "demo": Lazy("swtdx.cli.demo:demo", "Play scenes: #VE, interrupts, a TD's life, an attack."),
+    "explain": Lazy("swtdx.cli.explain:explain", "Explain a status code, leaf, field, TDVMCALL or exit."),
+    "abi": Lazy("swtdx.cli.abi:abi", "List every leaf: implemented or not, and its statuses."),
+    "platform": Lazy("swtdx.cli.platform:platform", "Print the machine: CPUs, memory, keys, SEAM."),
+    "measure": Lazy("swtdx.cli.measure:measure", "Compute the MRTD of an image without a machine."),
+    "quote": Lazy("swtdx.cli.quote:quote", "Have a TD make a quote."),
+    "verify": Lazy("swtdx.cli.attestation:verify", "Verify a quote and say what it proves."),
+    "eventlog": Lazy("swtdx.cli.attestation:eventlog", "Show an event log and replay it against a quote."),
+    "pcs": Lazy("swtdx.cli.attestation:pcs", "Serve the collateral of a simulated machine."),
+    "vectors": Lazy("swtdx.cli.attestation:vectors", "Make test vectors for people who write verifiers."),
+    "setup": Lazy("swtdx.cli.setup:setup", "Install QEMU, if it is missing."),
+}
+
+
+@click.group(cls=LazyGroup, commands_table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="swtdx")
+def cli() -> None:
+    """Intel TDX in software: machine, loaders, TDX Module, hypervisor and attestation."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    from swtdx.cli.failures import INTERRUPTED, report
+
+    try:
+        result = cli.main(
+            None if arguments is None else list(arguments), prog_name="swtdx", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except SystemExit as leaving:
+        # Click turns a broken pipe into exit status 1, "the answer is no" here.
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return report(leaving.__context__)
+        raise
+    except Exception as error:
+        if os.environ.get("SWTDX_TRACEBACK", "") not in ("", "0"):
+            raise
+        return report(error)
+    return result if isinstance(result, int) else 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()
