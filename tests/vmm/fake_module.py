@@ -374,7 +374,7 @@ class FakeModule:
     def leaf_3(self, lp: FakeProcessor, g: list[int]) -> int:
         gpa, level = g[1] & -PAGE, g[1] & 7
         td = self.td(g[2])
-        if not 1 <= level <= 3 or gpa % (PAGE << 9 * level):
+        if not 1 <= level <= td.params[24] >> 3 & 7 or gpa % (PAGE << 9 * level):
             return st.with_operand(INVALID, 1)
         if self.table(td, gpa, level) is None:
             return st.with_operand(WALK, 1)
@@ -400,7 +400,9 @@ class FakeModule:
             return st.with_operand(INVALID, 1)
         if self.table(td, gpa, level) is None:
             return st.with_operand(WALK, 1)
-        if gpa in td.leaves or (level == 1 and (1, gpa) in td.tables) or (gpa & -BLOCK in td.leaves):
+        above = td.leaves.get(gpa & -BLOCK)
+        covered = above is not None and above.level == 1
+        if gpa in td.leaves or covered or (level == 1 and (1, gpa) in td.tables):
             return st.with_operand(STATE, 1)
         if level == 0:
             status = self.take(page, "REG", td, 8)

@@ -45,7 +45,7 @@ def test_whole_life() -> None:
     assert result.orderly
     assert result.stats.pages["augmented_2m"] == 1
     assert result.stats.pages["augmented_4k"] == 1
-    assert result.stats.tdvmcalls == {"IO": 1}
+    assert result.stats.tdvmcalls == {"Instruction.IO": 1}
     setup.td.teardown()
     nothing_left(setup.hypervisor, setup.machine)
     setup.td.teardown()
@@ -108,12 +108,10 @@ def test_out_of_memory_half_way() -> None:
     machine = FakeMachine(usable=[(0x100000, 1 << 30)], cmrs=[(0x100000, 1 << 30)])
     hypervisor = Hypervisor(machine.host)
     hypervisor.platform.initialise_all(hypervisor.allocator)
-    hoard = []
+    hoard: list[int] = []
     with pytest.raises(OutOfMemory, match="give the machine more memory"):
-        while True:
-            hoard.append(hypervisor.allocator.block("hoard"))
-    for block in hoard[:1]:
-        hypervisor.allocator.free(block)
+        hoard.extend(iter(lambda: hypervisor.allocator.block("hoard"), None))
+    hypervisor.allocator.free(hoard[0])
     used = hypervisor.allocator.used
     with pytest.raises(OutOfMemory):
         Td.build(
@@ -201,7 +199,7 @@ def test_a_leaf_that_stays_busy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     machine = FakeMachine()
     hypervisor = Hypervisor(machine.host)
     machine.module.busy = {21: 1 << 30}
-    with pytest.raises(SeamcallError, match="TDH.MNG.INIT: OPERAND_BUSY"):
+    with pytest.raises(SeamcallError, match=r"TDH\.MNG\.INIT: OPERAND_BUSY"):
         Td.build(hypervisor, TdConfig(), [SHIM])
     nothing_left(hypervisor, machine)
 

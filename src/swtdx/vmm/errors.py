@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.vmm._pending import LEAF_NAMES
+from swtdx.arch.host_leaves import HOST_LEAVES
 
 #: Codes whose low 32 bits are an operand id (status-codes.md §1).
 _WITH_OPERAND: Final = frozenset(
@@ -43,6 +43,12 @@ class NoHkid(VmmError):
     """Every private HKID of the platform is in use."""
 
 
+def leaf_name(leaf: int) -> str:
+    """The name of a SEAMCALL leaf of the module; its number if it has none."""
+    known = HOST_LEAVES.get(leaf)
+    return f"SEAMCALL leaf {leaf}" if known is None else known.name
+
+
 def describe_status(status: int) -> str:
     """A status for people: its name, and its operand or details in words or hexadecimal."""
     name = st.name_of(status).removeprefix("TDX_")
@@ -65,7 +71,7 @@ class SeamcallError(VmmError):
         self.leaf = leaf
         self.status = status
         self.outputs = outputs
-        name = LEAF_NAMES.get(leaf, f"SEAMCALL leaf {leaf}")
+        name = leaf_name(leaf)
         what = f" ({doing})" if doing else ""
         seen = ", ".join(
             f"{register}={value:#x}"

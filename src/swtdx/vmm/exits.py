@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.vmm import _pending as abi
+from swtdx.arch.exits import EPT_FETCH, EPT_WRITE, ExitReason, ExtendedQualification
 from swtdx.vmm.errors import describe_status
 from swtdx.vmm.result import EndReason
 
 #: Exits after which the guest just goes on: something of the host's was due.
 HARMLESS: Final = frozenset(
     {
-        abi.EXIT_EXCEPTION_NMI,
-        abi.EXIT_EXTERNAL_INTERRUPT,
-        abi.EXIT_INIT,
-        abi.EXIT_OTHER_SMI,
-        abi.EXIT_BUS_LOCK,
-        abi.EXIT_NOTIFICATION,
+        ExitReason.EXCEPTION_OR_NMI,
+        ExitReason.EXTERNAL_INTERRUPT,
+        ExitReason.INIT,
+        ExitReason.OTHER_SMI,
+        ExitReason.BUS_LOCK,
+        ExitReason.NOTIFICATION,
     }
 )
 #: Statuses of TDH.VP.ENTER (upper half) after which the same entry is tried again.
@@ -32,7 +32,26 @@ RETRY: Final = frozenset(
         st.TDX_CROSS_TD_FAULT,
     )
 )
-_EXECUTE: Final = 1 << 2
+#: Exits in words, where the name of the exit reason would not do.
+_WORDS: Final = {
+    ExitReason.EXCEPTION_OR_NMI: "exception or NMI",
+    ExitReason.OTHER_SMI: "SMI",
+    ExitReason.EPT_VIOLATION: "EPT violation",
+    ExitReason.EPT_MISCONFIGURATION: "EPT misconfiguration",
+    ExitReason.TDCALL: "TDVMCALL",
+}
+
+
+def cause(reason: int) -> str:
+    """A VM exit reason in words."""
+    try:
+        known = ExitReason(reason)
+    except ValueError:
+        return f"VM exit {reason}"
+    words = _WORDS.get(known)
+    if words is not None:
+        return words
+    return "INIT" if known is ExitReason.INIT else known.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +70,17 @@ class EptViolation:
     @property
     def accept_level(self) -> int | None:
         """The page size (0: 4 KiB, 1: 2 MiB) that TDG.MEM.PAGE.ACCEPT asked for, if it was that."""
-        return self.extended >> 32 & 7 if self.kind == abi.QUAL_ACCEPT else None
+        return self.extended >> 32 & 7 if self.kind == ExtendedQualification.ACCEPT else None
 
     @property
     def is_fetch(self) -> bool:
         """Whether it was an instruction fetch."""
-        return bool(self.qualification & _EXECUTE)
+        return bool(self.qualification & EPT_FETCH)
 
     def describe(self, shared_bit: int) -> str:
         """For people."""
         half = "shared" if self.gpa & shared_bit else "private"
-        what = "fetch" if self.is_fetch else ("write" if self.qualification & 2 else "read")
+        what = "fetch" if self.is_fetch else ("write" if self.qualification & EPT_WRITE else "read")
         return f"{what} at {half} GPA {self.gpa & ~shared_bit:#x}"
 
 
@@ -69,17 +88,17 @@ def end_of(rax: int) -> tuple[EndReason, str]:
     """How the run ends after a status of TDH.VP.ENTER that the guest does not survive."""
     code = st.code_of(rax)
     exit_reason = rax & 0xFFFF
-    cause = abi.EXIT_NAMES.get(exit_reason, f"VM exit {exit_reason}")
+    why = cause(exit_reason)
     if code == st.TDX_NON_RECOVERABLE_VCPU:
-        if exit_reason == abi.EXIT_TRIPLE_FAULT:
+        if exit_reason == ExitReason.TRIPLE_FAULT:
             return EndReason.TRIPLE_FAULT, "an exception while a double fault was being delivered"
-        return EndReason.TD_FATAL, f"the vCPU was disabled after: {cause}"
+        return EndReason.TD_FATAL, f"the vCPU was disabled after: {why}"
     if code == st.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE:
-        return EndReason.MACHINE_CHECK, f"{describe_status(code)} after: {cause}"
+        return EndReason.MACHINE_CHECK, f"{describe_status(code)} after: {why}"
     if code in (st.TDX_NON_RECOVERABLE_TD, st.TDX_NON_RECOVERABLE_TD_WRONG_APIC_MODE):
-        return EndReason.TD_FATAL, f"{describe_status(code)} after: {cause}"
+        return EndReason.TD_FATAL, f"{describe_status(code)} after: {why}"
     if code == st.TDX_TD_FATAL:
         return EndReason.TD_FATAL, describe_status(rax)
     if code == st.TDX_SUCCESS:
-        return EndReason.ERROR, f"a TD exit that the hypervisor does not know: {cause}"
+        return EndReason.ERROR, f"a TD exit that the hypervisor does not know: {why}"
     return EndReason.ERROR, f"TDH.VP.ENTER: {describe_status(rax)}"

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from swtdx.devices.board import PCI_WINDOW_END, BoardConfig
+from swtdx.devices.board import PCI_WINDOW_END, Board, BoardConfig, build_board
+from swtdx.devices.dma import BufferDma
 from swtdx.guests.direct_boot import DirectBoot, build_direct_boot, build_tiny_boot
 from swtdx.guests.exec_protocol import ExecStream
 from swtdx.guests.kernel import KernelImage
@@ -161,14 +162,12 @@ def launch(host: Host | Hypervisor, config: LaunchConfig, console: Console | Non
     with _phase(phases, "build"):
         io = MachineIo(
             hypervisor.host.memory,
-            BoardConfig(
-                apic_ids=tuple(range(config.td.vcpus)), pci_window=PCI_MMIO_GPA, console_size=console.size
-            ),
+            _board_config(config, console.size),
             console_out=output.write,
             serial_out=config.serial,
             quote_service=config.quote_service,
         )
-        boot = _lay_out(config, io)
+        boot = _lay_out(config, io.board)
         td = _build(hypervisor, config, boot)
     try:
         runner = io.connect(td, hypervisor.processors, _mmio_ranges())
@@ -189,12 +188,39 @@ def launch(host: Host | Hypervisor, config: LaunchConfig, console: Console | Non
     return result
 
 
-def _lay_out(config: LaunchConfig, io: MachineIo) -> DirectBoot:
+def plan(config: LaunchConfig) -> DirectBoot:
+    """What :func:`launch` would build, without a machine: for those who want to know its measurements.
+
+    Raises:
+        GuestError: the kernel, the initrd or the sizes do not fit together.
+        ConfigError: the memory is not made of pages.
+    """
+
+    def nothing(*_: object) -> None:
+        """This board is never run."""
+
+    board = build_board(
+        _board_config(config, None),
+        BufferDma(bytearray()),
+        nothing,
+        console_out=nothing,
+        power_off=nothing,
+        restart=nothing,
+    )
+    return _lay_out(config, board)
+
+
+def _board_config(config: LaunchConfig, console_size: tuple[int, int] | None) -> BoardConfig:
+    apic_ids = tuple(range(config.td.vcpus))
+    return BoardConfig(apic_ids=apic_ids, pci_window=PCI_MMIO_GPA, console_size=console_size)
+
+
+def _lay_out(config: LaunchConfig, board: Board) -> DirectBoot:
     if config.kernel is None:
         return build_tiny_boot()
     if config.memory < PAGE or config.memory % PAGE:
         raise ConfigError(f"a TD's memory is a whole number of 4 KiB pages, not {config.memory} bytes")
-    acpi = io.board.acpi(
+    acpi = board.acpi(
         ACPI_GPA,
         ccel=(EVENT_LOG_GPA, EVENT_LOG_BYTES),
         wakeup_mailbox=MAILBOX_GPA if config.td.vcpus > 1 else None,

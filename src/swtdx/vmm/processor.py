@@ -14,8 +14,7 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.machine.host import GeneralProtection, HostProcessor, InvalidOpcode
-from swtdx.vmm._pending import LEAF_NAMES
-from swtdx.vmm.errors import SeamcallError
+from swtdx.vmm.errors import SeamcallError, leaf_name
 
 #: Vectors of the hypervisor's own interrupts, as Linux places them (asm/irq_vectors.h).
 NOTIFICATION_VECTOR: Final = 0xF2
@@ -167,4 +166,4 @@ class Processor:
 
     def leaf_counts(self) -> dict[str, int]:
         """How often each leaf was called here, by name; leaves never called are left out."""
-        return {LEAF_NAMES.get(leaf, f"leaf {leaf}"): n for leaf, n in enumerate(self.counts) if n}
+        return {leaf_name(leaf): n for leaf, n in enumerate(self.counts) if n}

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from swtdx.vmm import _pending as abi
+from swtdx.arch import ghci
 from swtdx.vmm.memory import PAGE
 from swtdx.vmm.vcpu import Vcpu
 
@@ -23,8 +23,7 @@ SUCCESS: Final = 0
 IN_FLIGHT: Final = 0xFFFFFFFFFFFFFFFF
 ERROR: Final = 0x8000000000000000
 UNAVAILABLE: Final = 0x8000000000000001
-#: QEMU's limits: bytes of a buffer, and requests at a time.
-_LARGEST: Final = 128 << 10
+#: QEMU's limit of requests at a time.
 _MOST: Final = 16
 
 #: Makes a quote of what a guest handed in (normally a TDREPORT, 1024 bytes); raises if it cannot.
@@ -60,27 +59,27 @@ class QuoteRequests:
         What is refused and how: as QEMU does (ghci.md §7).
         """
         if gpa % PAGE or size % PAGE:
-            return abi.CALL_ALIGN_ERROR
-        if not 0 < size <= _LARGEST:
-            return abi.CALL_INVALID_OPERAND
+            return ghci.ALIGN_ERROR
+        if not 0 < size <= ghci.QUOTE_BUFFER_LIMIT:
+            return ghci.INVALID_OPERAND
         try:
             version, _, in_len, out_len = _HEADER.unpack(self._read(gpa, _HEADER.size))
             if version != _VERSION or in_len > size - _HEADER.size:
-                return abi.CALL_INVALID_OPERAND
+                return ghci.INVALID_OPERAND
             if self._service is not None and self._flying >= _MOST:
-                return abi.CALL_RETRY
+                return ghci.RETRY
             request = self._read(gpa + _HEADER.size, in_len)
             status = UNAVAILABLE if self._service is None else IN_FLIGHT
             self._write(gpa, _HEADER.pack(version, status, in_len, 0 if self._service else out_len))
         except Exception:
-            return abi.CALL_INVALID_OPERAND
+            return ghci.INVALID_OPERAND
         if self._service is not None:
             self._flying += 1
             work = threading.Thread(
                 target=self._work, args=(self._service, vcpu, gpa, size, request), daemon=True
             )
             work.start()
-        return abi.CALL_SUCCESS
+        return ghci.SUCCESS
 
     def _work(self, service: QuoteService, vcpu: Vcpu, gpa: int, size: int, request: bytes) -> None:
         try:

@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from swtdx.vmm._pending import EXIT_NAMES
 from swtdx.vmm.errors import VmmError
+from swtdx.vmm.exits import cause
 from swtdx.vmm.processor import WAKE_VECTOR, Processor
 from swtdx.vmm.result import EndReason, RunResult, RunStats
 from swtdx.vmm.td import Td
@@ -139,7 +139,7 @@ class Runner:
         for worker in self.workers:
             for reason, count in enumerate(worker.exits):
                 if count:
-                    name = EXIT_NAMES.get(reason, f"VM exit {reason}")
+                    name = cause(reason)
                     exits[name] = exits.get(name, 0) + count
         return RunStats(
             wall_seconds=self._seconds,

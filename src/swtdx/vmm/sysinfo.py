@@ -6,9 +6,10 @@ import struct
 from dataclasses import dataclass, field
 
 from swtdx.arch import status as st
+from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.platform_structs import CMR_INFO, CPUID_CONFIG, MAX_CMRS, TDSYSINFO_STRUCT
 from swtdx.machine.host import HostMemory
-from swtdx.vmm import _pending as abi
+from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.memory import PAGE
 from swtdx.vmm.processor import Processor
@@ -68,10 +69,10 @@ def read_sysinfo(cpu: Processor, memory: HostMemory, page: int) -> SysInfo:
     layout = TDSYSINFO_STRUCT
     minor, major = layout.minor_version.get(info), layout.major_version.get(info)
     return SysInfo(
-        version=f"{major}.{minor}.{read_field(cpu, 0x0800000100000005, 0):02}",
+        version=f"{major}.{minor}.{read_field(cpu, fields.UPDATE_VERSION, 0):02}",
         build_date=layout.build_date.get(info),
         vendor_id=layout.vendor_id.get(info),
-        features0=read_field(cpu, abi.MD_TDX_FEATURES0, 0),
+        features0=read_field(cpu, fields.TDX_FEATURES0, 0),
         max_tdmrs=layout.max_tdmrs.get(info),
         max_reserved_per_tdmr=layout.max_reserved_per_tdmr.get(info),
         pamt_entry_size=layout.pamt_entry_size.get(info),
@@ -81,8 +82,8 @@ def read_sysinfo(cpu: Processor, memory: HostMemory, page: int) -> SysInfo:
         attributes_fixed1=layout.attributes_fixed1.get(info),
         xfam_fixed0=layout.xfam_fixed0.get(info),
         xfam_fixed1=layout.xfam_fixed1.get(info),
-        config_flags_fixed0=read_field(cpu, abi.MD_CONFIG_FLAGS_FIXED0, 0),
-        package_signature=read_field(cpu, abi.MD_PKG_FMS, 0),
+        config_flags_fixed0=read_field(cpu, fields.CONFIG_FLAGS_FIXED0, 0),
+        package_signature=read_field(cpu, fields.PKG_FMS, 0),
         cpuid_config=_cpuid_config(info),
         cmrs=tuple((base, size) for base, size in struct.iter_unpack("<QQ", cmrs) if size),
     )
@@ -121,12 +122,12 @@ def read_all_fields(cpu: Processor, memory: HostMemory, page: int) -> dict[int, 
         SeamcallError: the module refuses.
     """
     values: dict[int, int] = {}
-    following = abi.MD_NULL
+    following = NULL_ID
     while True:
         status, following = sc.tdh_sys_rdall(cpu, page, following)
         cpu.need(status, "reading all fields")
         values.update(parse_metadata_list(memory.read(page, PAGE)))
-        if following == abi.MD_NULL:
+        if following == NULL_ID:
             return values
 
 

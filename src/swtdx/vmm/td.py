@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from swtdx.vmm import _pending as abi
+from swtdx.arch import status as st
+from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import SeamcallError, VmmError
 from swtdx.vmm.memory import PAGE
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _PROCESS_POSTED: Final = 1 << 7
 _PIDS_PER_PAGE: Final = PAGE // PID_SIZE
 _U64: Final = (1 << 64) - 1
+#: TDH.MNG.INIT does not take a CPUID configuration; RCX says which leaf it is.
+_CPUID_REFUSED: Final = st.with_operand(st.TDX_OPERAND_INVALID, st.OperandId.CPUID_CONFIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,10 @@ class GuestClock:
         """The machine's TSC when the guest's reaches ``guest_tsc``; far away rather than in the past."""
         ahead = (guest_tsc - self.offset) & _U64
         return -(-(ahead << 48) // self.multiplier)
+
+
+def _bad_cpuid(leaf: int) -> str:
+    return f"CPUID leaf {leaf & 0xFFFFFFFF:#x} subleaf {leaf >> 32:#x}"
 
 
 class Td:
@@ -185,12 +192,12 @@ class Td:
         try:
             self.hypervisor.host.memory.write(buffer, params)
             status, cpuid = sc.tdh_mng_init(cpu, tdr, buffer)
-            cpu.need(status, f"CPUID leaf {cpuid & 0xFFFFFFFF:#x}" if cpuid else "")
+            cpu.need(status, _bad_cpuid(cpuid) if status == _CPUID_REFUSED else "")
         finally:
             self._allocator.free(buffer)
-        status, self.clock.offset = sc.tdh_mng_rd(cpu, tdr, abi.MD_TSC_OFFSET)
+        status, self.clock.offset = sc.tdh_mng_rd(cpu, tdr, fields.TSC_OFFSET)
         cpu.need(status)
-        status, self.clock.multiplier = sc.tdh_mng_rd(cpu, tdr, abi.MD_TSC_MULTIPLIER)
+        status, self.clock.multiplier = sc.tdh_mng_rd(cpu, tdr, fields.TSC_MULTIPLIER)
         cpu.need(status)
 
     def _give(self, pages: list[int], call: Callable[[int], int]) -> None:
@@ -235,10 +242,10 @@ class Td:
     def _connect(self, vcpu: Vcpu, cpu: Processor) -> None:
         """Tell the vCPU where its interrupts and its shared memory are."""
         for field, value, mask in (
-            (abi.MD_VMCS_NOTIFICATION_VECTOR, NOTIFICATION_VECTOR, 0xFFFF),
-            (abi.MD_VMCS_PID_ADDRESS, vcpu.pid, _U64 & ~0x3F),
-            (abi.MD_VMCS_PIN_BASED_CONTROLS, _PROCESS_POSTED, _PROCESS_POSTED),
-            (abi.MD_VMCS_SHARED_EPTP, self.shared.root, 0x000FFFFFFFFFF000),
+            (fields.NOTIFICATION_VECTOR, NOTIFICATION_VECTOR, 0xFFFF),
+            (fields.PID_ADDRESS, vcpu.pid, _U64 & ~0x3F),
+            (fields.PIN_BASED_CONTROLS, _PROCESS_POSTED, _PROCESS_POSTED),
+            (fields.SHARED_EPTP, self.shared.root, 0x000FFFFFFFFFF000),
         ):
             status, _ = sc.tdh_vp_wr(cpu, vcpu.tdvpr, field, value, mask)
             cpu.need(status, f"field {field:#x} of vCPU {vcpu.index}")

@@ -11,8 +11,8 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from swtdx.arch import ghci
 from swtdx.devices.bus import BusError, MmioSpace, PortSpace
-from swtdx.vmm import _pending as abi
 from swtdx.vmm import cpuid, fatal
 from swtdx.vmm.conversion import Conversion
 from swtdx.vmm.errors import OutOfMemory
@@ -23,7 +23,7 @@ from swtdx.vmm.result import EndReason
 from swtdx.vmm.td import Td
 from swtdx.vmm.vcpu import Vcpu
 
-_INVALID: Final = abi.CALL_INVALID_OPERAND
+_INVALID: Final = ghci.INVALID_OPERAND
 _MASK32: Final = 0xFFFFFFFF
 #: KVM's answer to a hypercall that does not exist, in R10: -KVM_ENOSYS.
 VENDOR_UNKNOWN: Final = (1 << 64) - 1000
@@ -106,18 +106,18 @@ class TdvmcallServer:
         self.services = {
             number: Service(handler)
             for number, handler in (
-                (abi.CALL_IO, self.io),
-                (abi.CALL_WRMSR, self.wrmsr),
-                (abi.CALL_MMIO, self.mmio),
-                (abi.CALL_HLT, self.hlt),
-                (abi.CALL_RDMSR, self.rdmsr),
-                (abi.CALL_CPUID, self.cpuid),
-                (abi.CALL_WBINVD, self.wbinvd),
-                (abi.CALL_MAP_GPA, self.map_gpa),
-                (abi.CALL_GET_INFO, self.get_info),
-                (abi.CALL_GET_QUOTE, self.get_quote),
-                (abi.CALL_FATAL_ERROR, self.fatal_error),
-                (abi.CALL_EVENT_NOTIFY, self.event_notify),
+                (ghci.IO, self.io),
+                (ghci.WRMSR, self.wrmsr),
+                (ghci.MMIO, self.mmio),
+                (ghci.HLT, self.hlt),
+                (ghci.RDMSR, self.rdmsr),
+                (ghci.CPUID, self.cpuid),
+                (ghci.WBINVD, self.wbinvd),
+                (ghci.MAP_GPA, self.map_gpa),
+                (ghci.GET_TD_VMCALL_INFO, self.get_info),
+                (ghci.GET_QUOTE, self.get_quote),
+                (ghci.REPORT_FATAL_ERROR, self.fatal_error),
+                (ghci.SETUP_EVENT_NOTIFY_INTERRUPT, self.event_notify),
             )
         }
         #: Calls of sub-functions that do not exist, and of other interfaces (R10 not 0).
@@ -126,7 +126,7 @@ class TdvmcallServer:
     @property
     def counts(self) -> dict[str, int]:
         """TDVMCALLs by name of the sub-function."""
-        counts = {abi.CALL_NAMES[number]: service.count for number, service in self.services.items()}
+        counts = {ghci.CALLS[number].name: service.count for number, service in self.services.items()}
         counts["unknown"] = self.unknown.count
         return {name: count for name, count in counts.items() if count}
 
@@ -228,7 +228,7 @@ class TdvmcallServer:
             gpr[10] = _INVALID
             return None
         if (start | size) % PAGE:
-            gpr[10] = abi.CALL_ALIGN_ERROR
+            gpr[10] = ghci.ALIGN_ERROR
             return None
         plain, plain_end = start & ~shared, ((end - 1) & ~shared) + 1
         cpu = vcpu.cpu
@@ -251,7 +251,7 @@ class TdvmcallServer:
         finally:
             gpr[:] = saved
         gpr[11] = done | start & shared
-        gpr[10] = abi.CALL_SUCCESS if done == plain_end else abi.CALL_RETRY
+        gpr[10] = ghci.SUCCESS if done == plain_end else ghci.RETRY
         return None
 
     def get_info(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
@@ -291,5 +291,5 @@ class TdvmcallServer:
 
     def unsupported(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """A sub-function that does not exist here, or a hypercall of another interface."""
-        gpr[10] = VENDOR_UNKNOWN if gpr[10] else abi.CALL_SUBFUNC_UNSUPPORTED
+        gpr[10] = VENDOR_UNKNOWN if gpr[10] else ghci.SUBFUNC_UNSUPPORTED
         return None

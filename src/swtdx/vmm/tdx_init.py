@@ -83,7 +83,8 @@ def initialise(
             cpu.host.vmxon()
     boot = processors[0]
     status, details = sc.tdh_sys_init(boot)
-    boot.need(status, f"CPUID leaf {details[0] & 0xFFFFFFFF:#x}" if details[0] else "")
+    wrong = status == st.TDX_INCORRECT_CPUID_VALUE
+    boot.need(status, f"CPUID leaf {details[0] & 0xFFFFFFFF:#x}" if wrong else "")
     for cpu in processors:
         cpu.need(sc.tdh_sys_lp_init(cpu), f"processor {cpu.index}")
     hkids = HkidPool(host.shared_keyids + 1, host.private_keyids)

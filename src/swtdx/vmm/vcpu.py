@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from swtdx.arch import status as st
 from swtdx.arch.regs import MASK64
 from swtdx.machine.host import HostMemory
-from swtdx.vmm import _pending as abi
+from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.apic import Clock, LocalApic, Target
 from swtdx.vmm.processor import NOTIFICATION_VECTOR, Processor
@@ -110,7 +110,7 @@ class Vcpu:
         self.attention = False
         if self._nmi:
             self._nmi = False
-            status, _ = sc.tdh_vp_wr(cpu, self.tdvpr, abi.MD_PEND_NMI, 1, 0xFF)
+            status, _ = sc.tdh_vp_wr(cpu, self.tdvpr, fields.PEND_NMI, 1, 0xFF)
             cpu.need(status, "injecting an NMI")
         if self._vectors:
             # Nobody else writes to the descriptor: vectors for a vCPU that is in the guest wait until
@@ -133,7 +133,7 @@ class Vcpu:
         Raises:
             SeamcallError: the module refuses.
         """
-        status, details = sc.tdh_vp_rd(cpu, self.tdvpr, abi.MD_VCPU_STATE_DETAILS)
+        status, details = sc.tdh_vp_rd(cpu, self.tdvpr, fields.VCPU_STATE_DETAILS)
         cpu.need(status)
         return bool(details & 1)
 

@@ -7,8 +7,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import status as st
+from swtdx.arch.exits import ExitReason, ExtendedQualification
 from swtdx.machine.host import ProcessorFault
-from swtdx.vmm import _pending as abi
 from swtdx.vmm import exits
 from swtdx.vmm.errors import SeamcallError, VmmError
 from swtdx.vmm.exits import EptViolation
@@ -29,7 +29,12 @@ _STUCK: Final = 64
 #: Busy entries in a row before giving up, and the pause between them, in seconds.
 _BUSY_LIMIT: Final = 2000
 _BUSY_PAUSE: Final = 0.0005
-_TDCALL: Final = abi.EXIT_TDCALL
+# Plain ints: compared at every exit.
+_TDCALL: Final = int(ExitReason.TDCALL)
+_EPT_VIOLATION: Final = int(ExitReason.EPT_VIOLATION)
+_EXTERNAL_INTERRUPT: Final = int(ExitReason.EXTERNAL_INTERRUPT)
+#: The leaf number of TDH.VP.ENTER.
+_VP_ENTER: Final = 0
 
 
 class Worker:
@@ -162,7 +167,7 @@ class Worker:
         self.arm()
 
     def _last_words(self) -> str:
-        entries = self.cpu.counts[abi.TDH_VP_ENTER]
+        entries = self.cpu.counts[_VP_ENTER]
         calls = self.exits[_TDCALL]
         return f"after {entries} VM entries and {calls} TDVMCALLs on processor {self.cpu.index}"
 
@@ -256,11 +261,11 @@ class Worker:
             if reason == _TDCALL:
                 # With a bus lock in the same exit: serve the call the slow way.
                 return self._late_call(vcpu)
-            if reason == abi.EXIT_EPT_VIOLATION:
+            if reason == _EPT_VIOLATION:
                 self._violation(vcpu, EptViolation(gpr[1], gpr[2], gpr[8]))
             elif reason not in exits.HARMLESS:
                 runner.end(*exits.end_of(rax))
-            if reason == abi.EXIT_EXTERNAL_INTERRUPT:
+            if reason == _EXTERNAL_INTERRUPT:
                 self._interrupts()
             return runner.outcome is None and not self._preempted(vcpu)
         if family in exits.RETRY:
@@ -317,7 +322,7 @@ class Worker:
             return
         if verdict is Verdict.OUTSIDE:
             self.runner.end(EndReason.BAD_ACCESS, f"vCPU {vcpu.index}: {violation.describe(shared_bit)}")
-        elif violation.kind == abi.QUAL_PENDING:
+        elif violation.kind == ExtendedQualification.PENDING_EPT_VIOLATION:
             self.runner.end(
                 EndReason.BAD_ACCESS,
                 f"vCPU {vcpu.index}: {violation.describe(shared_bit)}, which it has not accepted",
