@@ -116,6 +116,11 @@ def test_a_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         main.main(["broken"])
 
 
+def test_shell_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = swtdx_process(_SWTDX_COMPLETE="bash_complete", COMP_WORDS="swtdx pl", COMP_CWORD="1")
+    assert done.stdout.split() == ["plain,platform"]
+
+
 def test_missing_commands_are_left_out_and_broken_ones_are_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

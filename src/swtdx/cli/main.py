@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
 from swtdx import __version__
 from swtdx.cli.lazy import Lazy, LazyGroup
+
+#: Set by shell completion (`eval "$(_SWTDX_COMPLETE=bash_source swtdx)"`).
+_COMPLETION: Final = "_SWTDX_COMPLETE"
 
 #: Every command, in the order in which ``swtdx --help`` shows them.  One whose module is not part of this
 #: installation is left out.
@@ -44,23 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     from swtdx.cli.failures import INTERRUPTED, report
 
+    if _COMPLETION in os.environ:
+        cli.main(prog_name="swtdx", complete_var=_COMPLETION)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Not cli.main(): it takes a broken pipe for exit status 1, which here means "the answer is no".
     try:
-        result = cli.main(
-            None if arguments is None else list(arguments), prog_name="swtdx", standalone_mode=False
-        )
+        with cli.make_context("swtdx", words) as context:
+            cli.invoke(context)
         sys.stdout.flush()
-    except click.exceptions.Abort:
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt, EOFError):
+        # Behind the terminal's ^C.
+        click.echo(err=True)
         return INTERRUPTED
-    except SystemExit as leaving:
-        # Click turns a broken pipe into exit status 1, "the answer is no" here.
-        if isinstance(leaving.__context__, BrokenPipeError):
-            return report(leaving.__context__)
-        raise
     except Exception as error:
         if os.environ.get("SWTDX_TRACEBACK", "") not in ("", "0"):
             raise
         return report(error)
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 def entry() -> None:
