@@ -45,7 +45,9 @@ echo "apt-get $*" >>"$APT_TEST/log"
 case $1 in
 update)
     [ -e "$APT_TEST/offline" ] && { echo "E: Could not resolve 'somewhere'" >&2; exit 100; }
-    cp "$APT_TEST"/fresh/* "$lists"/ ;;
+    cp "$APT_TEST"/fresh/* "$lists"/
+    [ -e "$APT_TEST/partly" ] || exit 0
+    : >"$lists/main_Packages.lz4"; echo "E: The repository 'elsewhere' is not signed." >&2; exit 100 ;;
 download)
     file=$APT_TEST/pool/$(echo "$2" | sed 's/=/_/; s/:/%3a/')_amd64.deb
     [ -e "$file" ] || { echo "E: Failed to fetch $2  404  Not Found" >&2; exit 100; }
@@ -174,6 +176,13 @@ def test_without_package_lists_private_ones_are_fetched(stocked: FakeApt, cache:
         name.rename(stocked.root / "fresh" / name.name)
     assert fetch_guest(cache=cache).version == NEW
     assert stocked.log.count("apt-get update") == 1
+
+
+def test_a_source_that_fails_beside_one_that_works(stocked: FakeApt, cache: Cache) -> None:
+    for name in list((stocked.root / "lists").iterdir()):
+        name.rename(stocked.root / "fresh" / name.name)
+    (stocked.root / "partly").touch()
+    assert fetch_guest(cache=cache).version == NEW
 
 
 def test_outdated_package_lists(stocked: FakeApt, cache: Cache, tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ Exit status: 0 done, 1 the firmware refuses the platform, 2 wrong use.
 from __future__ import annotations
 
 import json
-import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from swtdx.cli.sizes import Size, size_text
 from swtdx.firmware.bios import BiosConfig
 from swtdx.firmware.errors import FirmwareError
 from swtdx.machine.cpu.model import DEFAULT_MODEL, MODELS
@@ -21,26 +21,13 @@ from swtdx.machine.memory import Integrity
 from swtdx.machine.memory.matrix import Cell, run_matrix
 from swtdx.platform import Platform, PlatformConfig
 
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE: Final = re.compile(r"(0x[0-9a-f]+|\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+if TYPE_CHECKING:  # generic only in newer releases of click
+    _CmrBase = click.ParamType[tuple[int, int]]
+else:
+    _CmrBase = click.ParamType
 
 
-class Size(click.ParamType):
-    """Bytes: a decimal or 0x number with an optional K, M, G or T."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes."""
-        if isinstance(value, int):
-            return value
-        found = _SIZE.fullmatch(str(value).strip())
-        if found is None:
-            self.fail(f"{value!r} is not a size; write 4G, 512M or 0x80000000", param, ctx)
-        return int(found[1], 0) * _UNITS[found[2].lower()]
-
-
-class Cmr(click.ParamType):
+class Cmr(_CmrBase):
     """A convertible memory range, BASE:SIZE."""
 
     name = "base:size"
@@ -126,15 +113,8 @@ def platform(
 
 
 # ---------------------------------------------------------------------- for people
-def _size(count: int) -> str:
-    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if count >= unit:
-            return f"{count / unit:g} {name}" if count * 4 % unit == 0 else f"{count / unit:.2f} {name}"
-    return f"{count} bytes"
-
-
 def _range(where: dict[str, int]) -> str:
-    return f"{where['base']:#014x}-{where['base'] + where['size'] - 1:#014x}  {_size(where['size'])}"
+    return f"{where['base']:#014x}-{where['base'] + where['size'] - 1:#014x}  {size_text(where['size'])}"
 
 
 def _show(summary: dict[str, Any], console: Console) -> None:

@@ -117,7 +117,8 @@ class Apt:
         """Fetch package lists into the private directory and use them from now on.
 
         Raises:
-            FetchError: apt could not reach or trust its sources.
+            FetchError: apt could not reach or trust any of its sources.  That some of them fail, perhaps
+                ones that have nothing for us, is no reason to give up.
         """
         progress.step("fetching package lists")
         for part in ("state/lists/partial", "cache/archives/partial"):
@@ -127,7 +128,11 @@ class Apt:
             *("-o", "Dir::State::status=/var/lib/dpkg/status", "-o", f"Dir::Cache={self._state}/cache"),
             *("-o", "Acquire::Languages=none", "-o", "APT::Update::Error-Mode=any"),
         ]
-        self._run("apt-get", "update")
+        try:
+            self._run("apt-get", "update")
+        except FetchError:
+            if not any((self._state / "state/lists").glob("*_Packages*")):
+                raise
 
     def _common(self) -> Sequence[str]:
         # Run by root, apt would drop to a user who may not write into our directory.
