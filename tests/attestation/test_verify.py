@@ -314,22 +314,3 @@ def test_unusable_token_keys_and_nonces() -> None:
         sign_token({}, key_pem(ec.generate_private_key(ec.SECP384R1())))
     with pytest.raises(AttestationError, match="P-256"):
         sign_token({}, key_pem(rsa.generate_private_key(65537, 2048)))
-
-
-def test_with_report_rates_the_machine_that_reported(root: bytes, now: int) -> None:
-    world = World()
-    fields = replace(
-        world.report_fields(),
-        cpusvn=bytes(range(16)),
-        tee_tcb_svn=bytes((9, 3, 7)) + bytes(13),
-        tee_tcb_svn2=bytes((10, 3, 7)) + bytes(13),
-        mrsignerseam=b"s" * 48,
-    )
-    report = fields.report(world.report_key)
-    adapted = world.with_report(report)
-    quote = adapted.enclave(world.report_key).quote(report, version=5)
-    verdict = Verifier(root, accept_simulated=True).verify(quote, adapted.collateral(), now)
-    assert (verdict.accepted, verdict.status) == (True, "UpToDate")
-    assert bytes(verdict.claims["platform"]["pck"]["cpu_svn"]) == bytes(range(16))
-    stale = Verifier(root, accept_simulated=True).verify(quote, world.collateral(), now)
-    assert not stale.accepted

@@ -19,11 +19,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from .errors import AttestationError, MissingDependency
 
-#: The seed of a machine that was given none.  It is public: it protects nothing.
-DEFAULT_SEED: Final = b"swtdx default machine seed"
-
-#: Shortest seed that is accepted, in bytes.
-MIN_SEED: Final = 8
+#: The seed of a machine that was given none (``machine.MachineConfig``).  It is public: it protects
+#: nothing.
+DEFAULT_SEED: Final = b"swtdx"
 
 _SALT: Final = b"swtdx attestation keys, version 1"
 # Order of the P-256 group (FIPS 186-5 / SP 800-186 section 3.2.1.3).
@@ -34,10 +32,10 @@ def check_seed(seed: bytes) -> bytes:
     """``seed`` itself.
 
     Raises:
-        AttestationError: it is shorter than :data:`MIN_SEED` bytes.
+        AttestationError: it is empty.
     """
-    if len(seed) < MIN_SEED:
-        raise AttestationError(f"a machine seed has at least {MIN_SEED} bytes; this one has {len(seed)}")
+    if not seed:
+        raise AttestationError("a machine seed has at least one byte; this one is empty")
     return bytes(seed)
 
 

@@ -72,7 +72,7 @@ class Pki:
     """All certificates under one seed.
 
     Args:
-        seed: the machine's seed, 8 bytes or more.
+        seed: the machine's seed, at least one byte.
         epoch: notBefore of every certificate; timezone-aware, whole seconds.
         pcs_url: base URL written into the CRL distribution points.
         label: keeps the keys of a second tree under the same seed apart (an impostor's, in scenarios).

@@ -13,7 +13,13 @@ from enum import IntEnum
 from typing import Any, Final
 
 from swtdx.arch.layout import Blob, Field, Layout
-from swtdx.arch.report_structs import REPORTMACSTRUCT, TDINFO, TEE_TCB_INFO, TEE_TYPE_TDX
+from swtdx.arch.report_structs import (
+    REPORTMACSTRUCT,
+    TDINFO,
+    TEE_TCB_INFO,
+    TEE_TCB_INFO_VALID_PRESERVING,
+    TEE_TYPE_TDX,
+)
 
 from .errors import QuoteFormatError
 from .tdreport import TDINFO_OFFSET, TEE_TCB_INFO_OFFSET
@@ -162,7 +168,10 @@ def td_body(report: bytes, body: BodyType) -> bytes:
         getattr(layout, name).set(out, getattr(TDINFO, name).get(report, info))
     layout.reportdata.set(out, REPORTMACSTRUCT.report_data.get(report))
     if body is BodyType.TD_1_5:
-        layout.tee_tcb_svn2.set(out, TEE_TCB_INFO.tee_tcb_svn2.get(report, tcb))
+        # A report of a module that was never updated under its TDs need not have the current SVN.
+        updated = TEE_TCB_INFO.valid.get(report, tcb) == TEE_TCB_INFO_VALID_PRESERVING
+        current = TEE_TCB_INFO.tee_tcb_svn2 if updated else TEE_TCB_INFO.tee_tcb_svn
+        layout.tee_tcb_svn2.set(out, current.get(report, tcb))
         layout.mrservicetd.set(out, TDINFO.servtd_hash.get(report, info))
     return bytes(out)
 

@@ -13,13 +13,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
-from swtdx.arch.report_structs import REPORTMACSTRUCT, TEE_TCB_INFO
-
 from . import collateral as col
-from . import tdreport
 from .collateral import Collateral, ModuleIdentity, Rating, Signed, SvnLevel, TcbLevel, TcbStatus, Validity
 from .enclave import QeIdentity, TdQuotingEnclave
-from .errors import ReportRejected
 from .keys import DEFAULT_SEED
 from .pki import PCS_URL, Issued, Pki, pem_chain
 from .quote import BodyType
@@ -169,25 +165,6 @@ class World:
             tee_tcb_svn=self.tee_tcb_svn,
             tee_tcb_svn2=self.tee_tcb_svn2,
             mrsignerseam=self.mrsignerseam,
-        )
-
-    def with_report(self, report: bytes) -> World:
-        """This world around the machine that made a TDREPORT (1024 bytes): its CPUSVN and its module.
-
-        The maker then rates exactly what that machine runs.
-
-        Raises:
-            ReportRejected: it is no TDREPORT by its size.
-        """
-        if len(report) != tdreport.TDREPORT_SIZE:
-            raise ReportRejected(f"a TDREPORT has {tdreport.TDREPORT_SIZE} bytes, not {len(report)}")
-        at = tdreport.TEE_TCB_INFO_OFFSET
-        return replace(
-            self,
-            tcb=replace(self.tcb, components=tuple(REPORTMACSTRUCT.cpusvn.get(report))),
-            tee_tcb_svn=TEE_TCB_INFO.tee_tcb_svn.get(report, at),
-            tee_tcb_svn2=TEE_TCB_INFO.tee_tcb_svn2.get(report, at),
-            mrsignerseam=TEE_TCB_INFO.mrsignerseam.get(report, at),
         )
 
     def quote(

@@ -26,7 +26,8 @@ UNAVAILABLE: Final = 0x8000000000000001
 #: QEMU's limit of requests at a time.
 _MOST: Final = 16
 
-#: Makes a quote of what a guest handed in (normally a TDREPORT, 1024 bytes); raises if it cannot.
+#: Makes a quote of what a guest handed in (normally a TDREPORT, 1024 bytes).  It raises ConnectionError
+#: if there is nobody to ask, and whatever else it likes if this request gets no quote.
 QuoteService = Callable[[bytes], bytes]
 
 
@@ -50,7 +51,7 @@ class QuoteRequests:
         self._read = read
         self._write = write
         self._wake = wake
-        self._done: queue.SimpleQueue[tuple[Vcpu, int, int, bytes | None]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Vcpu, int, int, int, bytes]] = queue.SimpleQueue()
         self._flying = 0
 
     def submit(self, vcpu: Vcpu, gpa: int, size: int) -> int:
@@ -82,30 +83,33 @@ class QuoteRequests:
         return ghci.SUCCESS
 
     def _work(self, service: QuoteService, vcpu: Vcpu, gpa: int, size: int, request: bytes) -> None:
+        status, quote = SUCCESS, b""
         try:
-            quote: bytes | None = service(request)
+            quote = service(request)
+        except ConnectionError:
+            status = UNAVAILABLE
         except Exception:
-            quote = None
-        self._done.put((vcpu, gpa, size, quote))
+            status = ERROR
+        if len(quote) > size - _HEADER.size:
+            status, quote = ERROR, b""
+        self._done.put((vcpu, gpa, status, len(request), quote))
         self._wake()
 
     def poll(self) -> None:
         """Deliver what is ready.  On the thread that runs vCPUs."""
         while not self._done.empty():
-            vcpu, gpa, size, quote = self._done.get()
+            vcpu, gpa, status, in_len, quote = self._done.get()
             self._flying -= 1
-            self._deliver(gpa, size, quote)
+            self._deliver(gpa, status, in_len, quote)
             if vcpu.event_vector is not None:
                 vcpu.post(vcpu.event_vector)
 
-    def _deliver(self, gpa: int, size: int, quote: bytes | None) -> None:
-        status, out_len = ERROR, 0
+    def _deliver(self, gpa: int, status: int, in_len: int, quote: bytes) -> None:
         try:
-            if quote is not None and len(quote) <= size - _HEADER.size:
+            if quote:
                 self._write(gpa + _HEADER.size, quote)
-                status, out_len = SUCCESS, len(quote)
             # The lengths first, the status last: the guest polls the status.
-            self._write(gpa + 20, struct.pack("<I", out_len))
+            self._write(gpa + 16, struct.pack("<II", in_len, len(quote)))
             self._write(gpa + 8, struct.pack("<Q", status))
         except Exception:
             return  # the guest took the buffer back; it has only itself to blame

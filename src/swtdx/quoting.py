@@ -1,0 +1,117 @@
+"""Quotes for a hypervisor: from the quoting enclave of its own platform, or from somebody else's service.
+
+The quoting enclave runs beside the hypervisor on the platform's own machine, which alone can check the
+MAC of its TDREPORTs.  Hypervisor and enclave talk by the QGS protocol over a socket, as QEMU does, so that
+a service of somebody else can take the enclave's place.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from swtdx.arch.seam_structs import SEAMEXTEND
+from swtdx.attestation.errors import QgsError
+from swtdx.attestation.qgs.address import Address, UnixAddress, parse_address
+from swtdx.machine.seamops import ReportVerifier
+
+if TYPE_CHECKING:
+    from swtdx.attestation.enclave import TdQuotingEnclave
+    from swtdx.attestation.qgs.server import QgsServer
+    from swtdx.attestation.world import World
+    from swtdx.platform import Platform
+
+
+def world_of(platform: Platform) -> World:
+    """The maker's view of ``platform``: its seed's certificates, its CPUSVN, and the module that it runs.
+
+    For a platform as swtdx builds it, this is what ``World(seed)`` is by itself, so that a collateral
+    service needs the seed only.
+
+    Raises:
+        AttestationError: the machine's seed is empty.
+    """
+    from swtdx.attestation.world import World
+
+    seam = platform.machine.seam
+    world = World(seed=platform.machine.config.seed)
+    extend = seam.extend
+    if SEAMEXTEND.valid.get(extend):
+        svn = SEAMEXTEND.tee_tcb_svn.get(extend)
+        world = replace(
+            world, tee_tcb_svn=svn, tee_tcb_svn2=svn, mrsignerseam=SEAMEXTEND.mrsigner.get(extend)
+        )
+    return replace(world, tcb=replace(world.tcb, components=tuple(seam.cpusvn)))
+
+
+def quoting_enclave(platform: Platform) -> TdQuotingEnclave:
+    """The TD quoting enclave on ``platform``."""
+    return world_of(platform).enclave(ReportVerifier(platform.machine.seam))
+
+
+class Quoting:
+    """A hypervisor's quote service (``swtdx.vmm.quote.QuoteService``); a context manager.
+
+    The enclave and its socket come up with the first request: a TD that asks for no quote pays nothing.
+
+    Args:
+        platform: the machine that TDs run on.
+        qgs: the address of somebody else's service (``unix:PATH`` or ``vsock:CID[:PORT]``); None for
+            the platform's own enclave.
+
+    Raises:
+        QgsError: ``qgs`` is no address.
+    """
+
+    def __init__(self, platform: Platform, qgs: str | None = None) -> None:
+        self._platform = platform
+        self._address: Address | None = None if qgs is None else parse_address(qgs)
+        self._server: QgsServer | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, data: bytes) -> bytes:
+        """What the TD gets for the data of its GetQuote request.  On any thread.
+
+        Raises:
+            ConnectionError: no service answers.
+            QgsError: the service refuses, or the data is no request.
+        """
+        from swtdx.attestation import getquote
+        from swtdx.attestation.qgs.client import QgsClient
+
+        try:
+            return getquote.answer(data, QgsClient(self.address).exchange)
+        except QgsError as error:
+            if error.code:
+                raise
+            raise ConnectionError(str(error)) from error
+
+    @property
+    def address(self) -> Address:
+        """Where the service listens; the platform's own starts now if it has not yet."""
+        with self._lock:
+            if self._address is None:
+                from swtdx.attestation.qgs.server import QgsServer
+
+                address = UnixAddress(Path(tempfile.mkdtemp(prefix="swtdx-qgs-")) / "qgs.socket")
+                self._server = QgsServer(quoting_enclave(self._platform), address).start()
+                self._address = address
+            return self._address
+
+    def close(self) -> None:
+        """Stop the platform's own service, if it runs.  Idempotent."""
+        with self._lock:
+            server, self._server = self._server, None
+            if server is not None and isinstance(server.address, UnixAddress):
+                server.stop()
+                shutil.rmtree(server.address.path.parent, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
