@@ -83,6 +83,8 @@ class LogicalProcessor:
         self.spaces: dict[tuple[int, ...], Any] = {}
         #: How often an engine ran a guest here.
         self.runs = 0
+        #: The TSC when the guest stopped last.
+        self.last_exit_tsc = 0
         self.in_guest = False
         self._woken = threading.Event()
         self.vmx = VmxUnit(self)
@@ -256,6 +258,7 @@ class LogicalProcessor:
                 if left <= 0:
                     self.poll_timer(machine.tsc())
                     return
+                left = min(left, threading.TIMEOUT_MAX)
                 wait = left if wait is None else min(wait, left)
             if not self._woken.wait(wait) and timeout is not None and wait == timeout:
                 return

@@ -79,7 +79,18 @@ class ProcessorFacts:
     @cached_property
     def five_level_ept(self) -> bool:
         """Whether a TD may have a five-level Secure EPT."""
-        return bool(self._lp.rdmsr(0x48C) >> 7 & 1)
+        return bool(self.ept_vpid_cap >> 7 & 1)
+
+    @cached_property
+    def ept_vpid_cap(self) -> int:
+        """IA32_VMX_EPT_VPID_CAP."""
+        return self._lp.rdmsr(0x48C)
+
+    @cached_property
+    def secondary_controls(self) -> tuple[int, int]:
+        """Secondary processor-based controls that must be 1, and that may be 1 (IA32_VMX_PROCBASED_CTLS2)."""
+        setting = self._lp.rdmsr(0x48B)
+        return setting & 0xFFFFFFFF, setting >> 32
 
     @cached_property
     def arch_capabilities(self) -> int:

@@ -21,6 +21,7 @@ from swtdx.arch.platform_structs import (
     TSC_FREQUENCY_MIN,
     TSC_FREQUENCY_UNIT_HZ,
 )
+from swtdx.module import virtual_msrs
 from swtdx.module.errors import LeafFailed
 from swtdx.module.exits.msr import features
 from swtdx.module.globals import SYS
@@ -256,20 +257,19 @@ def _xsave_size(module: TdxModule, xfam: int) -> int:
 
 # ---------------------------------------------------------------- MSRs
 def _arch_capabilities(module: TdxModule, tdcs: memoryview, params: bytes) -> None:
-    native = module.arch_capabilities
-    configurable = policy.ARCH_CAPABILITIES_CONFIG_MASK
-    if TD_PARAMS.msr_config_ctls.get(params) & 1:
-        wanted = TD_PARAMS.ia32_arch_capabilities_config.get(params)
-        if wanted & ~configurable or wanted & ~native:
-            raise _invalid(OperandId.IA32_ARCH_CAPABILITIES_CONFIG)
-        value = native & ~configurable | wanted
-    else:
-        value = native
+    value = virtual_msrs.arch_capabilities(
+        module.arch_capabilities,
+        TD_PARAMS.ia32_arch_capabilities_config.get(params),
+        given=bool(TD_PARAMS.msr_config_ctls.get(params) & 1),
+        tsx=bool(TDCS.cpuid_flags.get(tdcs, _FLAG_INDEX["tsx"])),
+    )
+    if value is None:
+        raise _invalid(OperandId.IA32_ARCH_CAPABILITIES_CONFIG)
     TDCS.virt_ia32_arch_capabilities.set(tdcs, value)
 
 
 def _msr_bitmaps_and_virtual_msrs(module: TdxModule, td: Td) -> None:
     tdcs = td.tdcs
     td.pages[TDCS_MSR_BITMAPS][:] = msr_policy.bitmap(features(tdcs))
-    for name, value in module.virtual_vmx_msrs.items():
+    for name, value in virtual_msrs.vmx_msrs(module, tdcs).items():
         getattr(TDCS, f"virt_ia32_vmx_{name}").set(tdcs, value)

@@ -56,6 +56,16 @@ class Vcpu:
         """The last VM exit."""
         return self.lp.vmx.exit
 
+    def refresh(self) -> None:
+        """Look at the control structures' pages anew, after some page has left the cache."""
+        module = self.module
+        td = module.td(self.vp.td.tdr_hpa)
+        if not td.pages:
+            td.map_tdcs(module.keyhole)
+        vp = module.vp(self.vp.hpa, td)
+        vp.map_pages(module.keyhole)
+        self.vp, self.main, self.tdcs = vp, vp.main, td.tdcs
+
     def advance(self) -> None:
         """RIP moves past the instruction that exited."""
         context = self.context

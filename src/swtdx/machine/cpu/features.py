@@ -236,7 +236,17 @@ _ROWS: Final[dict[tuple[int, int, str], tuple[tuple[int, str, By, str], ...]]] =
     ),
     (0x80000007, 0, "edx"): ((8, "INVARIANT_TSC", M, "the TSC runs at the host's rate"),),
     (0x80000008, 0, "ebx"): ((9, "WBNOINVD", N, "TCG executes it as WBINVD, which exits"),),
+    (0xD, 1, "ecx"): (
+        (11, "XSS_CET_U", A, _TCG),
+        (12, "XSS_CET_S", A, _TCG),
+    ),
     (6, 0, "eax"): ((2, "ARAT", M, "the APIC timer never stops"),),
+}
+
+#: Leaves of the part that are zero here as a whole, and why.
+ABSENT_LEAVES: Final[dict[int, str]] = {
+    0xA: "there are no performance counters",
+    0x14: "there is no processor trace",
 }
 
 #: The whole table, in CPUID order.
@@ -269,6 +279,8 @@ def feature_word(leaf: int, subleaf: int, register: str) -> int:
 
 def absent_word(leaf: int, subleaf: int, register: str) -> int:
     """The bits of one CPUID register that the part has and that are hidden here."""
+    if leaf in ABSENT_LEAVES:
+        return 0xFFFFFFFF
     word = 0
     for bit, _, by, _ in _ROWS.get((leaf, subleaf, register), ()):
         if by is By.ABSENT:

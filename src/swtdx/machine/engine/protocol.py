@@ -101,6 +101,10 @@ class GuestContext(Protocol):
     def gpr(self) -> MutableSequence[int]:
         """RAX..R15 in x86 order; index 4 is RSP."""
 
+    @property
+    def gpr_bytes(self) -> memoryview:
+        """The same registers as 128 bytes, little-endian."""
+
     def read(self, encoding: int) -> int:
         """A guest-state field."""
 

@@ -315,7 +315,11 @@ class Cache:
         """MOVDIR64B: replace the lines in ``mask`` (contiguous) by ``data`` without reading them."""
         pages = self.pages
         self.release(page, page + 1)
-        self.ghosts.pop(page, None)
+        if self.ghosts:
+            # The page's other lines may have been written through the mapping that ends here.
+            ghost = self.ghosts.pop(page, 0) & ~mask
+            if ghost:
+                self.ghosts[page] = ghost
         pages.valid[page] &= ~mask & ALL_LINES
         pages.dirty[page] &= ~mask & ALL_LINES
         pages.pend[page] &= ~mask & ALL_LINES

@@ -89,14 +89,19 @@ class DramStore:
         Lines that belong to a TD read as zeros under a shared KeyID.
 
         Raises:
-            Poison: a line's owner bit or MAC is wrong; what ``plain`` then holds must not be used.
+            Poison: a line's owner bit or MAC is wrong (the lowest such line); what ``plain`` then holds
+                must not be used.
         """
         size = len(plain)
         cipher = self.cipher.view[hpa : hpa + size]
         meta = self.meta.array[hpa >> LINE_SHIFT : hpa + size >> LINE_SHIFT]
         owned = (meta & OWNER) != 0
         if key.owner and not owned.all():
-            raise Poison(hpa + int(np.argmin(owned)) * LINE, "owner")
+            before = int(np.argmin(owned)) * LINE
+            # The lowest poisoned line is the one that is consumed, whatever is wrong with it.
+            if key.mac is not None and before:
+                self.open(key, plain[:before], hpa)
+            raise Poison(hpa + before, "owner")
         if key.xts is None:
             plain[:] = cipher
         else:

@@ -182,6 +182,10 @@ class VmxUnit:
         hpa = None if gpa is None else self._translator.reach(vmcs, gpa)
         return 0 if hpa is None else int.from_bytes(self.memory.frames[hpa : hpa + count], "little")
 
+    def linear_address(self, vmcs: Vmcs) -> int | None:
+        """The linear address of the memory operand at RIP; None if it has none or cannot be read."""
+        return self._translator.linear_address(vmcs)
+
     def guest_tsc(self, vmcs: Vmcs) -> int:
         """What RDTSC gives the guest now."""
         tsc = self.machine.tsc()
@@ -220,6 +224,7 @@ class VmxUnit:
                 deadline = self.machine.tsc() + 100_000
             event = engine.run(lp.index, context, vmcs.space, deadline)
             lp.runs += 1
+            lp.last_exit_tsc = event.tsc
             if context.interrupt_taken():
                 self._delivered(vmcs)
             if event.stop is Stop.INTERRUPT:

@@ -62,7 +62,7 @@ def vp_enter(call: HostCall) -> int:
     check_op_state(td, _ALLOWED)
     map_vp_pages(module, vp)
     newly_associated = associate(lp, vp, allow_disabled=False)
-    main, tdcs = vp.main, td.tdcs
+    main = vp.main
     last_exit = _last_exit.get(main)
     if handle & _HINT and last_exit != _ASYNC_TRAP:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
@@ -188,7 +188,8 @@ def _run(call: HostCall, vcpu: Vcpu) -> TdExit | None:
     lp = call.lp
     seam = lp.machine.seam
     enter = lp.vmx.enter
-    main = vcpu.main
+    memory = call.module.memory
+    epoch = memory.epoch
     while True:
         seam.lock.release()
         lp.in_guest = True
@@ -197,6 +198,10 @@ def _run(call: HostCall, vcpu: Vcpu) -> TdExit | None:
         finally:
             lp.in_guest = False
             seam.lock.acquire()
+        if memory.epoch != epoch:
+            # Pages left the cache meanwhile (another TD was torn down): look at them anew.
+            vcpu.refresh()
+            epoch = memory.epoch
         try:
             if TDR.fatal.get(vcpu.td.tdr):
                 raise TdExit(
@@ -205,7 +210,7 @@ def _run(call: HostCall, vcpu: Vcpu) -> TdExit | None:
                     out.qualification,
                     intr_info=out.intr_info,
                 )
-            _last_tsc.set(main, lp.last_exit_tsc)
+            _last_tsc.set(vcpu.main, lp.last_exit_tsc)
             if dispatch(vcpu, out) is TDVMCALL:
                 return None
         except TdExit as leaving:

@@ -226,7 +226,7 @@ def _lock_children(module: object, td: object, children: np.ndarray, gpa: int, l
 
 
 def _debug_leaf(call: HostCall, leaf: int) -> tuple[memoryview, int]:
-    """The page and the byte offset that TDH.MEM.RD/WR address."""
+    """The page that TDH.MEM.RD/WR address, and the HPA in it."""
     module, i = call.module, call.inputs
     td = open_td(module, i[RDX], OperandId.RDX, op_states(leaf))
     if not td.debug:
@@ -239,23 +239,23 @@ def _debug_leaf(call: HostCall, leaf: int) -> tuple[memoryview, int]:
         raise entry.failed(st.TDX_EPT_WALK_FAILED | OperandId.RCX)
     lock_entry(entry)
     require(entry, sept_states(leaf))
-    hpa = (entry.hpa & -SIZES[entry.level] | gpa & SIZES[entry.level] - 1) & -_PAGE
-    return module.keyhole.map(hpa, td.hkid), gpa & _PAGE - 1
+    hpa = entry.hpa & -SIZES[entry.level] | gpa & SIZES[entry.level] - 1
+    return module.keyhole.map(hpa & -_PAGE, td.hkid), hpa
 
 
 @host_leaf(12, "TDH.MEM.RD")
 def mem_rd(call: HostCall) -> int:
     """Read 8 bytes of a debuggable TD's memory."""
-    view, offset = _debug_leaf(call, 12)
-    call.gpr[R8] = struct.unpack_from("<Q", view, offset)[0]
+    view, hpa = _debug_leaf(call, 12)
+    call.gpr[R8] = struct.unpack_from("<Q", view, hpa & _PAGE - 1)[0]
     return st.TDX_SUCCESS
 
 
 @host_leaf(14, "TDH.MEM.WR")
 def mem_wr(call: HostCall) -> int:
     """Write 8 bytes of a debuggable TD's memory."""
-    view, offset = _debug_leaf(call, 14)
-    call.gpr[R8] = struct.unpack_from("<Q", view, offset)[0]
-    struct.pack_into("<Q", view, offset, call.inputs[R8])
-    call.module.memory_written(view, offset, 8)
+    view, hpa = _debug_leaf(call, 14)
+    call.gpr[R8] = struct.unpack_from("<Q", view, hpa & _PAGE - 1)[0]
+    struct.pack_into("<Q", view, hpa & _PAGE - 1, call.inputs[R8])
+    call.module.memory_written(hpa, 8)
     return st.TDX_SUCCESS

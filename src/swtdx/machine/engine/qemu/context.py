@@ -88,7 +88,7 @@ class QemuContext:
 
     __slots__ = (
         "_b", "_cr0", "_cr3", "_cr4", "_efer", "_i", "_memory", "_other", "_q", "_save", "_vq",
-        "base", "event", "extra_msrs", "gpr", "live_on", "needs_load", "saved", "unpaged", "virq",
+        "base", "event", "extra_msrs", "gpr", "gpr_bytes", "live_on", "needs_load", "saved", "unpaged", "virq",
     )  # fmt: skip
 
     def __init__(self, memory: memoryview, base: int, save: Callable[[QemuContext], None]) -> None:
@@ -102,6 +102,7 @@ class QemuContext:
         self._i = self._b.cast("I")
         registers = memory[base + at.CTX_GPRS : base + at.CTX_GPRS + 128]
         self.gpr: MutableSequence[int] = registers.cast("Q")  # type: ignore[assignment]
+        self.gpr_bytes = registers
         self.event = Event()
         self.live_on: int | None = None
         #: Whether the pages hold the live state (else it is only in the processor).

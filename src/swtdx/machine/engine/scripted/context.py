@@ -1,0 +1,256 @@
+"""The registers of a scripted vCPU: plain integers, by VMCS encoding and by name."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import MutableSequence
+from typing import Final
+
+from swtdx.arch import vmcs as f
+from swtdx.machine.engine.protocol import Event
+
+#: An event to deliver: vector, VMX interruption type, error code.
+Injection = tuple[int, int, int | None]
+
+_CR0_PE_PG: Final = 1 << 0 | 1 << 31
+_CR4_PAE: Final = 1 << 5
+_EFER_LME: Final = 1 << 8
+_EFER_LMA: Final = 1 << 10
+_CS_LONG: Final = 1 << 13
+_CS_BIG: Final = 1 << 14
+_IF: Final = 1 << 9
+#: VMX interruption types that are delivered by executing the instruction again.
+_SOFTWARE: Final = (4, 5, 6)
+XSTATE_SIZE: Final = 0xC00
+
+#: MSRs that live in VMCS fields.
+_FIELD_MSRS: Final = {
+    0x174: f.GUEST_SYSENTER_CS,
+    0x175: f.GUEST_SYSENTER_ESP,
+    0x176: f.GUEST_SYSENTER_EIP,
+    0xC0000100: f.GUEST_FS_BASE,
+    0xC0000101: f.GUEST_GS_BASE,
+}
+TSC_AUX: Final = 0xC0000103
+#: STAR, LSTAR, CSTAR, SFMASK, KERNEL_GS_BASE, TSC_AUX: in no VMCS field.
+_OTHER_MSRS: Final = (0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, 0xC0000102, TSC_AUX)
+
+
+class ScriptedContext:
+    """See :class:`swtdx.machine.engine.protocol.GuestContext`.
+
+    It ends with VMCLEAR; the script that uses it goes on in the vCPU's next one.
+    """
+
+    def __init__(self) -> None:
+        self.event = Event()
+        #: The registers as 128 bytes and as 16 integers; one is a view of the other.
+        self.gpr_bytes = memoryview(bytearray(128))
+        self.gpr: MutableSequence[int] = self.gpr_bytes.cast("Q")  # type: ignore[assignment]
+        self.rip = 0
+        self.rflags = 2
+        self.cr0 = 0x21
+        self.cr2 = 0
+        self.cr3 = 0
+        self.cr4 = 0
+        self.efer = 0
+        self.xcr0 = 1
+        #: The bytes at RIP while an instruction of the script is under way.
+        self.code: bytes | None = None
+        #: Guest MSRs that only the microcode knows, by index.
+        self.extra_msrs: dict[int, int] = {}
+        #: Vectors of the interrupts that the script has taken (its own list, see ``Script``).
+        self.interrupts: list[int] = []
+        #: In the shadow of STI: the next instruction comes before any interrupt.
+        self.shadow = False
+        self.injection: Injection | None = None
+        self.offered: int | None = None
+        self.tsc_offset = 0
+        self.tsc_intercepted = False
+        self.exceptions_intercepted = 0
+        self._taken = False
+        self._fields: dict[int, int] = {f.GUEST_DR7: 0x400}
+        self._msrs = dict.fromkeys(_OTHER_MSRS, 0)
+        self._dr = {0: 0, 1: 0, 2: 0, 3: 0, 6: 0xFFFF0FF0}
+        self._xstate = bytearray(XSTATE_SIZE)
+        struct.pack_into("<H", self._xstate, 0, 0x37F)  # FCW
+        struct.pack_into("<I", self._xstate, 24, 0x1F80)  # MXCSR
+
+    # ------------------------------------------------------------------ by encoding
+    def read(self, encoding: int) -> int:
+        """A guest-state field (0 for one that was never written)."""
+        match encoding:
+            case f.GUEST_RIP:
+                return self.rip
+            case f.GUEST_RSP:
+                return self.gpr[4]
+            case f.GUEST_RFLAGS:
+                return self.rflags
+            case f.GUEST_CR0:
+                return self.cr0
+            case f.GUEST_CR3:
+                return self.cr3
+            case f.GUEST_CR4:
+                return self.cr4
+            case f.GUEST_EFER:
+                return self.efer
+            case f.GUEST_INTERRUPTIBILITY:
+                return int(self.shadow)
+        return self._fields.get(encoding, 0)
+
+    def write(self, encoding: int, value: int) -> None:
+        """Store a guest-state field."""
+        match encoding:
+            case f.GUEST_RIP:
+                self.rip = value
+            case f.GUEST_RSP:
+                self.gpr[4] = value
+            case f.GUEST_RFLAGS:
+                self.rflags = value
+            case f.GUEST_CR0:
+                self.cr0 = value
+            case f.GUEST_CR3:
+                self.cr3 = value
+            case f.GUEST_CR4:
+                self.cr4 = value
+            case f.GUEST_EFER:
+                self.efer = value
+            case f.GUEST_INTERRUPTIBILITY:
+                self.shadow = bool(value & 1)
+            case _:
+                self._fields[encoding] = value
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level: the DPL of SS."""
+        return self._fields.get(f.GUEST_SS_ACCESS_RIGHTS, 0) >> 5 & 3
+
+    @cpl.setter
+    def cpl(self, value: int) -> None:
+        for field in (f.GUEST_SS_ACCESS_RIGHTS, f.GUEST_CS_ACCESS_RIGHTS):
+            self._fields[field] = self._fields.get(field, 0) & ~0x60 | value << 5
+
+    @property
+    def cs_base(self) -> int:
+        """Base of CS."""
+        return self._fields.get(f.GUEST_CS_BASE, 0)
+
+    @property
+    def long_mode(self) -> bool:
+        """Whether the guest executes 64-bit code (EFER.LMA and CS.L)."""
+        return bool(self.efer & _EFER_LMA and self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0) & _CS_LONG)
+
+    @property
+    def code_bits(self) -> int:
+        """64, 32 or 16."""
+        if self.long_mode:
+            return 64
+        return 32 if self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0) & _CS_BIG else 16
+
+    def switch_paging(self, cr0: int, efer: int) -> None:
+        """Load CR0 and EFER together."""
+        self.cr0 = cr0
+        self.efer = efer
+
+    def enter_long_mode(self) -> None:
+        """What a guest's start-up code does to get from protected mode to 64-bit code."""
+        self.cr4 |= _CR4_PAE
+        self.cr0 |= _CR0_PE_PG
+        self.efer |= _EFER_LME | _EFER_LMA
+        rights = self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0)
+        self._fields[f.GUEST_CS_ACCESS_RIGHTS] = rights & ~_CS_BIG | _CS_LONG
+
+    # ------------------------------------------------------------------ other state
+    def read_msr(self, index: int) -> int | None:
+        """An MSR that VM entry loads or that the context keeps, or None."""
+        field = _FIELD_MSRS.get(index)
+        return self._msrs.get(index) if field is None else self._fields.get(field, 0)
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Store such an MSR; False when it is not one."""
+        if index in _FIELD_MSRS:
+            self._fields[_FIELD_MSRS[index]] = value
+        elif index in self._msrs:
+            self._msrs[index] = value & 0xFFFFFFFF if index == TSC_AUX else value
+        else:
+            return False
+        return True
+
+    def allow_msr(self, index: int, *, read: bool, write: bool) -> None:
+        """Nothing: every RDMSR and WRMSR stops, and the microcode carries out what is allowed."""
+
+    def read_dr(self, number: int) -> int:
+        """DR0-DR3 or DR6."""
+        return self._dr[number]
+
+    def write_dr(self, number: int, value: int) -> None:
+        """Store DR0-DR3 or DR6."""
+        self._dr[number] = value
+
+    def read_xstate(self) -> bytes:
+        """The extended state as a standard-format XSAVE image of 3 KiB."""
+        return bytes(self._xstate)
+
+    def write_xstate(self, image: bytes) -> None:
+        """Load a standard-format XSAVE image (at most 3 KiB).
+
+        Raises:
+            ValueError: the image is larger.
+        """
+        if len(image) > XSTATE_SIZE:
+            raise ValueError(f"an XSAVE image of {len(image)} bytes does not fit in {XSTATE_SIZE}")
+        self._xstate[: len(image)] = image
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """What RDTSC adds to the machine's TSC (modulo 2**64)."""
+        self.tsc_offset = offset
+
+    def intercept_tsc(self, on: bool) -> None:
+        """Whether RDTSC and RDTSCP stop."""
+        self.tsc_intercepted = on
+
+    def intercept_exceptions(self, bitmap: int) -> None:
+        """Which exceptions that instructions raise stop instead of being delivered."""
+        self.exceptions_intercepted = bitmap
+
+    # ------------------------------------------------------------------ events
+    @property
+    def in_shadow(self) -> bool:
+        """Whether the stop came in an STI shadow."""
+        return self.shadow
+
+    @property
+    def injecting(self) -> bool:
+        """Whether an event waits to be delivered."""
+        return self.injection is not None
+
+    def inject(self, vector: int, kind: int, error_code: int | None) -> None:
+        """Deliver an event at the next run; software interrupts need nothing (see the QEMU engine)."""
+        if kind not in _SOFTWARE:
+            self.injection = (vector, kind, error_code)
+
+    def withdraw(self) -> Injection | None:
+        """Take back an event that was to be injected."""
+        injection, self.injection = self.injection, None
+        return injection
+
+    def undelivered(self) -> Injection | None:
+        """None: delivery touches no memory here, so nothing interrupts it."""
+        return None
+
+    def offer_interrupt(self, vector: int | None) -> None:
+        """Deliver external interrupt ``vector`` as soon as the script can take it; None: none."""
+        self.offered = vector
+        self._taken = False
+
+    def interrupt_taken(self) -> bool:
+        """Whether the offered interrupt was delivered since it was offered."""
+        return self._taken
+
+    def take_offered(self) -> int | None:
+        """The offered interrupt, if the guest can take it now; from then on it is delivered."""
+        if self.offered is None or self.shadow or not self.rflags & _IF:
+            return None
+        vector, self.offered = self.offered, None
+        self._taken = True
+        return vector

@@ -1,0 +1,180 @@
+"""Instructions that change the state of the processor: control registers, flags, rings, time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from swtdx.arch import regs
+from swtdx.machine.engine.protocol import Stop
+from swtdx.machine.engine.scripted.context import ScriptedContext
+from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
+from swtdx.machine.engine.scripted.operation import (
+    GP,
+    UD,
+    Core,
+    Operation,
+    check_iopl,
+    load_registers,
+    set_edx_eax,
+)
+
+_IF: Final = 1 << 9
+_CR4_OSXSAVE: Final = 1 << 18
+#: State components that the engine's XSAVE image has: x87, SSE, AVX, PKRU.
+_XCR0_SUPPORTED: Final = 0x207
+_AVX: Final = 1 << 2
+_SSE: Final = 1 << 1
+
+
+def _cr_code(opcode: int, number: int, bits: int) -> bytes:
+    """MOV between RAX and a control register."""
+    if not 0 <= number <= 8:
+        raise ScriptError(f"there is no CR{number}")
+    if number == 8 and bits != 64:
+        raise ScriptError("CR8 is for 64-bit code")
+    return (b"\x44" if number == 8 else b"") + bytes((0x0F, opcode, 0xC0 | (number & 7) << 3))
+
+
+@dataclass(frozen=True, slots=True)
+class MovToCr(Operation):
+    """MOV of ``value`` from RAX to a control register."""
+
+    number: int
+    value: int
+    ring0: ClassVar[int | None] = GP
+
+    def load(self, context: ScriptedContext) -> None:
+        """The value is in RAX."""
+        load_registers(context, rax=self.value)
+
+    def encode(self, bits: int) -> bytes:
+        """MOV CRn, RAX."""
+        return _cr_code(0x22, self.number, bits)
+
+    def execute(self, core: Core) -> Stop | None:
+        """Stop, except for CR2."""
+        if self.number == 2:
+            core.context.cr2 = core.context.gpr[regs.RAX]
+            return None
+        return Stop.CR_ACCESS if self.number in (0, 3, 4, 8) else Stop.UNDEFINED
+
+
+@dataclass(frozen=True, slots=True)
+class MovFromCr(Operation):
+    """MOV from a control register to RAX: its value, as the guest sees it."""
+
+    number: int
+    ring0: ClassVar[int | None] = GP
+
+    def encode(self, bits: int) -> bytes:
+        """MOV RAX, CRn."""
+        return _cr_code(0x20, self.number, bits)
+
+    def execute(self, core: Core) -> Stop:
+        """Stop."""
+        return Stop.CR_ACCESS if self.number in (0, 2, 3, 4, 8) else Stop.UNDEFINED
+
+    def result(self, context: ScriptedContext) -> int:
+        """RAX."""
+        return context.gpr[regs.RAX]
+
+
+class Clts(Operation):
+    """CLTS."""
+
+    ring0 = GP
+
+    def encode(self, bits: int) -> bytes:
+        """CLTS."""
+        return b"\x0f\x06"
+
+    def execute(self, core: Core) -> Stop:
+        """Stop."""
+        return Stop.CR_ACCESS
+
+
+@dataclass(frozen=True, slots=True)
+class Xsetbv(Operation):
+    """XSETBV: load an extended control register (only XCR0 exists)."""
+
+    value: int
+    index: int = 0
+    ring0: ClassVar[int | None] = GP
+
+    def load(self, context: ScriptedContext) -> None:
+        """ECX and EDX:EAX."""
+        load_registers(context, rcx=self.index)
+        set_edx_eax(context, self.value)
+
+    def encode(self, bits: int) -> bytes:
+        """XSETBV."""
+        return b"\x0f\x01\xd1"
+
+    def execute(self, core: Core) -> None:
+        """Load it, with the processor's checks (SDM volume 2, XSETBV)."""
+        context, value = core.context, self.value
+        if not context.cr4 & _CR4_OSXSAVE:
+            raise GuestFault(UD)
+        if self.index or not value & 1 or value & ~_XCR0_SUPPORTED or value & (_AVX | _SSE) == _AVX:
+            raise GuestFault(GP, 0)
+        context.xcr0 = value
+
+
+class Sti(Operation):
+    """STI: interrupts are taken again, but not before the next instruction."""
+
+    def encode(self, bits: int) -> bytes:
+        """STI."""
+        return b"\xfb"
+
+    def execute(self, core: Core) -> None:
+        """Set RFLAGS.IF."""
+        context = core.context
+        check_iopl(context)
+        context.shadow = not context.rflags & _IF
+        context.rflags |= _IF
+
+
+class Cli(Operation):
+    """CLI: no interrupts any more."""
+
+    def encode(self, bits: int) -> bytes:
+        """CLI."""
+        return b"\xfa"
+
+    def execute(self, core: Core) -> None:
+        """Clear RFLAGS.IF."""
+        check_iopl(core.context)
+        core.context.rflags &= ~_IF
+
+
+@dataclass(frozen=True, slots=True)
+class SetCpl(Operation):
+    """Go on in another ring, as by IRET (or SYSCALL): only SS.DPL and CS.DPL change."""
+
+    cpl: int
+
+    def encode(self, bits: int) -> bytes:
+        """IRET."""
+        return b"\x48\xcf" if bits == 64 else b"\xcf"
+
+    def execute(self, core: Core) -> None:
+        """Change the ring."""
+        if self.cpl not in (0, 1, 2, 3):
+            raise ScriptError(f"there is no ring {self.cpl}")
+        core.context.cpl = self.cpl
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Operation):
+    """Computing for ``time`` cycles of the TSC, during which interrupts and timers come through."""
+
+    time: int = 0
+
+    def encode(self, bits: int) -> bytes:
+        """PAUSE."""
+        return b"\xf3\x90"
+
+    def execute(self, core: Core) -> None:
+        """Nothing: the engine lets the time pass."""

@@ -1,0 +1,1 @@
+"""Metadata fields read and written by identifier (structures.md §13)."""
