@@ -1,0 +1,215 @@
+"""``swtdx measure``: the MRTD that a TD will have, computed from files alone.
+
+Exit status: 0 measured, 2 wrong use, or a file that cannot be measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from swtdx.cli.sizes import Size
+from swtdx.measure.errors import MeasureError
+from swtdx.measure.mrtd import MrtdStream, Region
+from swtdx.measure.tdvf import MR_EXTEND, PAGE_AUG, TdvfImage, parse_tdvf
+
+if TYPE_CHECKING:
+    from swtdx.guests.direct_boot import DirectBoot
+    from swtdx.guests.event_log import Event
+
+_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+_DEFAULT_APPEND: Final = "console=hvc0"
+
+
+class _Unusable(click.ClickException):
+    exit_code = 2
+
+
+@click.command()
+@click.argument("image", type=_FILE, required=False)
+@click.option("--kernel", type=_FILE, help="Measure what `swtdx run` builds of this kernel instead.")
+@click.option("--initrd", type=_FILE, help="With --kernel: the initial RAM disk.")
+@click.option("--append", help=f"With --kernel: the command line.  [default: {_DEFAULT_APPEND}]")
+@click.option("--memory", type=Size(), help="With --kernel: the TD's memory.  [default: 512M]")
+@click.option("--vcpus", type=click.IntRange(1, 255), help="With --kernel: how many vCPUs.  [default: 1]")
+@click.option("--gpaw", type=click.Choice(["48", "52"]), help="With --kernel: GPA width.  [default: 48]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def measure(
+    image: Path | None,
+    kernel: Path | None,
+    initrd: Path | None,
+    append: str | None,
+    memory: int | None,
+    vcpus: int | None,
+    gpaw: str | None,
+    as_json: bool,
+) -> None:
+    """Compute the MRTD of a TD without a machine.
+
+    IMAGE is a TDVF firmware image such as OVMF.fd: MRTD as KVM and QEMU build it, section by section.
+    With --kernel it is the TD that `swtdx run` builds: MRTD, and the RTMRs when the kernel starts.
+    """
+    given = {"initrd": initrd, "append": append, "memory": memory, "vcpus": vcpus, "gpaw": gpaw}
+    extra = [f"--{name}" for name, value in given.items() if value is not None]
+    if (image is None) == (kernel is None):
+        raise click.UsageError("give a firmware image, or --kernel and what goes with it")
+    try:
+        if kernel is not None:
+            summary = _direct_boot(
+                _read(kernel),
+                kernel,
+                b"" if initrd is None else _read(initrd),
+                _DEFAULT_APPEND if append is None else append,
+                512 << 20 if memory is None else memory,
+                vcpus or 1,
+                int(gpaw or "48"),
+            )
+        else:
+            assert image is not None
+            if extra:
+                raise click.UsageError(f"{', '.join(extra)}: only with --kernel")
+            summary = _firmware(image)
+    except MeasureError as error:
+        raise _Unusable(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+    else:
+        _show(summary)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _Unusable(f"{path}: {error.strerror or error}") from None
+
+
+def _firmware(path: Path) -> dict[str, Any]:
+    data = _read(path)
+    try:
+        tdvf = parse_tdvf(data)
+        stream = tdvf.measure()
+    except MeasureError as error:
+        raise MeasureError(f"{path}: {error}") from None
+    return {
+        "image": str(path),
+        "bytes": len(data),
+        "sha384": hashlib.sha384(data).hexdigest(),
+        "metadata": {"style": tdvf.style, "descriptor": tdvf.descriptor},
+        "sections": _sections(tdvf),
+        "pages": {"added": stream.pages, "measured": stream.measured_pages},
+        "mrtd": stream.digest().hex(),
+    }
+
+
+def _sections(tdvf: TdvfImage) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": section.type.name,
+            "gpa": section.gpa,
+            "size": section.size,
+            "file_offset": section.data_offset,
+            "file_bytes": section.data_size,
+            "mr_extend": bool(section.attributes & MR_EXTEND),
+            "page_aug": bool(section.attributes & PAGE_AUG),
+        }
+        for section in tdvf.sections
+    ]
+
+
+def _direct_boot(
+    kernel: bytes, path: Path, initrd: bytes, append: str, memory: int, vcpus: int, gpaw: int
+) -> dict[str, Any]:
+    from swtdx.guests.errors import GuestError
+    from swtdx.guests.kernel import parse_kernel
+    from swtdx.vmm.errors import VmmError
+    from swtdx.vmm.launch import LaunchConfig, plan
+    from swtdx.vmm.td_params import TdConfig
+
+    try:
+        config = LaunchConfig(
+            kernel=parse_kernel(kernel, path.name),
+            initrd=initrd,
+            cmdline=append,
+            memory=memory,
+            td=TdConfig(vcpus=vcpus, gpaw=gpaw),
+        )
+        boot = plan(config)
+    except (GuestError, VmmError) as error:
+        raise _Unusable(str(error)) from None
+    regions = _regions(boot)
+    stream = MrtdStream()
+    for region in regions:
+        stream.add(region)
+    return {
+        "kernel": str(path),
+        "append": append,
+        "memory": memory,
+        "vcpus": vcpus,
+        "gpaw": gpaw,
+        "regions": [
+            {"gpa": region.gpa, "size": region.size, "mr_extend": region.measured} for region in regions
+        ],
+        "pages": {"added": stream.pages, "measured": stream.measured_pages},
+        "mrtd": stream.digest().hex(),
+        **{f"rtmr{number}": value.hex() for number, value in enumerate(boot.rtmrs)},
+        "events": [_event(event) for event in boot.events],
+    }
+
+
+def _regions(boot: DirectBoot) -> list[Region]:
+    """The pages in their order, neighbours of one kind put together."""
+    regions: list[Region] = []
+    for page in boot.pages:
+        last = regions[-1] if regions else None
+        if last and last.gpa + last.size == page.gpa and last.measured == page.measured:
+            data = bytes(last.data) + page.data
+            regions[-1] = Region(last.gpa, last.size + len(page.data), data, last.measured)
+        else:
+            regions.append(Region(page.gpa, len(page.data), page.data, page.measured))
+    return regions
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {"rtmr": event.rtmr, "type": event.event_type, "digest": event.digest.hex()}
+
+
+# ---------------------------------------------------------------------- for people
+def _show(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    if "sections" in summary:
+        console.print(
+            f"{summary['image']}: {summary['bytes']} bytes, SHA-384 {summary['sha384']}", markup=False
+        )
+        metadata = summary["metadata"]
+        console.print(f"TDX metadata at {metadata['descriptor']:#x} ({metadata['style']})\n", markup=False)
+        for name in ("Section", "GPA", "Size", "In file", "How its pages come"):
+            table.add_column(name, no_wrap=True)
+        for row in summary["sections"]:
+            where = f"{row['file_offset']:#x} +{row['file_bytes']:#x}" if row["file_bytes"] else "-"
+            how = "MEM.PAGE.AUG" if row["page_aug"] else _how(row["mr_extend"])
+            table.add_row(row["type"], f"{row['gpa']:#012x}", f"{row['size']:#x}", where, how)
+    else:
+        for name in ("GPA", "Size", "How its pages come"):
+            table.add_column(name, no_wrap=True)
+        for row in summary["regions"]:
+            table.add_row(f"{row['gpa']:#012x}", f"{row['size']:#x}", _how(row["mr_extend"]))
+    console.print(table)
+    pages = summary["pages"]
+    console.print(f"\n{pages['added']} pages added, {pages['measured']} of them measured", markup=False)
+    console.print(f"MRTD   {summary['mrtd']}")
+    for number in range(4):
+        if (key := f"rtmr{number}") in summary:
+            console.print(f"RTMR{number}  {summary[key]}")
+
+
+def _how(extended: bool) -> str:
+    return "MEM.PAGE.ADD, MR.EXTEND" if extended else "MEM.PAGE.ADD"

@@ -1,0 +1,102 @@
+"""``swtdx measure`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from swtdx.cli.measure import measure
+from swtdx.measure.mrtd import Region, mrtd
+from swtdx.vmm.launch import LaunchConfig, plan
+from swtdx.vmm.td_params import TdConfig
+from tests.guests.bzimage import make_bzimage
+from tests.measure.images import Image
+from tests.measure.test_tdvf import expected
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(measure, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "firmware.fd"
+    path.write_bytes(Image().build())
+    return path
+
+
+def test_an_image_for_people_and_for_programs(image: Path) -> None:
+    status, shown = run(image)
+    assert status == 0
+    wanted = expected(Image()).hex()
+    assert f"MRTD   {wanted}" in shown
+    for word in ("BFV", "CFV", "TempMem", "TD_HOB", "0x00fffe8000"):
+        assert word in shown
+    status, text = run(image, "--json")
+    summary = json.loads(text)
+    assert (status, summary["mrtd"]) == (0, wanted)
+    assert summary["pages"] == {"added": 24 + 8 + 16 + 2, "measured": 24}
+    assert [section["type"] for section in summary["sections"]] == ["BFV", "CFV", "TempMem", "TD_HOB"]
+
+
+def test_a_kernel_is_measured_as_run_builds_it(tmp_path: Path) -> None:
+    kernel, initrd = tmp_path / "vmlinuz", tmp_path / "initrd"
+    kernel.write_bytes(make_bzimage())
+    initrd.write_bytes(b"initrd")
+    status, text = run(
+        "--kernel",
+        kernel,
+        "--initrd",
+        initrd,
+        "--append",
+        "quiet",
+        "--memory",
+        "256M",
+        "--vcpus",
+        2,
+        "--json",
+    )
+    assert status == 0
+    summary = json.loads(text)
+    boot = plan(LaunchConfig(make_bzimage(), b"initrd", "quiet", 256 << 20, TdConfig(vcpus=2)))
+    pages = [Region(page.gpa, len(page.data), page.data, page.measured) for page in boot.pages]
+    assert summary["mrtd"] == mrtd(pages).hex()
+    assert [summary[f"rtmr{n}"] for n in range(4)] == [rtmr.hex() for rtmr in boot.rtmrs]
+    # Everything that the shim checks is part of the measurement: another command line, another MRTD.
+    _, other = run("--kernel", kernel, "--initrd", initrd, "--append", "debug", "--memory", "256M", "--json")
+    assert json.loads(other)["mrtd"] != summary["mrtd"]
+    status, shown = run("--kernel", kernel, "--memory", "256M")
+    assert status == 0
+    assert "RTMR0" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((), "firmware image"),
+        (("IMAGE", "--kernel", "IMAGE"), "firmware image"),
+        (("IMAGE", "--memory", "1G"), "only with --kernel"),
+        (("nowhere",), "No such file"),
+        (("/",), "directory"),
+        (("--kernel", "IMAGE"), "not a Linux bzImage"),
+        (("--kernel", "IMAGE", "--memory", "many"), "not a size"),
+    ],
+)
+def test_wrong_use_is_one_message(arguments: tuple[str, ...], word: str, image: Path) -> None:
+    status, shown = run(*(image if argument == "IMAGE" else argument for argument in arguments))
+    assert status == 2
+    assert word in shown
+    assert "Traceback" not in shown
+
+
+def test_a_truncated_image_is_named(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:-16])
+    status, shown = run(image)
+    assert status == 2
+    assert str(image) in shown
+    assert "truncated" in shown
