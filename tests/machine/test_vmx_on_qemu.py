@@ -8,139 +8,30 @@ from collections.abc import Iterator
 import pytest
 
 from swtdx.arch import vmcs as f
-from swtdx.machine.machine import Machine, MachineConfig
-from swtdx.machine.memory import SEAM, AddressMap, PhysicalMemory
+from swtdx.machine.machine import Machine
 from swtdx.machine.vmx import exit as reason
-from swtdx.machine.vmx.vmcs import Vmcs
 from tests.assembler import assemble
+from tests.machine.guests import (
+    CODE,
+    EPT,
+    GUEST,
+    HKID,
+    MSR_BITMAP,
+    TO_LONG_MODE,
+    VE_INFO,
+    VMCS,
+    Guest,
+    build_machine,
+    long_mode_tables,
+)
 
 pytestmark = pytest.mark.qemu
-
-MIB = 1 << 20
-CODE = 0x1000
-HKID = 40
-# Host-physical layout of the test: control pages, then the guest's memory.
-VMCS, MSR_BITMAP, VAPIC, VE_INFO, EPT = 0x10000, 0x11000, 0x12000, 0x13000, 0x14000
-GUEST = 16 * MIB
 
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    memory = PhysicalMemory([(0, 64 * MIB)], seed=bytes(16), addresses=AddressMap())
-    with Machine(MachineConfig(processors_per_package=2, seed=bytes(16)), memory) as built:
+    with build_machine("qemu") as built:
         yield built
-
-
-class Guest:
-    """A guest of 8 MiB whose private GPAs 0.. are mapped by 4 KiB pages, except what a test unmaps."""
-
-    def __init__(self, machine: Machine, source: str, bits: int = 32, lp: int = 0) -> None:
-        self.machine = machine
-        self.memory = machine.memory
-        self.lp = machine.processors[lp]
-        for hpa, size in ((VMCS, EPT + 0x10000 - VMCS), (GUEST, 8 * MIB)):
-            self.memory.direct_zero(hpa | HKID << 46, size, SEAM)
-        for space in self.lp.spaces.values():
-            space.flush()
-        self.page(MSR_BITMAP)[:] = b"\xff" * 4096
-        self._build_ept()
-        code = assemble(source, bits, CODE)
-        self.write(CODE, code)
-        self.vmx = self.lp.vmx
-        self.vmx.clear(VMCS | HKID << 46)
-        self.vmcs: Vmcs = self.vmx.load(VMCS | HKID << 46)
-        self._initial_state()
-
-    def page(self, hpa: int) -> memoryview:
-        return self.memory.map_page(hpa, HKID)
-
-    def write(self, gpa: int, data: bytes) -> None:
-        self.memory.write(GUEST + gpa | HKID << 46, data, SEAM)
-        self.machine.code_written(GUEST + gpa, len(data))
-
-    def read(self, gpa: int, count: int) -> bytes:
-        return self.memory.read(GUEST + gpa | HKID << 46, count, SEAM)
-
-    def entry(self, gpa: int, value: int) -> None:
-        """Set the EPT entry of a 4 KiB page (of the first 8 MiB)."""
-        struct.pack_into("<Q", self.page(EPT + 0x3000 + (gpa >> 21) * 0x1000), (gpa >> 12 & 511) * 8, value)
-        for space in self.lp.spaces.values():
-            space.flush()
-
-    def _build_ept(self) -> None:
-        struct.pack_into("<Q", self.page(EPT), 0, EPT + 0x1000 | 7)
-        struct.pack_into("<Q", self.page(EPT + 0x1000), 0, EPT + 0x2000 | 7)
-        for table in range(4):
-            at = EPT + 0x3000 + table * 0x1000
-            struct.pack_into("<Q", self.page(EPT + 0x2000), table * 8, at | 7)
-            entries = [GUEST + table * 2 * MIB + page * 4096 | 0xF7 for page in range(512)]
-            struct.pack_into("<512Q", self.page(at), 0, *entries)
-
-    def _initial_state(self) -> None:
-        write = self.vmcs.write
-        write(f.EPTP, EPT | 3 << 3 | 6)
-        write(f.HKID, HKID)
-        write(f.MSR_BITMAP, MSR_BITMAP)
-        write(f.VIRTUAL_APIC_PAGE, VAPIC)
-        write(f.VE_INFORMATION_ADDRESS, VE_INFO)
-        write(f.TSC_MULTIPLIER, 1 << 48)
-        write(f.EXCEPTION_BITMAP, 1 << 18)
-        write(f.CR0_GUEST_HOST_MASK, 0xFFFFFFFF_7FFAFFE1 & ~0xFFFFFFFF_00050000 | 1 << 5 | 1)
-        write(f.CR0_READ_SHADOW, 0x21)
-        write(f.CR4_GUEST_HOST_MASK, 0x2040)
-        write(f.CR4_READ_SHADOW, 0x40)
-        write(f.GUEST_CR0, 0x21)
-        write(f.GUEST_CR4, 0x2040)
-        write(f.GUEST_EFER, 0x901)
-        write(f.GUEST_RFLAGS, 2)
-        write(f.GUEST_RIP, CODE)
-        for segment in ("CS", "DS", "ES", "SS", "FS", "GS"):
-            write(getattr(f, f"GUEST_{segment}_LIMIT"), 0xFFFFFFFF)
-            write(getattr(f, f"GUEST_{segment}_ACCESS_RIGHTS"), 0xC09B if segment == "CS" else 0xC093)
-        write(f.GUEST_TR_LIMIT, 0xFFFF)
-        write(f.GUEST_TR_ACCESS_RIGHTS, 0x8B)
-        write(f.GUEST_LDTR_ACCESS_RIGHTS, 0x10082)
-        self.vmcs.context.gpr[4] = 0x8000
-
-    def run(self) -> reason.VmExit:
-        return self.vmx.enter()
-
-    def skip(self) -> None:
-        self.vmcs.context.rip += self.vmx.exit.length
-
-
-TO_LONG_MODE = """
-        mov eax, cr4
-        or eax, 0x620
-        mov cr4, eax
-        mov eax, 0x100000
-        mov cr3, eax
-        lgdt [gdt_ptr]
-        mov eax, cr0
-        or eax, 0x80010002
-        mov cr0, eax
-        .byte 0xea
-        .long long_mode
-        .word 8
-        .code64
-long_mode:
-        mov eax, 0x10
-        mov ss, eax
-        mov ds, eax
-        jmp body
-        .balign 8
-gdt:    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
-gdt_ptr: .word 23
-        .long gdt
-body:
-"""
-
-
-def long_mode_tables(guest: Guest) -> None:
-    """Identity page tables of 2 MiB pages for the first 8 MiB, at GPA 1 MiB."""
-    guest.write(0x100000, struct.pack("<Q", 0x101007))
-    guest.write(0x101000, struct.pack("<Q", 0x102007))
-    guest.write(0x102000, struct.pack("<4Q", *(n * 2 * MIB | 0xE7 for n in range(4))))
 
 
 def test_exits_of_a_guest_with_paging_off(machine: Machine) -> None:

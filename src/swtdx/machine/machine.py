@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -78,11 +79,24 @@ class Machine:
             from swtdx.machine.engine.qemu.engine import QemuEngine
 
             return QemuEngine(self.memory.frames_fd, self.memory.size, len(self.processors))
-        raise ValueError(f"there is no engine called {self.config.engine!r}")
+        if self.config.engine == "scripted":
+            from swtdx.machine.engine.scripted.engine import ScriptedEngine
+
+            return ScriptedEngine(self.memory.frames, self.memory.lock, len(self.processors))
+        raise ValueError(f"there is no engine called {self.config.engine!r}: qemu and scripted there are")
 
     def tsc(self) -> int:
         """The time-stamp counter."""
         return self.engine.tsc()
+
+    def wait(self, lp: int, woken: threading.Event, seconds: float | None) -> bool:
+        """Let processor ``lp`` idle until ``woken`` is set (True) or ``seconds`` pass (False).
+
+        Seconds are those of the engine that has been started, which may have a time of its own.
+        """
+        if self._engine is None:
+            return woken.wait(seconds)
+        return self._engine.wait(lp, woken, seconds)
 
     @property
     def tsc_hz(self) -> float:

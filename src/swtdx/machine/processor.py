@@ -260,7 +260,8 @@ class LogicalProcessor:
                     return
                 left = min(left, threading.TIMEOUT_MAX)
                 wait = left if wait is None else min(wait, left)
-            if not self._woken.wait(wait) and timeout is not None and wait == timeout:
+            woken = machine.wait(self.index, self._woken, wait)
+            if not woken and timeout is not None and wait == timeout:
                 return
 
     def machine_check(self, cause: Exception) -> None:

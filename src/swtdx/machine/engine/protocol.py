@@ -12,6 +12,7 @@ Numbers are those of VMX: basic exit reasons, exit qualifications, VMCS encoding
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import MutableSequence
 from typing import Any, Protocol
 
@@ -113,6 +114,10 @@ class GuestContext(Protocol):
 
     rip: int
     rflags: int
+
+    @property
+    def code(self) -> bytes | None:
+        """The instruction at RIP where the engine itself knows it; None: it is in guest memory."""
 
     @property
     def cpl(self) -> int:
@@ -224,6 +229,9 @@ class Engine(Protocol):
     @property
     def tsc_hz(self) -> float:
         """Its frequency in Hz."""
+
+    def wait(self, lp: int, woken: threading.Event, seconds: float | None) -> bool:
+        """Let processor ``lp`` idle until ``woken`` is set (True), or ``seconds`` of machine time pass."""
 
     def close(self) -> None:
         """Stop and free everything.  Idempotent."""

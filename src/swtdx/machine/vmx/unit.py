@@ -160,7 +160,10 @@ class VmxUnit:
 
     def fetch(self, vmcs: Vmcs, count: int = decode.MAX_LENGTH) -> bytes:
         """Up to ``count`` bytes of code at CS:RIP; fewer where the next page is not mapped."""
-        context = vmcs.context
+        context: GuestContext = vmcs.context
+        known = context.code
+        if known is not None:
+            return known
         linear = context.rip if context.long_mode else context.cs_base + context.rip & 0xFFFFFFFF
         read = self._read_qword(vmcs)
         code = b""

@@ -88,8 +88,11 @@ class QemuContext:
 
     __slots__ = (
         "_b", "_cr0", "_cr3", "_cr4", "_efer", "_i", "_memory", "_other", "_q", "_save", "_vq",
-        "base", "event", "extra_msrs", "gpr", "gpr_bytes", "live_on", "needs_load", "saved", "unpaged", "virq",
+        "base", "event", "extra_msrs", "gpr", "gpr_bytes", "live_on", "needs_load", "saved", "unpaged",
+        "virq",
     )  # fmt: skip
+    #: Instructions are in guest memory.
+    code: Final[bytes | None] = None
 
     def __init__(self, memory: memoryview, base: int, save: Callable[[QemuContext], None]) -> None:
         """``base``: the context's pages in engine memory; ``save`` brings live state to them."""

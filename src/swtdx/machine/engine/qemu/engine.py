@@ -332,6 +332,10 @@ class QemuEngine:
         if self._ports:
             self._process.wake(lp, kick=True)
 
+    def wait(self, lp: int, woken: threading.Event, seconds: float | None) -> bool:
+        """Wait for ``woken``, at most ``seconds``: this machine's time is that of the host."""
+        return woken.wait(seconds)
+
     def close(self) -> None:
         """Stop QEMU.  Idempotent."""
         self._process.close()

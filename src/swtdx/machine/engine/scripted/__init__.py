@@ -14,7 +14,7 @@ A program gets its :class:`Script` and yields operations; the ``yield`` returns 
 """
 
 from swtdx.machine.engine.scripted.accesses import Fetch, Read, Write, read_bytes, write_bytes
-from swtdx.machine.engine.scripted.control import Clts, Cli, MovFromCr, MovToCr, Pause, SetCpl, Sti, Xsetbv
+from swtdx.machine.engine.scripted.control import Cli, Clts, MovFromCr, MovToCr, Pause, SetCpl, Sti, Xsetbv
 from swtdx.machine.engine.scripted.engine import ScriptedEngine
 from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
 from swtdx.machine.engine.scripted.instructions import (

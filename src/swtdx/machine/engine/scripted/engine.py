@@ -41,7 +41,7 @@ class ScriptedEngine:
         self._clock = VirtualClock()
         self._kicked = [False] * cpus
         self._lock = threading.Lock()
-        self._idle: dict[int, int] = {}  # processor -> TSC that it waits for
+        self._idle: dict[int, float] = {}  # processor -> TSC that it waits for
         self._used: set[int] = set()
         self._queue: deque[Script] = deque()
         self._by_rcx: dict[int, Script] = {}
@@ -217,12 +217,12 @@ class ScriptedEngine:
         If every other processor that has run a guest waits as well, and for nothing earlier, the time
         passes at once.  Otherwise the others are given a chance to move it.
         """
-        if seconds is None:
-            return woken.wait()
-        until = self._clock.now + math.ceil(seconds * TSC_HZ)
+        until = math.inf if seconds is None else self._clock.now + math.ceil(seconds * TSC_HZ)
         with self._lock:
             self._idle[lp] = until
         try:
+            if isinstance(until, float):
+                return woken.wait()
             looks, seen = 0, self._clock.now
             while not woken.is_set() and self._clock.now < until:
                 if self._all_idle(lp, until) or looks == _LOOKS:

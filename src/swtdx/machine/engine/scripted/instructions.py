@@ -156,7 +156,7 @@ class Wrmsr(Operation):
 class _Bare(Operation):
     """An instruction that only stops."""
 
-    ring0 = GP
+    ring0: ClassVar[int | None] = GP
     code: ClassVar[bytes]
     stop: ClassVar[Stop]
 

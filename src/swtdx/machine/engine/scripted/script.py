@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Final
-
 
 from swtdx.machine.engine.scripted.context import ScriptedContext
 from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
@@ -112,6 +112,7 @@ class Script:
         self.context = context
         context.interrupts = self.interrupts
         if self.started:
+            context.code = self.frame.code if self._frames else None
             return
         self.started = True
         if self.bits == 64:
@@ -136,8 +137,12 @@ class Script:
                 context.shadow = False
                 self._retire(frame)
             frame.at = None
-        if context.rip & WINDOW - 1 >= WINDOW - 2 * _LONGEST:
-            context.rip = self.base
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Code addresses start over before they run out."""
+        if self.context.rip & WINDOW - 1 >= WINDOW - 2 * _LONGEST:
+            self.context.rip = self.base
 
     def _retire(self, frame: _Frame) -> None:
         assert frame.operation is not None
@@ -149,15 +154,14 @@ class Script:
         context, frame = self.context, self.frame
         context.rip += len(frame.code)
         context.rflags &= ~_RF
-        if context.rip & WINDOW - 1 >= WINDOW - 2 * _LONGEST:
-            context.rip = self.base
+        self._wrap()
         self._retire(frame)
 
     def next_operation(self) -> None:
         """Hand the result of the last instruction over and load the next one."""
         frame = self.frame
         result, frame.result = frame.result, None
-        self._advance(lambda: frame.running.send(result))
+        self._advance(partial(frame.running.send, result))
 
     def deliver(self, vector: int, kind: int, error_code: int | None) -> None:
         """An event that was injected: an exception for the program, or an interrupt or NMI."""
@@ -175,12 +179,13 @@ class Script:
         context.shadow = False
         context.rflags &= ~_RF
         context.rip += len(frame.code)
-        self._advance(lambda: frame.running.throw(fault))
+        self._wrap()
+        self._advance(partial(frame.running.throw, fault))
 
     def misuse(self, error: ScriptError) -> None:
         """Raise an author's mistake where it was made."""
         frame = self.frame
-        self._advance(lambda: frame.running.throw(error))
+        self._advance(partial(frame.running.throw, error))
 
     def interrupt(self, vector: int) -> None:
         """Take an interrupt at this instruction boundary."""
@@ -218,8 +223,7 @@ class Script:
                 frame.code = operation.encode(self._code_bits())
                 operation.load(self.context)
             except ScriptError as wrong:
-                error = wrong
-                step = lambda: frame.running.throw(error)  # noqa: E731, B023
+                step = partial(frame.running.throw, wrong)
                 continue
             frame.left = getattr(operation, "time", 0)
             self.context.code = frame.code
@@ -253,4 +257,7 @@ class Script:
         for frame in reversed(self._frames):
             frame.running.close()
         self._frames.clear()
-        _LOG.error("a scripted guest failed at RIP %#x", self.context.rip, exc_info=error)
+        if isinstance(error, GuestFault):
+            _LOG.info("a scripted guest did not catch %s at RIP %#x", error, self.context.rip)
+        else:
+            _LOG.error("a scripted guest failed at RIP %#x", self.context.rip, exc_info=error)
