@@ -25,6 +25,8 @@ _VERSION_VALUE: Final = 0x0005_0014
 #: The timer counts the core crystal clock that CPUID(0x15).ECX of a TD says.
 TIMER_HZ: Final = 25_000_000
 _MASKED: Final = 1 << 16
+#: SVR: software has enabled the APIC.
+_ENABLED: Final = 1 << 8
 _LVT_BITS: Final = {
     _LVT_TIMER: 0x7_10FF,
     _LVT_THERMAL: 0x1_17FF,
@@ -72,10 +74,6 @@ class Clock(Protocol):
         """The machine's TSC when the guest's reaches ``guest_tsc``."""
         ...
 
-    def guest_time(self, host_tsc: int) -> int:
-        """The guest's TSC when the machine's is ``host_tsc``."""
-        ...
-
 
 class LocalApic:
     """One vCPU's.
@@ -89,8 +87,8 @@ class LocalApic:
     """
 
     __slots__ = (
-        "_clock", "_divide", "_error", "_error_latched", "_icr", "_initial", "_lvt", "_others", "_period",
-        "_svr", "changed", "deadline", "vcpu",
+        "_clock", "_divide", "_error", "_error_latched", "_guest_deadline", "_icr", "_initial", "_lvt",
+        "_others", "_period", "_svr", "changed", "deadline", "vcpu",
     )  # fmt: skip
 
     def __init__(self, vcpu: Target, clock: Clock, others: Callable[[], list[Target]]) -> None:
@@ -106,6 +104,8 @@ class LocalApic:
         self._divide = 0
         #: Timer period in machine TSC ticks, when periodic.
         self._period = 0
+        #: IA32_TSC_DEADLINE as it was written, while armed.
+        self._guest_deadline = 0
         self.deadline: int | None = None
         self.changed: Callable[[], None] = lambda: None
 
@@ -153,24 +153,40 @@ class LocalApic:
         elif register in self._lvt:
             if value & ~(_LVT_BITS[register] | 1 << 12 | 1 << 14):
                 return False
-            self._lvt[register] = value & _LVT_BITS[register]
+            self._lvt[register] = value & _LVT_BITS[register] | self._forced_mask()
         elif register == _TIMER_DIVIDE:
             if value & ~0xB:
                 return False
-            self._divide = value
+            self._write_divide(value)
         elif register == _SVR:
             if value & ~0x11FF:
                 return False
             self._svr = value
+            for entry in self._lvt:
+                self._lvt[entry] |= self._forced_mask()
         elif register == _ESR:
             if value:
                 return False
             self._error_latched, self._error = self._error, 0
         elif register == _SELF_IPI:
-            self.vcpu.post(value & 0xFF)
+            if value & 0xFF < _LOWEST_VECTOR:
+                self._report(_ESR_SEND_ILLEGAL)
+            else:
+                self.vcpu.post(value & 0xFF)
         else:
             return False
         return True
+
+    def _forced_mask(self) -> int:
+        """The mask bit that every LVT entry has while software has the APIC disabled (SVR bit 8)."""
+        return 0 if self._svr & _ENABLED else _MASKED
+
+    def _report(self, error: int) -> None:
+        """An error for the ESR; the guest hears of it if it wants to."""
+        self._error |= error
+        lvt = self._lvt[_LVT_ERROR]
+        if not lvt & _MASKED:
+            self.vcpu.post(lvt & 0xFF)
 
     # ------------------------------------------------------------------ timer
     def _mode(self) -> int:
@@ -180,7 +196,7 @@ class LocalApic:
         if value & ~(_LVT_BITS[_LVT_TIMER] | 1 << 12) or value >> 17 & 3 == 3:
             return False
         before = self._mode()
-        self._lvt[_LVT_TIMER] = value & _LVT_BITS[_LVT_TIMER]
+        self._lvt[_LVT_TIMER] = value & _LVT_BITS[_LVT_TIMER] | self._forced_mask()
         after = self._mode()
         if before != after and _TSC_DEADLINE in (before, after):
             # A transition to or from deadline mode disarms the timer.
@@ -189,8 +205,23 @@ class LocalApic:
         elif before != after and after == _ONE_SHOT:
             self._period = 0
         elif before != after and self.deadline is not None:
-            self._period = self._ticks(self._initial)
+            self._period = self._ticks(self._at_least(self._initial))
         return True
+
+    def _write_divide(self, value: int) -> None:
+        """The timer goes on from its current count, at the new speed."""
+        before = self._divisor()
+        self._divide = value
+        after = self._divisor()
+        if self.deadline is not None and self._mode() != _TSC_DEADLINE and before != after:
+            now = self._clock.now()
+            left = max(self.deadline - now, 0) * after // before
+            period = self._ticks(self._at_least(self._initial)) if self._period else 0
+            self._set(now + left, period)
+
+    def _at_least(self, count: int) -> int:
+        """A periodic timer's initial count, or what keeps it from doing nothing else but firing."""
+        return max(count, _SHORTEST_PERIOD // self._divisor())
 
     def _divisor(self) -> int:
         code = self._divide & 3 | self._divide >> 1 & 4
@@ -209,7 +240,7 @@ class LocalApic:
             return
         periodic = self._mode() == _PERIODIC
         if periodic:
-            count = max(count, _SHORTEST_PERIOD // self._divisor())
+            count = self._at_least(count)
         ticks = self._ticks(count)
         self._set(self._clock.now() + ticks, ticks if periodic else 0)
 
@@ -229,11 +260,12 @@ class LocalApic:
         """IA32_TSC_DEADLINE, in guest TSC; 0 when disarmed or not in that mode."""
         if self._mode() != _TSC_DEADLINE or self.deadline is None:
             return 0
-        return self._clock.guest_time(self.deadline)
+        return self._guest_deadline
 
     def write_deadline(self, guest_tsc: int) -> None:
         """IA32_TSC_DEADLINE := guest TSC value; 0 disarms; ignored outside deadline mode."""
         if self._lvt[_LVT_TIMER] >> 17 & 3 == _TSC_DEADLINE:
+            self._guest_deadline = guest_tsc
             self._set(self._clock.host_deadline(guest_tsc) if guest_tsc else None, 0)
 
     def fire(self, now: int) -> bool:
@@ -248,7 +280,7 @@ class LocalApic:
             following = deadline + (missed + 1) * self._period
         lvt = self._lvt[_LVT_TIMER]
         self._set(following, self._period)
-        if not lvt & _MASKED and self._svr & 0x100:
+        if not lvt & _MASKED:
             self.vcpu.post(lvt & 0xFF)
         return True
 
@@ -261,7 +293,7 @@ class LocalApic:
         mode = value >> 8 & 7
         vector = value & 0xFF
         if mode in (_FIXED, _LOWEST) and vector < _LOWEST_VECTOR:
-            self._error |= _ESR_SEND_ILLEGAL
+            self._report(_ESR_SEND_ILLEGAL)
             return True
         for target in self._destinations(value):
             if mode == _NMI:

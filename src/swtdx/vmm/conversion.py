@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.vmm.memory import BLOCK
+from swtdx.vmm.memory import BLOCK, PAGE
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.td import Td
 
@@ -24,22 +24,30 @@ class Conversion:
         self._shared = td.shared
 
     def to_shared(self, cpu: Processor, start: int, end: int) -> int:
-        """Make [start, end) shared memory full of zeros; the GPA up to which it was done.
+        """Make the RAM in [start, end) shared memory full of zeros; the GPA up to which it was done.
+
+        What is not RAM is a device's, and shared as it is.
 
         Raises:
             SeamcallError: the module refuses; OutOfMemory.
         """
-        done = self._private.remove_range(cpu, start, end, CHUNK)
-        self._shared.map(start, done - start)
-        return done
+        for low, high in self._private.ram_parts(start, end):
+            stop = min(high, low + CHUNK * BLOCK)
+            done = self._private.remove_range(cpu, low, stop, CHUNK)
+            self._shared.map(low, done - low)
+            if done < high or high - low > CHUNK * PAGE:
+                return done
+        return end
 
     def to_private(self, cpu: Processor, start: int, end: int) -> int:
-        """Make [start, end) private, pending until the guest accepts it; the GPA up to which it was done.
+        """Make [start, end), all of it RAM, private; the GPA up to which it was done.
+
+        It is pending until the guest accepts it.
 
         Raises:
             SeamcallError: the module refuses; OutOfMemory.
         """
-        done = min(end, start + CHUNK * 4096)
+        done = min(end, start + CHUNK * PAGE)
         gone = self._shared.unmap(start, done - start)
         if gone:
             # A new TLB epoch also makes processors forget translations of shared GPAs.

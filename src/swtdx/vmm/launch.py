@@ -27,7 +27,7 @@ from swtdx.guests.memory_map import (
 )
 from swtdx.machine.host import Host
 from swtdx.vmm.console import Console, Stream
-from swtdx.vmm.errors import ConfigError
+from swtdx.vmm.errors import ConfigError, VmmError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
 from swtdx.vmm.memory import PAGE
@@ -174,10 +174,12 @@ def launch(host: Host | Hypervisor, config: LaunchConfig, console: Console | Non
         output.broken = lambda why: runner.end(EndReason.STOPPED, why)
         with _phase(phases, "run"), console.attached(_Keys(io, runner)):
             result = runner.run(config.timeout)
-    finally:
-        if config.teardown:
-            with _phase(phases, "teardown"):
-                td.teardown()
+    except BaseException:
+        _tear_down(td, config, phases)
+        raise
+    left = _tear_down(td, config, phases)
+    if left:
+        result.detail = f"{result.detail}; {left}".lstrip("; ")
     result.exit_status = output.finish()
     result.stats.phases = phases
     panic = output.panic()
@@ -253,6 +255,18 @@ def _build(hypervisor: Hypervisor, config: LaunchConfig, boot: DirectBoot) -> Td
         td.teardown()
         raise
     return td
+
+
+def _tear_down(td: Td, config: LaunchConfig, phases: dict[str, float]) -> str:
+    """Give everything back, if that is wanted; what went wrong, in words, for how the run ended is worth
+    more."""
+    if config.teardown:
+        with _phase(phases, "teardown"):
+            try:
+                td.teardown()
+            except VmmError as error:
+                return f"its teardown failed: {error}"
+    return ""
 
 
 def _mmio_ranges() -> list[tuple[int, int]]:

@@ -33,6 +33,8 @@ class PageAllocator:
         self._lock = threading.RLock()
         #: Ranges never handed out, as [base, end], ascending.
         self._fresh: list[list[int]] = []
+        #: Everything that was ever added, as (base, end).
+        self._added: list[tuple[int, int]] = []
         self._blocks: list[int] = []
         #: Blocks of which single pages are free: bit n of the mask is page n.
         self._partial: dict[int, int] = {}
@@ -64,12 +66,24 @@ class PageAllocator:
         if end <= base:
             return
         with self._lock:
-            for other, other_end in self._fresh:
+            for other, other_end in self._added:
                 if base < other_end and other < end:
                     raise VmmError(f"memory {base:#x}..{end - 1:#x} was added to the allocator before")
+            self._added.append((base, end))
             self._fresh.append([base, end])
             self._fresh.sort()
+            self._join_fresh()
             self._total += end - base
+
+    def _join_fresh(self) -> None:
+        """Make neighbours one, so that a block or a range may reach from one into the other."""
+        joined: list[list[int]] = []
+        for base, end in self._fresh:
+            if joined and joined[-1][1] == base:
+                joined[-1][1] = end
+            else:
+                joined.append([base, end])
+        self._fresh = joined
 
     def owner(self, hpa: int) -> str | None:
         """Who has the page or block that starts at ``hpa``; None if it is free or not ours."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from swtdx.arch import status as st
@@ -53,8 +53,7 @@ class PrivateMemory:
         self._hkid_bits = hkid_bits
         self._top = levels - 1
         self._owner = owner
-        #: Where the guest may have private memory on demand: [start, end) GPAs.
-        self.ram: list[tuple[int, int]] = []
+        self._ram: list[tuple[int, int]] = []
         #: HPA of Secure EPT pages by level of the entry that points to them and first GPA.
         self._tables: list[dict[int, int]] = [{} for _ in range(levels)]
         #: What is mapped (accepted or pending), by GPA.
@@ -84,9 +83,28 @@ class PrivateMemory:
         """How much private memory is mapped."""
         return len(self.small) * PAGE + len(self.large) * BLOCK
 
+    @property
+    def ram(self) -> list[tuple[int, int]]:
+        """Where the guest may have private memory on demand: [start, end) GPAs, ascending, not touching."""
+        return self._ram
+
+    @ram.setter
+    def ram(self, ranges: Iterable[tuple[int, int]]) -> None:
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(ranges):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = merged[-1][0], max(end, merged[-1][1])
+            else:
+                merged.append((start, end))
+        self._ram = merged
+
     def in_ram(self, start: int, end: int) -> bool:
         """Whether [start, end) may all be private memory."""
-        return any(low <= start and end <= high for low, high in self.ram)
+        return any(low <= start and end <= high for low, high in self._ram)
+
+    def ram_parts(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of [start, end) that may be private memory, ascending."""
+        return [(max(start, low), min(end, high)) for low, high in self._ram if low < end and start < high]
 
     # ------------------------------------------------------------------ giving
     def _ensure_tables(self, cpu: Processor, gpa: int, level: int) -> None:

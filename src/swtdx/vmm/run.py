@@ -122,8 +122,15 @@ class Runner:
             ]
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            try:
+                for thread in threads:
+                    thread.join()
+            except BaseException as error:
+                # Ctrl-C, say: no vCPU may run when the caller goes on.
+                self.stop(EndReason.STOPPED, type(error).__name__)
+                for thread in threads:
+                    thread.join()
+                raise
         self._seconds += time.perf_counter() - started
         reason, detail = self.outcome or (EndReason.ERROR, "the run ended without a reason")
         return RunResult(reason, detail, stats=self.stats())

@@ -113,6 +113,23 @@ class SharedEpt:
             self._set(level, base, 0)
             base += self._span(level)
 
+    def add_hole(self, page: int, ram: Iterable[tuple[int, int]]) -> None:
+        """Let accesses around the GPA ``page``, as far as there is neither RAM nor a table, raise #VE.
+
+        A guest that touches addresses at random then costs few tables.  ``ram`` are [start, end) GPAs.
+        """
+        spans = list(ram)
+        level = self._levels - 1
+        while level:
+            size = self._span(level)
+            base = page & -size
+            if (level - 1, base) not in self._tables and not any(
+                low < base + size and base < high for low, high in spans
+            ):
+                break
+            level -= 1
+        self._set(level, page & -self._span(level), 0)
+
     # ------------------------------------------------------------------ memory
     def translate(self, gpa: int) -> int | None:
         """The HPA of a shared GPA, or None."""

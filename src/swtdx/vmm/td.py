@@ -60,9 +60,13 @@ class GuestClock:
         return (host_tsc * self.multiplier >> 48) + self.offset & _U64
 
     def host_deadline(self, guest_tsc: int) -> int:
-        """The machine's TSC when the guest's reaches ``guest_tsc``; far away rather than in the past."""
-        ahead = (guest_tsc - self.offset) & _U64
-        return -(-(ahead << 48) // self.multiplier)
+        """The machine's TSC when the guest's reaches ``guest_tsc``; now if that is in the past.
+
+        As hardware does it, both are compared as unsigned 64-bit numbers.
+        """
+        now = self.now()
+        ahead = guest_tsc - self.guest_time(now)
+        return now + -(-(ahead << 48) // self.multiplier) if ahead > 0 else now
 
 
 def _bad_cpuid(leaf: int) -> str:

@@ -25,6 +25,7 @@ from swtdx.vmm.vcpu import Vcpu
 
 _INVALID: Final = ghci.INVALID_OPERAND
 _MASK32: Final = 0xFFFFFFFF
+_OFFERED: Final = ghci.INFO_GET_QUOTE | ghci.INFO_SETUP_EVENT_NOTIFY_INTERRUPT
 #: KVM's answer to a hypercall that does not exist, in R10: -KVM_ENOSYS.
 VENDOR_UNKNOWN: Final = (1 << 64) - 1000
 _MMIO_SIZES: Final = (1, 2, 4, 8)
@@ -96,6 +97,8 @@ class TdvmcallServer:
         self._quotes = quotes
         self._end = end
         self._conversion = Conversion(td)
+        #: The vCPU that wants to hear of events.
+        self._notified: Vcpu | None = None
         self._msrs = {vcpu.index: Msrs(vcpu) for vcpu in td.vcpus}
         self._translate = td.shared.translate
         self._in = buses.ports.read
@@ -210,8 +213,8 @@ class TdvmcallServer:
         return Action.HALT
 
     def wbinvd(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
-        """WBINVD or WBNOINVD: nothing to do, devices here see the caches (KVM does the same)."""
-        gpr[10] = 0
+        """WBINVD (R12 = 0) or WBNOINVD (1): nothing to do, devices here see the caches."""
+        gpr[10] = 0 if gpr[12] <= 1 else _INVALID
         return None
 
     # ------------------------------------------------------------------ services
@@ -234,14 +237,11 @@ class TdvmcallServer:
         cpu = vcpu.cpu
         assert cpu is not None
         saved = gpr[:]
-        in_ram = self._td.private.in_ram(plain, plain_end)
-        if not in_ram and not start & shared:
+        if not start & shared and not self._td.private.in_ram(plain, plain_end):
             gpr[10] = _INVALID  # devices cannot become private memory
             return None
         try:
-            if not in_ram:
-                done = plain_end  # a device is shared as it is
-            elif start & shared:
+            if start & shared:
                 done = self._conversion.to_shared(cpu, plain, plain_end)
             else:
                 done = self._conversion.to_private(cpu, plain, plain_end)
@@ -260,14 +260,14 @@ class TdvmcallServer:
         if which > 1:
             gpr[10] = _INVALID
             return None
-        # Leaf 1: GetQuote (bit 0) and SetupEventNotifyInterrupt (bit 1).
-        gpr[10:15] = (0, 3 if which else 0, 0, 0, 0)
+        gpr[10:15] = (0, _OFFERED if which else 0, 0, 0, 0)
         return None
 
     def event_notify(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
-        """SetupEventNotifyInterrupt: R12 a vector, 32..255."""
-        if 32 <= gpr[12] <= 255:
+        """SetupEventNotifyInterrupt: R12 a vector, 32..255; as in QEMU the latest call counts."""
+        if ghci.LOWEST_EVENT_VECTOR <= gpr[12] <= 255:
             vcpu.event_vector = gpr[12]
+            self._notified = vcpu
             gpr[10] = 0
         else:
             gpr[10] = _INVALID
@@ -280,7 +280,7 @@ class TdvmcallServer:
         if not gpa & shared or gpa + size > self._gpa_limit:
             gpr[10] = _INVALID
         else:
-            gpr[10] = self._quotes.submit(vcpu, gpa - shared, size)
+            gpr[10] = self._quotes.submit(self._notified or vcpu, gpa - shared, size)
         return None
 
     def fatal_error(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:

@@ -123,7 +123,11 @@ class Vcpu:
             cpu.host.interrupt(NOTIFICATION_VECTOR)
 
     def renotify(self, cpu: Processor) -> None:
-        """The entry for which :meth:`deliver` notified the processor did not happen: do it again."""
+        """Notify the processor again if it has not looked into the descriptor yet.
+
+        The notification is lost when the entry does not happen, or when the hypervisor takes the processor's
+        interrupts first (KVM: ``tdx_vcpu_run`` looks at ON before each entry).
+        """
         if self._memory.read(self.pid + _PIR.size - 8, 1)[0] & _ON:
             cpu.host.interrupt(NOTIFICATION_VECTOR)
 

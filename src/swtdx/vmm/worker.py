@@ -50,7 +50,9 @@ class Worker:
         #: TD exits by VM exit reason.
         self.exits = [0] * 128
         self._slice_end: int | None = None
+        #: Busy entries in a row, and which entry of the processor the latest was.
         self._busy = 0
+        self._busy_entry = 0
 
     def adopt(self, vcpu: Vcpu) -> None:
         """Take a vCPU that no other worker has."""
@@ -109,7 +111,11 @@ class Worker:
             other = self.runner.idle_worker()
             if other is not None:
                 self._hand_over(self.queue.pop(), other)
-        self._slice_end = self._slice() if self.queue else None
+        if self.queue:
+            self._slice_end = self._slice()
+            self.arm()
+        else:
+            self._slice_end = None
         return vcpu
 
     def _hand_over(self, vcpu: Vcpu, other: Worker) -> None:
@@ -187,6 +193,7 @@ class Worker:
         tdvpr = vcpu.tdvpr
         gpr[:] = vcpu.regs
         vcpu.cpu = cpu
+        vcpu.renotify(cpu)
         while True:
             if vcpu.attention:
                 passed = gpr[:]
@@ -256,7 +263,6 @@ class Worker:
         family = rax >> 32
         reason = rax & 0xFFFF
         if family == 0:
-            self._busy = 0
             self.exits[reason & 127] += 1
             if reason == _TDCALL:
                 # With a bus lock in the same exit: serve the call the slow way.
@@ -267,10 +273,13 @@ class Worker:
                 runner.end(*exits.end_of(rax))
             if reason == _EXTERNAL_INTERRUPT:
                 self._interrupts()
+                vcpu.renotify(self.cpu)
             return runner.outcome is None and not self._preempted(vcpu)
         if family in exits.RETRY:
             # The registers for the guest are passed again; a notification may have been lost on the way.
-            self._busy += 1
+            entries = self.cpu.counts[_VP_ENTER]
+            self._busy = self._busy + 1 if entries == self._busy_entry + 1 else 1
+            self._busy_entry = entries
             if self._busy > _BUSY_LIMIT:
                 runner.end(*exits.end_of(rax))
                 return False
@@ -319,6 +328,7 @@ class Worker:
             return
         verdict = td.private.resolve(self.cpu, violation.gpa, violation.accept_level)
         if verdict is Verdict.RESOLVED:
+            vcpu.stuck_at = -1
             return
         if verdict is Verdict.OUTSIDE:
             self.runner.end(EndReason.BAD_ACCESS, f"vCPU {vcpu.index}: {violation.describe(shared_bit)}")
@@ -339,7 +349,7 @@ class Worker:
             td.shared.map(page, PAGE)
         else:
             # Not memory: from now on the guest gets a #VE here, and asks for MMIO.
-            td.shared.add_mmio(page, PAGE)
+            td.shared.add_hole(page, td.private.ram)
             self._count_stuck(vcpu, violation)
 
     def _count_stuck(self, vcpu: Vcpu, violation: EptViolation) -> None:
