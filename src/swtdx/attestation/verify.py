@@ -248,14 +248,21 @@ class Verifier:
             claims = self._verifier.verify_with_policy(quote, native, seconds, self._tcb_policy(seconds))
         except ValueError as error:
             return self._explain(quote, native, seconds, error)
+        return self.conclude(quote, claims, seconds)
+
+    def conclude(self, quote: bytes, claims: Any, now: int) -> Verdict:
+        """The verdict on a quote of which dcap-qvl has given ``claims`` at ``now`` (Unix seconds).
+
+        What is left is the policy's half about measurements.
+        """
         try:
             parsed = ParsedQuote(quote)
         except QuoteFormatError as error:
             # dcap-qvl verifies SGX quotes as well.
-            return self._refused(quote, seconds, CLAIMS, str(error), claims)
+            return self._refused(quote, now, CLAIMS, str(error), claims)
         if mismatch := self.policy.mismatch(parsed.version, parsed.body()):
-            return self._refused(quote, seconds, CLAIMS, mismatch, claims)
-        return Verdict(True, True, "", "", quote, seconds, self.simulated, self.root, self.policy, claims)
+            return self._refused(quote, now, CLAIMS, mismatch, claims)
+        return Verdict(True, True, "", "", quote, now, self.simulated, self.root, self.policy, claims)
 
     def _refused(self, quote: bytes, now: int, check: str, reason: str, claims: Any = None) -> Verdict:
         return Verdict(

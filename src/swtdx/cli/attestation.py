@@ -342,6 +342,24 @@ def vectors_make(folder: str, seed: str) -> None:
     click.echo(f"{number} vectors in {folder}")
 
 
+@vectors.command("flips")
+@click.option("-o", "--output", type=click.Path(), help="Write the record here. Default: standard output.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 256), help="Processes.")
+@_seed
+@plain_errors
+def vectors_flips(output: str | None, workers: int, seed: str) -> None:
+    """Flip every bit of a quote and its collateral once, and record what the verifier says (Markdown)."""
+    from swtdx.attestation.vectors.flip_record import record
+
+    text, tallies = record(workers, _world(seed, ""))
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        Path(output).write_text(text, encoding="utf-8")
+    harmful = sum(len(tally.harmful) for each in tallies.values() for tally in each.values())
+    raise click.exceptions.Exit(1 if harmful else 0)
+
+
 def register(group: click.Group) -> None:
     """Add the attestation commands to ``group``."""
     for command in (verify, pcs, eventlog, vectors):

@@ -1,20 +1,23 @@
 """Every single bit of a quote and of its collateral flipped once, and what a verifier says.
 
-A flip is *rejected* by dcap-qvl, *unreadable* when it makes no text of what must be text, or
-*unnoticed*: accepted with exactly the same claims.  One that is accepted with other claims would be
-*harmful*; there must be none.  Unnoticed flips lie where no signature covers and no claim depends, and
-:func:`reason` says of a place why that is so.
+A flip is *rejected* by dcap-qvl (or by swtdx's own reading of the quote), *unreadable* when it makes no
+text of what must be text, or *unnoticed*: accepted with exactly the same claims and the same report.  One
+that is accepted with anything else would be *harmful*; there must be none.  Unnoticed flips lie where no
+signature covers and no claim depends, and :func:`reason` says of a place why that is so.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import multiprocessing
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from ..collateral import Collateral
 from ..quote import ParsedQuote
+from ..report import render
+from ..verify import Verifier
 
 #: Name of the quote among the fields that are flipped.
 QUOTE: Final = "quote"
@@ -61,7 +64,11 @@ class Tally:
 
 
 class Judge:
-    """dcap-qvl, and the claims of the unchanged material."""
+    """dcap-qvl and swtdx's report on it, and what both say of the unchanged material.
+
+    Raises:
+        ValueError: the unchanged material is not accepted.
+    """
 
     def __init__(self, material: Material) -> None:
         import dcap_qvl
@@ -69,7 +76,8 @@ class Judge:
         self.dcap = dcap_qvl
         self.material = material
         self.verifier = dcap_qvl.QuoteVerifier(material.root)
-        self.policy = dcap_qvl.QuotePolicy.claims_only(material.now)
+        self.swtdx = Verifier(material.root, accept_simulated=True)
+        self.policy = self.swtdx.policy.dcap(material.now)
         values = material.fields()
         self.values: dict[str, Any] = {
             name: value.decode() if isinstance(getattr(material.collateral, name, b""), str) else value
@@ -77,11 +85,20 @@ class Judge:
         }
         self.quote = self.values.pop(QUOTE)
         self.native = dcap_qvl.QuoteCollateralV3(**self.values)
-        self.claims = self._claims(self.quote, self.native)
+        self.outcome = self._outcome(self.quote, self.native)
+        if self.outcome is None:
+            raise ValueError("the unchanged quote is refused")
 
-    def _claims(self, quote: bytes, native: Any) -> str:
-        claims = self.verifier.verify_with_policy(quote, native, self.material.now, self.policy)
-        return str(claims.to_json())
+    def _outcome(self, quote: bytes, native: Any) -> tuple[str, str, str] | None:
+        """dcap-qvl's claims, swtdx's verdict and its report; None when either refuses."""
+        try:
+            claims = self.verifier.verify_with_policy(quote, native, self.material.now, self.policy)
+        except ValueError:
+            return None
+        verdict = self.swtdx.conclude(quote, claims, self.material.now)
+        if not verdict.accepted:
+            return None
+        return str(claims.to_json()), json.dumps(verdict.document()), render(verdict)
 
     def flip(self, name: str, value: bytearray) -> str:
         """ "rejected", "unreadable", "unnoticed" or "harmful"."""
@@ -96,11 +113,10 @@ class Judge:
             native = self.dcap.QuoteCollateralV3(**(self.values | {name: text}))
         else:
             native = self.dcap.QuoteCollateralV3(**(self.values | {name: bytes(value)}))
-        try:
-            claims = self._claims(quote, native)
-        except ValueError:
+        outcome = self._outcome(quote, native)
+        if outcome is None:
             return "rejected"
-        return "unnoticed" if claims == self.claims else "harmful"
+        return "unnoticed" if outcome == self.outcome else "harmful"
 
 
 _judge: Judge | None = None
@@ -132,7 +148,6 @@ def _work(task: tuple[str, int, int]) -> tuple[str, Tally]:
 _ROOT_COPY: Final = "in the chain's copy of the root certificate: the verifier uses the root it was given"
 _WHITE_SPACE: Final = "white space around or inside the base64 of a certificate"
 _UNUSED: Final = "not read: the signature of the PCK CRL is checked with the CA in the quote's PCK chain"
-_OUTER_TYPE: Final = "the type of the outer certification data, which has one layout only; it is not read"
 _SHORT_CHAIN: Final = "shortens the PCK chain so that only the copy of the root certificate is cut"
 
 
@@ -157,8 +172,6 @@ def reason(material: Material, name: str, byte: int, bit: int) -> str:
         return ""
     parsed = ParsedQuote(material.quote)
     (part,) = (each for each in parsed.parts if each.start <= byte < each.end)
-    if part.name == "certification data type":
-        return _OUTER_TYPE
     chain = parsed.bytes_of("PCK certificate chain")
     if part.name == "PCK certificate chain":
         return _in_chain(chain, byte - part.start, bit)
@@ -167,29 +180,6 @@ def reason(material: Material, name: str, byte: int, bit: int) -> str:
         if chain.rindex(b"-----BEGIN") <= size < len(chain):
             return _SHORT_CHAIN
     return ""
-
-
-def summary(material: Material, tallies: dict[str, Tally]) -> str:
-    """The tallies as a table, and the reasons of what went unnoticed with their numbers."""
-    lines = [f"{'field':<28}{'tried':>8}{'rejected':>10}{'no text':>9}{'unnoticed':>11}{'harmful':>9}"]
-    total = Tally()
-    reasons: dict[str, int] = {}
-    for name, tally in tallies.items():
-        total.add(tally)
-        lines.append(_row(name, tally))
-        for byte, bit in tally.unnoticed:
-            why = reason(material, name, byte, bit) or "FOR NO KNOWN REASON"
-            reasons[why] = reasons.get(why, 0) + 1
-    lines += [_row("all", total), "", "Unnoticed:"]
-    lines += [f"{number:>8}  {why}" for why, number in sorted(reasons.items(), key=lambda each: -each[1])]
-    return "\n".join(lines)
-
-
-def _row(name: str, tally: Tally) -> str:
-    return (
-        f"{name:<28}{tally.tried:>8}{tally.rejected:>10}{tally.unreadable:>9}"
-        f"{len(tally.unnoticed):>11}{len(tally.harmful):>9}"
-    )
 
 
 def flip_all(material: Material, *, workers: int = 2, only: str | None = None) -> dict[str, Tally]:
