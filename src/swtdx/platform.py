@@ -43,7 +43,8 @@ class PlatformConfig:
     ``module`` is a signed module image; without it the installed ``swtdx.module`` is built and signed
     with the simulated key.  ``acm`` is the NP-SEAMLDR's image (:func:`~swtdx.firmware.acm.build_acm`);
     ``acm_key_hash`` is the hash of its signer's key in the processor's fuses (default: the simulated
-    key).  ``load_module`` False stops after the P-SEAMLDR.
+    key).  ``load_module`` False stops after the P-SEAMLDR.  ``start_engine`` starts the engine before the
+    firmware, so that it comes up meanwhile, for those who will run a guest at once.
     """
 
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -52,6 +53,7 @@ class PlatformConfig:
     acm: bytes | None = None
     acm_key_hash: bytes | None = None
     load_module: bool = True
+    start_engine: bool = False
 
 
 def module_image(properties: ModuleProperties | None = None) -> SignedImage:
@@ -75,6 +77,7 @@ class Platform:
 
         Raises:
             FirmwareError: a stage refuses; the message names the stage, the thing and the reason.
+            EngineError: the engine was to be started, and cannot be.
             ValueError: the machine's configuration makes no sense.
         """
         config = config or PlatformConfig()
@@ -84,6 +87,8 @@ class Platform:
         machine: Machine | None = None
         try:
             machine = Machine(config.machine, memory)
+            if config.start_engine:
+                machine.start_engine()
             plan = Bios(machine, config.bios).run()
             mcheck.run(machine, plan.cmrs)
             platform = cls(config, machine, plan, _start_loader(machine, config))

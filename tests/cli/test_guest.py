@@ -25,15 +25,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     return made
 
 
-def put(cache: Cache, version: str) -> None:
+def put(cache: Cache, version: str, busybox: bytes = b"busybox") -> None:
     with cache.lock(Quiet()):
         store_guest(
             cache,
             version=version,
-            kernel=make_bzimage(version.encode()),
+            kernel=make_bzimage(version=version.encode()),
             config=None,
             modules=[Module("tsm", b"module")],
-            busybox=b"busybox",
+            busybox=busybox,
             source="the test",
             packages={},
         )
@@ -56,7 +56,7 @@ def test_list_puts_the_newest_first_and_fetch_uses_it(
     assert main(["guest", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [one["version"] for one in listed] == [NEW, OLD]
-    assert Path(listed[0]["kernel"]).read_bytes() == make_bzimage(NEW.encode())
+    assert Path(listed[0]["kernel"]).read_bytes() == make_bzimage(version=NEW.encode())
     assert [Path(path).read_bytes() for path in listed[0]["modules"]] == [b"module"]
     # Nothing is asked of anybody as long as the cache has it.
     monkeypatch.setenv("PATH", "/nonexistent")

@@ -16,7 +16,7 @@ from swtdx.guests.cache import Cache
 from swtdx.guests.deb import read_deb
 from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import CacheError, FetchError, GuestError
-from swtdx.guests.guest import Guest, cached_guests, open_guest, store_guest
+from swtdx.guests.guest import Guest, cached_guests, newest_guest, open_guest, store_guest
 from swtdx.guests.host import own_kernel_advice
 from swtdx.guests.kernel import parse_kernel
 from swtdx.guests.modules import load_order
@@ -141,10 +141,9 @@ def _from_cache(version: str | None, cache: Cache) -> Guest | None:
             return open_guest(version, cache)
         except CacheError:
             pass
-    for guest in cached_guests(cache):
-        if version is None or _is_version(guest.version, version):
-            return guest
-    return None
+    if version is None:
+        return newest_guest(cache)
+    return next((guest for guest in cached_guests(cache) if _is_version(guest.version, version)), None)
 
 
 def _cached_ovmf(cache: Cache) -> Firmware | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -100,14 +100,20 @@ def open_guest(version: str, cache: Cache | None = None) -> Guest:
 
 def cached_guests(cache: Cache | None = None) -> list[Guest]:
     """Every undamaged guest in the cache, the newest kernel first."""
-    cache = cache or Cache()
-    guests = []
-    for name in cache.names(KIND):
+    return list(_newest_first(cache or Cache()))
+
+
+def newest_guest(cache: Cache | None = None) -> Guest | None:
+    """The first of :func:`cached_guests`, without looking at the others."""
+    return next(_newest_first(cache or Cache()), None)
+
+
+def _newest_first(cache: Cache) -> Iterator[Guest]:
+    for name in sorted(cache.names(KIND), key=version_key, reverse=True):
         try:
-            guests.append(_guest(cache.open(KIND, name)))
+            yield _guest(cache.open(KIND, name))
         except CacheError:
             continue
-    return sorted(guests, key=lambda guest: version_key(guest.version), reverse=True)
 
 
 def _entry_name(version: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from swtdx.guests.cache import Cache
 from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import GuestError
-from swtdx.guests.guest import cached_guests
+from swtdx.guests.guest import newest_guest
 from swtdx.guests.initramfs import Job, build_initramfs
 from swtdx.guests.kernel import KernelImage, load_kernel
 from swtdx.guests.modules import Module, load_order, module_name
@@ -73,7 +73,8 @@ def find_busybox(cache: Cache | None = None) -> bytes:
     Raises:
         GuestError: there is none; the message says how to get one.
     """
-    for guest in cached_guests(cache):
+    guest = newest_guest(cache)
+    if guest is not None:
         return guest.busybox.read_bytes()
     for name in ("busybox", "busybox-static", "busybox.static"):
         found = shutil.which(name)

@@ -260,7 +260,12 @@ class QemuEngine:
         context.saved = False
         self.runs += 1
         self._command(port, at.CMD_RUN)
-        event.tsc = port.q[at.MB_EXIT_TSC >> 3]
+        tsc = event.tsc = port.q[at.MB_EXIT_TSC >> 3]
+        now = time.perf_counter_ns()
+        base, base_tsc = self._tsc_base
+        if tsc > base_tsc + (now - base) * self._tsc_hz / 1e9:
+            # The measured rate is a little low: what is behind us must not lie in the future.
+            self._tsc_base = (now, tsc)
         self._decode(port, context, event)
         return event
 

@@ -1,0 +1,116 @@
+"""What ``swtdx run`` boots: a kernel, an initrd and a command line, out of what the user gave or has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from swtdx.guests.errors import CacheError, FetchError, GuestError
+from swtdx.guests.guest import Guest, newest_guest
+from swtdx.guests.initramfs import Exec, Job, default_cmdline
+from swtdx.guests.kernel import KernelImage, load_kernel
+from swtdx.guests.tdx_support import config_beside, require_tdx_support
+
+#: For an initrd of the user's own: the virtio console, and no spinning after a panic.
+OWN_INITRD_CMDLINE = "console=hvc0 panic=-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What to boot.  ``kernel`` is None for the tiny guest that swtdx carries with it."""
+
+    kernel: KernelImage | None
+    initrd: bytes
+    cmdline: str
+    label: str
+
+
+TINY = Boot(None, b"", "", "swtdx's tiny guest")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user said about the kernel.
+
+    Args:
+        kernel: a bzImage of the user's own.
+        initrd: an initrd of the user's own, for ``kernel``.
+        version: of a fetched kernel, or the beginning of it.
+        cmdline: replaces the command line.
+        append: is added to it.
+        force: takes a kernel that seems to have no TDX guest support.
+    """
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    version: str | None = None
+    cmdline: str | None = None
+    append: str = ""
+    force: bool = False
+
+
+def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> Boot:
+    """Decide what to boot, and refuse what cannot be a TD, before anything starts.
+
+    Args:
+        wishes: see :class:`Wishes`.
+        job: what the guest is to do.
+        term: the terminal's type, for a shell.
+        say: told what is not as the user might expect.
+
+    Raises:
+        GuestError: a file is unusable, the kernel cannot be a TD, or no kernel is to be had that could run
+            the command of an exec job.
+    """
+    if wishes.kernel is not None:
+        return _own_kernel(wishes, wishes.kernel, job, term)
+    try:
+        guest = _fetched(wishes.version)
+    except (FetchError, CacheError) as error:
+        if wishes.version is not None or isinstance(job, Exec):
+            raise
+        say(f"{error}\nSo this is only the tiny guest that swtdx carries with it.")
+        return TINY
+    return Boot(
+        guest.kernel_image(),
+        guest.initramfs(job),
+        _cmdline(wishes, default_cmdline(job, term)),
+        guest.version,
+    )
+
+
+def _fetched(version: str | None) -> Guest:
+    """From the cache if it has one; else by the system's package tool."""
+    guest = newest_guest() if version is None else None
+    if guest is None:
+        from swtdx.guests.fetch import fetch_guest
+        from swtdx.guests.progress import Bar
+
+        with Bar() as bar:
+            guest = fetch_guest(version, progress=bar)
+    return guest
+
+
+def _own_kernel(wishes: Wishes, path: Path, job: Job, term: str) -> Boot:
+    kernel = load_kernel(path)
+    require_tdx_support(kernel, config_beside(path, kernel.release), force=wishes.force)
+    label = kernel.release or path.name
+    if wishes.initrd is not None:
+        initrd = _read(wishes.initrd)
+        return Boot(kernel, initrd, _cmdline(wishes, OWN_INITRD_CMDLINE), label)
+    from swtdx.guests.host import initramfs_for
+
+    return Boot(kernel, initramfs_for(kernel, job), _cmdline(wishes, default_cmdline(job, term)), label)
+
+
+def _cmdline(wishes: Wishes, default: str) -> str:
+    base = default if wishes.cmdline is None else wishes.cmdline
+    return f"{base} {wishes.append}".strip()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise GuestError(f"the initrd {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,169 @@
+"""``swtdx run`` up to the point where something starts, and from the point where it has ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from swtdx.cli import boot_choice, run_report
+from swtdx.cli.boot_choice import Wishes, choose
+from swtdx.cli.main import main
+from swtdx.guests.cache import Cache
+from swtdx.guests.errors import FetchError, GuestError, NoTdxSupport
+from swtdx.guests.initramfs import Demo, Exec, Shell, default_cmdline
+from swtdx.vmm.result import EndReason, RunResult
+from tests.cli.test_guest import NEW, OLD, cache, put
+from tests.guests.bzimage import make_bzimage
+from tests.guests.test_fetch import busybox
+
+__all__ = ["cache"]  # a fixture
+
+TDX, NO_TDX = "CONFIG_X86_64=y\nCONFIG_INTEL_TDX_GUEST=y\n", "CONFIG_X86_64=y\n"
+
+
+def own_kernel(folder: Path, config: str = TDX, release: str = "6.6.6-own") -> Path:
+    (folder / f"config-{release}").write_text(config)
+    path = folder / f"vmlinuz-{release}"
+    path.write_bytes(make_bzimage(version=release.encode()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--initrd", "x"], "--initrd goes with --kernel"),
+        (["--kernel", "k", "--initrd", "x", "--exec", "ls"], "leave out --initrd"),
+        (["--kernel", "k", "--tiny"], "exclude each other"),
+        (["--kernel", "k", "--guest", "6.12"], "exclude each other"),
+        (["--tiny", "--exec", "ls"], "runs no commands"),
+        (["--exec", "ls", "--demo"], "exclude each other"),
+        (["--log", "x"], "--log goes with --exec"),
+        (["--memory", "much"], "not a size"),
+        (["--vcpus", "0"], "0 is not in the range"),
+        (["--timeout", "0"], "0.0 is not in the range"),
+    ],
+)
+def test_options_that_mean_nothing(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+# -- what boots -----------------------------------------------------------------------------------
+def test_a_kernel_without_tdx_support_is_refused_by_name_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWTDX_QEMU", "/nonexistent/qemu")
+    path = own_kernel(tmp_path, NO_TDX)
+    assert main(["run", "--kernel", str(path), "--exec", "true"]) == run_report.NOT_STARTED
+    shown = capsys.readouterr().err
+    assert str(path) in shown
+    assert "6.6.6-own" in shown
+    assert "CONFIG_INTEL_TDX_GUEST" in shown
+    assert "qemu" not in shown.lower()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF" + bytes(4000), os.urandom(2000)])
+def test_what_is_no_kernel_is_refused(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "thing"
+    path.write_bytes(content)
+    assert main(["run", "--kernel", str(path)]) == run_report.NOT_STARTED
+    assert capsys.readouterr().err.startswith(f"swtdx: {path} is not a Linux bzImage")
+
+
+def test_the_newest_cached_kernel_boots_unless_one_is_named(cache: Cache) -> None:
+    for version in (OLD, NEW):
+        put(cache, version, busybox())
+    said: list[str] = []
+    boot = choose(Wishes(append="a=b"), Demo(), "", said.append)
+    assert boot.kernel is not None
+    assert boot.kernel.release == boot.label == NEW
+    assert boot.cmdline == default_cmdline(Demo()) + " a=b"
+    assert choose(Wishes(version="6.9"), Demo(), "", said.append).label == OLD
+    assert choose(Wishes(cmdline="only this"), Demo(), "", said.append).cmdline == "only this"
+    assert said == []
+
+
+def test_an_exec_job_is_in_the_initrd_and_a_shell_knows_its_terminal(cache: Cache) -> None:
+    put(cache, NEW, busybox())
+    boot = choose(Wishes(), Exec("echo 'a  b'"), "vt220", lambda _: None)
+    assert b"echo 'a  b'" in boot.initrd
+    assert "TERM" not in boot.cmdline
+    assert "TERM=vt220" in choose(Wishes(), Shell(), "vt220", lambda _: None).cmdline.split()
+
+
+def test_an_initrd_of_the_users_own_is_taken_as_it_is(tmp_path: Path) -> None:
+    kernel, initrd = own_kernel(tmp_path), tmp_path / "initrd"
+    initrd.write_bytes(b"whatever")
+    boot = choose(Wishes(kernel, initrd, append="x"), Shell(), "", lambda _: None)
+    assert (boot.initrd, boot.cmdline) == (b"whatever", f"{boot_choice.OWN_INITRD_CMDLINE} x")
+    with pytest.raises(GuestError, match=f"{tmp_path}/none cannot be read: {os.strerror(errno.ENOENT)}"):
+        choose(Wishes(kernel, tmp_path / "none"), Shell(), "", lambda _: None)
+
+
+def test_force_takes_a_kernel_on_trust(tmp_path: Path) -> None:
+    kernel, initrd = own_kernel(tmp_path, NO_TDX), tmp_path / "initrd"
+    initrd.touch()
+    with pytest.raises(NoTdxSupport, match="--force"):
+        choose(Wishes(kernel, initrd), Shell(), "", lambda _: None)
+    assert choose(Wishes(kernel, initrd, force=True), Shell(), "", lambda _: None).kernel is not None
+
+
+def test_where_nothing_can_be_fetched(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny guest instead, and it is said; but it cannot stand in for a command or a named kernel."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    said: list[str] = []
+    assert choose(Wishes(), Demo(), "", said.append) == boot_choice.TINY
+    assert "apt-cache and apt-get not found" in said[0]
+    assert "tiny guest" in said[0]
+    with pytest.raises(FetchError):
+        choose(Wishes(), Exec("ls"), "", said.append)
+    with pytest.raises(FetchError):
+        choose(Wishes(version="6.12"), Demo(), "", said.append)
+
+
+# -- how it ended ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("reason", EndReason)
+def test_every_end_without_a_command_has_a_status_and_words_if_it_is_not_orderly(reason: EndReason) -> None:
+    result = RunResult(reason, "why")
+    status = run_report.exit_status(result, command=False)
+    words = run_report.complaint(result, command=False)
+    if result.orderly:
+        assert status == 0
+        assert words is None
+    else:
+        assert status == (124 if reason is EndReason.TIMEOUT else 126)
+        assert words is not None
+        assert reason.value in words
+        assert "why" in words
+
+
+@pytest.mark.parametrize("status", [0, 1, 77, 124, 126, 255])
+def test_a_commands_status_is_ours(status: int) -> None:
+    result = RunResult(EndReason.POWER_OFF, exit_status=status)
+    assert run_report.exit_status(result, command=True) == status
+    assert run_report.complaint(result, command=True) is None
+
+
+def test_a_command_that_switches_the_guest_off_has_no_status() -> None:
+    result = RunResult(EndReason.POWER_OFF)
+    assert run_report.exit_status(result, command=True) == run_report.ABNORMAL
+    assert "before the command had ended" in (run_report.complaint(result, command=True) or "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_as_a_shell_reports_them(number: signal.Signals) -> None:
+    result = RunResult(EndReason.STOPPED, number.name)
+    assert run_report.exit_status(result, command=True) == 128 + number
+    assert run_report.complaint(result, command=True) is None
+
+
+def test_leaving_is_no_failure() -> None:
+    assert run_report.exit_status(RunResult(EndReason.STOPPED, "Ctrl-A x"), command=False) == 0
