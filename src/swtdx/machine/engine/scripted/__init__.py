@@ -34,7 +34,7 @@ from swtdx.machine.engine.scripted.instructions import (
     Wbinvd,
     Wrmsr,
 )
-from swtdx.machine.engine.scripted.operation import Operation, Registers
+from swtdx.machine.engine.scripted.operation import Operation, Registers, sequence
 from swtdx.machine.engine.scripted.ports import In, Out
 from swtdx.machine.engine.scripted.script import Program, Script
 
@@ -42,5 +42,6 @@ __all__ = [
     "Cli", "Clts", "Cpuid", "Fetch", "GuestFault", "Hlt", "In", "Invd", "Monitor", "MovFromCr", "MovToCr",
     "Mwait", "Operation", "Out", "Pause", "Program", "Rdmsr", "Rdpmc", "Rdtsc", "Rdtscp", "Read",
     "Registers", "Script", "ScriptError", "ScriptedEngine", "SetCpl", "Sti", "Tdcall", "TripleFault",
-    "Undefined", "Vmcall", "Wbinvd", "Write", "Wrmsr", "Xsetbv", "read_bytes", "write_bytes",
+    "Undefined", "Vmcall", "Wbinvd", "Write", "Wrmsr", "Xsetbv", "read_bytes", "sequence",
+    "write_bytes",
 ]  # fmt: skip

@@ -12,8 +12,9 @@ from swtdx.machine.engine.protocol import Event
 #: An event to deliver: vector, VMX interruption type, error code.
 Injection = tuple[int, int, int | None]
 
-_CR0_PE_PG: Final = 1 << 0 | 1 << 31
-_CR4_PAE: Final = 1 << 5
+#: What start-up code sets: PE, MP, ET, WP, PG; PAE, OSFXSR, OSXMMEXCPT.
+_CR0_STARTED: Final = 0x80010013
+_CR4_STARTED: Final = 0x620
 _EFER_LME: Final = 1 << 8
 _EFER_LMA: Final = 1 << 10
 _CS_LONG: Final = 1 << 13
@@ -154,8 +155,8 @@ class ScriptedContext:
 
     def enter_long_mode(self) -> None:
         """What a guest's start-up code does to get from protected mode to 64-bit code."""
-        self.cr4 |= _CR4_PAE
-        self.cr0 |= _CR0_PE_PG
+        self.cr4 |= _CR4_STARTED
+        self.cr0 |= _CR0_STARTED
         self.efer |= _EFER_LME | _EFER_LMA
         rights = self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0)
         self._fields[f.GUEST_CS_ACCESS_RIGHTS] = rights & ~_CS_BIG | _CS_LONG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from typing import Any, ClassVar, Final
 
 from swtdx.arch import regs
@@ -79,6 +80,15 @@ class Operation:
     def result(self, context: ScriptedContext) -> Any:
         """What the ``yield`` returns."""
         return None
+
+
+def sequence(operations: Iterable[Operation]) -> Generator[Operation, Any, list[Any]]:
+    """``results = yield from sequence([...])``: several operations in a row, and what each returned."""
+    results = []
+    for operation in operations:
+        result = yield operation
+        results.append(result)
+    return results
 
 
 def load_registers(context: ScriptedContext, **values: int) -> None:
