@@ -8,11 +8,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import dcap_qvl
 import pytest
@@ -24,68 +22,26 @@ from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.vectors.factory import write_vectors
 from swtdx.attestation.verify import Verifier, quote_is_simulated
 from swtdx.attestation.world import World
+from tests.attestation.javascript import Judge
+from tests.fetching import cannot_fetch
 
 pytestmark = pytest.mark.network
-
-# Reads a folder of vectors, writes [name, [verdict, status or message, advisories]] lines.
-_JUDGE = """
-const fs = require('fs'), path = require('path');
-const { QuoteVerifier } = require('@phala/dcap-qvl');
-const folder = process.argv[2];
-const verifier = QuoteVerifier.newWithRootCa(fs.readFileSync(path.join(folder, 'root.der')));
-for (const entry of JSON.parse(fs.readFileSync(path.join(folder, 'index.json'))).vectors) {
-  const read = (name) => fs.readFileSync(path.join(folder, entry.name, name));
-  let verdict;
-  try {
-    const report = verifier.verify(read('quote.bin'), JSON.parse(read('collateral.json')), entry.now);
-    verdict = ['accepted', report.status, report.advisory_ids];
-  } catch (error) {
-    verdict = ['rejected', String(error.message), []];
-  }
-  console.log(JSON.stringify([entry.name, verdict]));
-}
-"""
 
 # Vectors about which every verifier must agree.  The others touch rules that @phala/dcap-qvl (0.3)
 # does not have: CRL signatures and dates, TDX module identities, relaunch, strict document schemas.
 _AGREED = ("status/", "header/", "length/", "truncated/", "signature/", "claim/", "date/")
 
 
-@pytest.fixture(scope="module")
-def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which node finds @phala/dcap-qvl."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("npm and node are not installed")
-    folder = tmp_path_factory.mktemp("npm")
-    (folder / "package.json").write_text('{"private": true}')
-    (folder / "judge.js").write_text(_JUDGE)
-    try:
-        result = subprocess.run(
-            ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "@phala/dcap-qvl"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm did not finish in 3 minutes")
-    if result.returncode:
-        pytest.skip(f"npm cannot install @phala/dcap-qvl: {result.stderr.strip().splitlines()[-1:]}")
-    return folder
-
-
-def test_javascript_agrees(javascript: Path, tmp_path: Path) -> None:
-    write_vectors(tmp_path / "vectors")
-    output = subprocess.run(
-        ["node", "judge.js", str(tmp_path / "vectors")],
-        cwd=javascript,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    judged: dict[str, Any] = dict(json.loads(line) for line in output.splitlines())
-    listing = json.loads((tmp_path / "vectors" / "index.json").read_text())["vectors"]
+def test_javascript_agrees(javascript: Judge, tmp_path: Path) -> None:
+    folder = tmp_path / "vectors"
+    write_vectors(folder)
+    listing = json.loads((folder / "index.json").read_text())["vectors"]
+    cases = [
+        (entry["name"], place / "quote.bin", place / "collateral.json", entry["now"])
+        for entry in listing
+        for place in [folder / entry["name"]]
+    ]
+    judged = javascript.verify(folder / "root.der", cases, tmp_path)
     assert set(judged) == {entry["name"] for entry in listing}
     accepted = rejected = 0
     for entry in listing:
@@ -122,9 +78,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=120,
         check=False,
     )  # fmt: skip
-    for path in folder.rglob("sample/tdx_quote"):
-        return path.parent
-    pytest.skip("pip cannot fetch the source of dcap-qvl")
+    found = next(folder.rglob("sample/tdx_quote"), None)
+    if found is None:
+        cannot_fetch("pip cannot fetch the source of dcap-qvl")
+    return found.parent
 
 
 # Real platforms have these on.
