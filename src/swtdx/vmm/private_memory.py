@@ -245,14 +245,19 @@ class PrivateMemory:
 
     def _when_tracked(self, cpu: Processor, call: Callable[[], tuple[int, int, int]], doing: str) -> int:
         """Repeat ``call`` until vCPUs of the old epoch have left; RCX of its success."""
+        status, rcx = self._repeat(call)
+        cpu.need(status, doing)
+        return rcx
+
+    def _repeat(self, call: Callable[[], tuple[int, int, int]]) -> tuple[int, int]:
+        """Repeat ``call`` while vCPUs of the old epoch are in the guest; its status and RCX."""
         for _ in range(_EPOCH_TRIES):
             status, rcx, _ = call()
             if st.code_of(status) != st.TDX_TLB_TRACKING_NOT_DONE:
                 break
             self.kick()
             time.sleep(_EPOCH_PAUSE)
-        cpu.need(status, doing)
-        return rcx
+        return status, rcx
 
     def remove_range(self, cpu: Processor, start: int, end: int, limit: int = 1 << 62) -> int:
         """Take private pages in [start, end) away; the GPA up to which it was done.
@@ -365,11 +370,7 @@ class PrivateMemory:
             return False
         self._block(cpu, [(base, 1)])
         self.track(cpu)
-        for _ in range(_EPOCH_TRIES):
-            status, page, _ = sc.tdh_mem_page_promote(cpu, base, 1, self._tdr)
-            if st.code_of(status) != st.TDX_TLB_TRACKING_NOT_DONE:
-                break
-            time.sleep(_EPOCH_PAUSE)
+        status, page = self._repeat(lambda: sc.tdh_mem_page_promote(cpu, base, 1, self._tdr))
         if st.code_of(status) == st.TDX_EPT_INVALID_PROMOTE_CONDITIONS:
             unblocked, _, _ = sc.tdh_mem_range_unblock(cpu, base, 1, self._tdr)
             cpu.need(unblocked, f"GPA {base:#x}")
