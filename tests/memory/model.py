@@ -1,8 +1,9 @@
 """A tiny reference model of memory, for the property test: one line at a time, nothing deferred.
 
 It knows nothing of masks, frames or ciphertext. A line in DRAM is a symbol: which key sealed which
-contents for which address, and what an attacker did to it since. Contents are 64 items, each a byte or
-None where only the cipher could tell.
+contents for which address, and what an attacker did to it since. Contents are 64 items: bytes, None where
+a cipher made noise of something known, and ANY where it may have made anything (noise under one key that
+is sealed under that key and opened under the first is what it was).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 LINES = 64
 Contents = tuple[int | None, ...]
 NOISE: Contents = (None,) * 64
+ANY = -1
 ZEROS: Contents = (0,) * 64
 
 
@@ -48,8 +50,11 @@ class Sealed:
 
 @dataclass
 class Cached:
+    """``ghost``: zeros shown in a shared mapping instead of a TD's line, as long as nobody wrote there."""
+
     contents: Contents
     dirty: bool
+    ghost: bool = False
 
 
 @dataclass
@@ -89,12 +94,13 @@ class Model:
             if not untouched or line.mac != key.mac or line.cipher != key.cipher:
                 raise ModelMachineCheck(number, "mac")
         if key.cipher != line.cipher or (line.home != number and key.cipher is not None):
-            return NOISE
+            known = all(byte is not None and byte != ANY for byte in line.contents)
+            return NOISE if known else (ANY,) * 64
         contents = list(line.contents)
         if key.cipher is None:  # not encrypted: the flips are where they are
             for bit in line.flips:
                 byte = contents[bit // 8]
-                contents[bit // 8] = None if byte is None else byte ^ 1 << bit % 8
+                contents[bit // 8] = byte if byte is None or byte == ANY else byte ^ 1 << bit % 8
             return tuple(contents)
         for block in {bit // 128 for bit in line.flips}:
             contents[16 * block : 16 * block + 16] = [None] * 16
@@ -192,9 +198,12 @@ class Model:
         for line, contents in found.items():
             number = page * LINES + line
             sealed = self.dram[number]
-            ghost = sealed is not None and sealed.owner and not self.keys[keyid].private
-            was_cached = line in state.cached
-            state.cached[line] = Cached(contents, was_cached or not ghost)
+            before = state.cached.get(line)
+            if before is not None:
+                ghost = before.ghost
+            else:
+                ghost = sealed is not None and sealed.owner and not self.keys[keyid].private
+            state.cached[line] = Cached(contents, not ghost, ghost)
         state.tag = keyid
 
     # -- attacks

@@ -131,6 +131,13 @@ class Cache:
         self.pages.valid[page] &= ~mask & ALL_LINES
         self.pages.dirty[page] &= ~mask & ALL_LINES
 
+    def unghost(self, page: int, mask: int) -> None:
+        """The lines in ``mask`` were written by somebody who was heard: they are like any other now."""
+        if self.ghosts:
+            ghost = self.ghosts.pop(page, 0) & ~mask
+            if ghost:
+                self.ghosts[page] = ghost
+
     def _settle_ghosts(self, first: int, end: int, keep: bool) -> None:
         for page in [page for page in self.ghosts if first <= page < end]:
             mask = self.ghosts.pop(page) & self.pages.valid[page]
@@ -315,11 +322,8 @@ class Cache:
         """MOVDIR64B: replace the lines in ``mask`` (contiguous) by ``data`` without reading them."""
         pages = self.pages
         self.release(page, page + 1)
-        if self.ghosts:
-            # The page's other lines may have been written through the mapping that ends here.
-            ghost = self.ghosts.pop(page, 0) & ~mask
-            if ghost:
-                self.ghosts[page] = ghost
+        # The page's other lines may have been written through the mapping that ends here.
+        self.unghost(page, mask)
         pages.valid[page] &= ~mask & ALL_LINES
         pages.dirty[page] &= ~mask & ALL_LINES
         pages.pend[page] &= ~mask & ALL_LINES

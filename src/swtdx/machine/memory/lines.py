@@ -156,6 +156,7 @@ class LineAccess:
         self.cache.fill(page, mask & ~covered, key)
         if pages.pend[page] & mask & ~pages.dirty[page]:
             self.cache.materialise(page, page + 1)
+        self.cache.unghost(page, mask)
         start = (page << PAGE_SHIFT) + offset
         self.cache.frames.map[start : start + len(data)] = data
         pages.touch(page, page + 1)
