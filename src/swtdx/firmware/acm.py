@@ -62,6 +62,10 @@ PAGE: Final = 4096
 #: The processor runs ACMs out of a cache of this size.
 MAX_ACM: Final = 256 << 10
 CR4_SMXE: Final = 1 << 14
+#: IA32_MCG_STATUS: a machine check is in progress.
+_MCIP: Final = 1 << 2
+#: ENTERACCS takes a base and a size of 32 bits each.
+_HIGHEST: Final = (1 << 32) - 1
 #: Lengths in the body: P_SEAMLDR_CONSTS, then the manifest's length (u32).
 P_SEAMLDR_CONSTS: Final = Layout(
     "P_SEAMLDR_CONSTS",
@@ -182,18 +186,23 @@ def enter_accs(lp: LogicalProcessor, pa: int, size: int, fused_key_hash: bytes) 
     Conditions: Intel SDM volume 2, GETSEC[ENTERACCS].
 
     Raises:
-        InvalidOpcode: CR4.SMXE is clear, or the processor is in VMX operation.
-        GeneralProtection: not the bootstrap processor, or the ACM's place or size is not aligned.
+        InvalidOpcode: CR4.SMXE is clear.
+        GeneralProtection: the processor is in VMX operation or in an ACM, is not the bootstrap processor,
+            or has a machine check in progress; or the ACM's place or size cannot be one.
         AcmError: authentication failed, or the files that the ACM stands for were changed.
     """
     if not lp.cr4 & CR4_SMXE:
         raise InvalidOpcode("GETSEC[ENTERACCS] with CR4.SMXE clear")
     if lp.mode is not Mode.LEGACY:
-        raise InvalidOpcode(f"GETSEC[ENTERACCS] on a processor that is in {lp.mode.value}")
+        raise GeneralProtection(f"GETSEC[ENTERACCS] on a processor that is in {lp.mode.value}")
     if not lp.rdmsr(at.APIC_BASE) & 1 << 8:
         raise GeneralProtection("GETSEC[ENTERACCS]: only the bootstrap processor may enter an ACM")
+    if lp.rdmsr(at.MCG_STATUS) & _MCIP:
+        raise GeneralProtection("GETSEC[ENTERACCS] while a machine check is in progress")
     if pa % PAGE or size % 64 or not 0 < size <= MAX_ACM:
         raise GeneralProtection(f"GETSEC[ENTERACCS]: {size} bytes at {pa:#x} cannot be an ACM")
+    if pa + size > _HIGHEST:
+        raise GeneralProtection(f"GETSEC[ENTERACCS]: an ACM lies below 4 GiB, not at {pa:#x}")
     image = lp.machine.memory.read(pa, size)
     acm = authenticate(image, fused_key_hash)
     try:

@@ -77,6 +77,11 @@ class Installer:
             )
             sigstruct.check(signature, self._expectations(scenario))
             layout = self._layout(lp, params, signature)
+            if scenario == SEAMLDR_SCENARIO_UPDATE and seamops.is_full(loader.machine.seam):
+                raise Refusal(
+                    st.PSEAMLDR_EUNSPECERR,
+                    f"SEAMDB holds {seamops.DATABASE_SIZE} modules; load afresh instead of updating",
+                )
             handoff = self._handoff(layout, signature) if scenario == SEAMLDR_SCENARIO_UPDATE else b""
             changed = True
             entry = self._load(lp, layout, params, signature, handoff)
@@ -191,9 +196,9 @@ class Installer:
             memory.write(layout.data, handoff, Requestor.SEAM)
         memory.write(layout.base, self._sys_info(layout, signature, aslr), Requestor.SEAM)
         rip = SEAM_SIGSTRUCT.rip_offset.get(signature)
-        for each in loader.machine.processors:
-            vmcs = seam_vmcs.build(layout, each.x2apic_id, rip, aslr)
-            memory.write(layout.vmcs + each.x2apic_id * PAGE, vmcs, Requestor.SEAM)
+        for x2apic_id in range(layout.processors):
+            vmcs = seam_vmcs.build(layout, x2apic_id, rip, aslr)
+            memory.write(layout.vmcs + x2apic_id * PAGE, vmcs, Requestor.SEAM)
         entry = self._entry(pages, layout)
         self.layout, self.sigstruct = layout, signature
         return entry

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 P_SEAMLDR_RANGE: Final = 2 << 20
 _STEPPING: Final = 0xF
 _WRITE_BACK: Final = 6
+#: Fixed-range MTRRs and legacy memory end here.
+_LEGACY_END: Final = 1 << 20
 _X2APIC: Final = 3 << 10
 
 
@@ -53,6 +55,8 @@ class Mcheck:
         Raises:
             McheckError: something is not as it must be; SEAM stays disabled.
         """
+        if self.machine.seam.enabled:
+            raise McheckError("SEAMRR", "MCHECK has run already; it runs once after a reset")
         self._same_parts()
         self._encryption()
         self._apics()
@@ -142,6 +146,8 @@ class Mcheck:
         self.seamrr = (start, size)
         if start % size:
             raise McheckError("SEAMRR", f"base {start:#x} is not a multiple of the size {size:#x}")
+        if start < _LEGACY_END:
+            raise McheckError("SEAMRR", f"{show(self.seamrr)} lies over the first MiB, with its fixed ranges")
         if start >> memory.addresses.hpa_bits:
             raise McheckError("SEAMRR", f"base {start:#x} has KeyID bits")
         if not memory.bus.is_populated(start, size):
@@ -154,18 +160,25 @@ class Mcheck:
         default = self._everywhere(at.MTRR_DEF_TYPE)
         if not default & 1 << 11:
             raise McheckError("IA32_MTRR_DEF_TYPE", "MTRRs are not enabled (bit 11)")
-        kind = default & 0xFF
+        covered = default & 0xFF == _WRITE_BACK
         for number in range(at.MTRR_COUNT):
             base = self._everywhere(at.MTRR_PHYSBASE0 + 2 * number)
             mask = self._everywhere(at.MTRR_PHYSBASE0 + 2 * number + 1)
             if mask & 1 << 11:
                 size = _size_of_mask(f"IA32_MTRR_PHYSMASK{number}", mask & ~0xFFF, 52)
-                if overlap((base & ~0xFFF, size), self.seamrr) and base & 0xFF != _WRITE_BACK:
+                where = (base & mask & ~0xFFF, size)
+                if not overlap(where, self.seamrr):
+                    continue
+                if base & 0xFF != _WRITE_BACK:
                     raise McheckError(
                         "MTRRs", f"MTRR {number} makes SEAMRR memory type {base & 0xFF}, not WB"
                     )
-        if kind != _WRITE_BACK:
-            raise McheckError("IA32_MTRR_DEF_TYPE", f"the SEAM range has memory type {kind}, not write-back")
+                covered |= where[0] <= self.seamrr[0] and sum(self.seamrr) <= sum(where)
+        if not covered:
+            raise McheckError(
+                "IA32_MTRR_DEF_TYPE",
+                f"the SEAM range has memory type {default & 0xFF}, not write-back, and no MTRR covers it",
+            )
         exclude = self._everywhere(at.TME_EXCLUDE_MASK)
         if exclude & 1 << 11:
             raise McheckError("IA32_TME_EXCLUDE", "memory is excluded from encryption")

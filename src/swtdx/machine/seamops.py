@@ -83,6 +83,11 @@ def clear(seam: Seam) -> None:
     seam.database.entries.clear()
 
 
+def is_full(seam: Seam) -> bool:
+    """Whether SEAMDB_INSERT would fail."""
+    return len(seam.database.entries) >= DATABASE_SIZE
+
+
 def insert(seam: Seam) -> None:
     """SEAMOPS(SEAMDB_INSERT): remember the module that SEAMEXTEND describes now.
 
@@ -90,7 +95,7 @@ def insert(seam: Seam) -> None:
         SeamOpsError: DATABASE_ERROR when the database is full.
     """
     entries = seam.database.entries
-    if len(entries) >= DATABASE_SIZE:
+    if is_full(seam):
         raise SeamOpsError(Result.DATABASE_ERROR, f"SEAMDB holds {DATABASE_SIZE} entries already")
     extend = bytes(seam.extend)
     label = len(entries).to_bytes(8, "little") + extend
