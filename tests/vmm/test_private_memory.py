@@ -1,4 +1,4 @@
-"""Private memory against the strict fake module: which calls are made, in which order, and what they leave."""
+"""Private memory against the strict fake module: which calls are made, in which order, what they leave."""
 
 from __future__ import annotations
 
@@ -255,11 +255,10 @@ def test_refusals_lose_no_page(leaf: int) -> None:
     world = World()
     world.private.augment_range(world.cpu, 0, 2 * MIB)
     world.module.fail[leaf, world.module.seen.get(leaf, 0) + 1] = st.with_operand(st.TDX_OPERAND_INVALID, 1)
+    private, cpu = world.private, world.cpu
+    giving = leaf in (AUG, SEPT_ADD)
     with pytest.raises(SeamcallError, match="OPERAND_INVALID"):
-        if leaf in (AUG, SEPT_ADD):
-            world.private.resolve(world.cpu, 32 * MIB)
-        else:
-            world.private.remove_range(world.cpu, PAGE, 2 * PAGE)
+        private.resolve(cpu, 32 * MIB) if giving else private.remove_range(cpu, PAGE, 2 * PAGE)
     world.td.teardown()
     assert world.setup.hypervisor.allocator.used == 0
     assert not world.module.pamt
