@@ -250,6 +250,10 @@ class QemuEngine:
         event = context.event
         if port.live is not context or context.needs_load:
             self._make_live(port, context)
+        if port.w[at.MB_TIMER_FIRED >> 2]:
+            # It fired while the guest was not running: no stop has told of it.
+            port.w[at.MB_TIMER_FIRED >> 2] = 0
+            port.armed = None
         if deadline != port.armed and not self._arm(port, deadline):
             event.stop = Stop.INTERRUPT
             event.tsc = self.tsc()
