@@ -59,10 +59,10 @@ class ScriptedSpace:
         found = self._find(gpa)
         return None if found is None else found[0]
 
-    def reach(self, gpa: int, access: Access) -> int | None:
-        """The HPA of byte ``gpa`` if it is cached with the rights for ``access``, else None."""
+    def reach(self, gpa: int, rights: int) -> int | None:
+        """The HPA of byte ``gpa`` if it is cached with these rights (bits of ``Access``), else None."""
         found = self._find(gpa)
-        return found[0] if found is not None and found[1] & access == access else None
+        return found[0] if found is not None and found[1] & rights == rights else None
 
     def flush(self) -> None:
         """Forget every translation."""
@@ -96,9 +96,10 @@ class GuestMemory:
         All pages are looked up before the first byte moves, as a processor does.
         """
         pieces = []
+        rights = int(access)
         while size:
             part = min(size, SMALL - (gpa & SMALL - 1))
-            hpa = space.reach(gpa, access)
+            hpa = space.reach(gpa, rights)
             if hpa is None:
                 event.gpa = gpa
                 event.access = access
