@@ -36,6 +36,29 @@ def test_devices_can_be_left_out() -> None:
     assert board.board.failures == {}
 
 
+def test_linux_gives_up_its_quick_calibration_at_once() -> None:
+    """The loops of quick_pit_calibrate (Linux arch/x86/kernel/tsc.c), counting every access."""
+    board = BoardMachine()
+    accesses = 0
+
+    def read() -> int:
+        nonlocal accesses
+        accesses += 1
+        return board.inp(0x42, 1)
+
+    for port, value in ((0x61, 1), (0x43, 0xB0), (0x42, 0xFF), (0x42, 0xFF)):
+        board.outp(port, 1, value)
+    count = 0
+    read()
+    while count < 50000:
+        read()  # the low byte is ignored
+        if read() != 0xFF:
+            break
+        count += 1
+    assert count <= 5, "Linux goes on to the next value"
+    assert accesses < 10
+
+
 @pytest.mark.parametrize("features", [VERSION_1 | ACCESS_PLATFORM, VERSION_1 | ACCESS_PLATFORM | EVENT_IDX])
 def test_typing_while_the_guest_prints(features: int) -> None:
     """A terminal's thread types while a vCPU's thread prints and reads: every byte arrives, in order."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from swtdx.devices import power, rtc, serial
+from swtdx.devices import power, rtc, serial, timer
 from swtdx.devices.acpi import AcpiBlob, AcpiConfig, build_acpi
 from swtdx.devices.bus import MmioSpace, PortSpace
 from swtdx.devices.dma import Dma
@@ -22,6 +22,7 @@ from swtdx.devices.pci.host import CONFIG_BASE, CONFIG_PORTS, ConfigPorts, Memor
 from swtdx.devices.power import PowerBlock, ResetControl
 from swtdx.devices.rtc import CmosRtc
 from swtdx.devices.serial import Uart
+from swtdx.devices.timer import StoppedTimer
 from swtdx.devices.virtio.console import VirtioConsole
 from swtdx.devices.virtio.pci import BAR_SIZE, VirtioPci
 
@@ -130,6 +131,7 @@ class Board:
         if config.serial:
             self.serial = Uart(serial_out)
             self.ports.register(serial.COM1, serial.PORTS, self.serial, name="COM1")
+        self.ports.register(timer.BASE, timer.PORTS, StoppedTimer(), name="8254 timer")
         self.ports.register(rtc.RTC_BASE, rtc.RTC_PORTS, CmosRtc(now), name="RTC")
         if config.console:
             self.console = VirtioConsole(console_out, size=config.console_size, wake=wake)
