@@ -32,7 +32,6 @@ from swtdx.vmm.td_params import TdConfig
 
 CODE_PAGE = 0x100000
 RAM = 0x200000
-SHARED = 1 << 47
 VP_INFO, VEINFO_GET, MEM_PAGE_ACCEPT = 1, 3, 6
 HLT, WRMSR, REPORT_FATAL_ERROR = 12, 32, 0x10003
 
@@ -44,13 +43,15 @@ def platform() -> Iterator[tuple[Platform, Hypervisor]]:
 
 
 def run(
-    platform: tuple[Platform, Hypervisor], program: Callable[[Script], Any], vcpus: int = 1
+    platform: tuple[Platform, Hypervisor], program: Callable[[Script], Any], vcpus: int = 1, gpaw: int = 48
 ) -> tuple[RunResult, list[Script]]:
     """A TD with one page of content and 6 MiB that come on demand, from its making to its end."""
     machine, hypervisor = platform[0].machine, platform[1]
     scripts = [machine.engine.add_program(program) for _ in range(vcpus)]  # type: ignore[attr-defined]
     page = InitialPage(CODE_PAGE, bytes(range(256)) * 16)
-    td = Td.build(hypervisor, TdConfig(vcpus=vcpus), [page], ram=[(RAM, 0x800000)], entry_value=0x7000)
+    td = Td.build(
+        hypervisor, TdConfig(vcpus=vcpus, gpaw=gpaw), [page], ram=[(RAM, 0x800000)], entry_value=0x7000
+    )
     try:
         board = BoardConfig(apic_ids=tuple(range(vcpus)))
         io = MachineIo(hypervisor.host.memory, board, console_out=lambda _data: None)
@@ -65,7 +66,9 @@ def tdvmcall(function: int, **registers: int) -> Any:
     return (yield Tdcall(rax=0, rcx=0xFC00, r10=0, r11=function, **registers))
 
 
-def test_the_life_of_a_guest(platform: tuple[Platform, Hypervisor]) -> None:
+@pytest.mark.parametrize("gpaw", [48, 52])
+def test_the_life_of_a_guest(platform: tuple[Platform, Hypervisor], gpaw: int) -> None:
+    shared = 1 << gpaw - 1
     seen: dict[str, Any] = {}
 
     def program(cpu: Script) -> Any:
@@ -78,7 +81,7 @@ def test_the_life_of_a_guest(platform: tuple[Platform, Hypervisor]) -> None:
         seen["accept"] = (yield Tdcall(rax=MEM_PAGE_ACCEPT, rcx=RAM)).rax
         yield Write(RAM, 0x1234)
         seen["private"] = yield Read(RAM)
-        for name, operation in (("hlt", Hlt()), ("in", In(0x71)), ("mmio", Read(SHARED | 0xC000_0018, 4))):
+        for name, operation in (("hlt", Hlt()), ("in", In(0x71)), ("mmio", Read(shared | 0xC000_0018, 4))):
             try:
                 yield operation
             except GuestFault as fault:
@@ -97,12 +100,12 @@ def test_the_life_of_a_guest(platform: tuple[Platform, Hypervisor]) -> None:
         seen["interrupts"] = cpu.interrupts
         yield from tdvmcall(REPORT_FATAL_ERROR, r12=0)
 
-    result, (script,) = run(platform, program)
+    result, (script,) = run(platform, program, gpaw=gpaw)
     assert result.reason is EndReason.FATAL_ERROR, (result, script.error)
     assert seen.pop("slept") == pytest.approx(20_000_000_000, rel=1e-5)
     assert seen == {
         "entry": (0x7000, 0x7000),
-        "gpaw, vcpus": (48, 1),
+        "gpaw, vcpus": (gpaw, 1),
         "leaf 0x21": (0, int.from_bytes(b"Inte", "little"), int.from_bytes(b"    ", "little"),
                       int.from_bytes(b"lTDX", "little")),
         "measured page": bytes(range(256)) * 16,
@@ -112,7 +115,7 @@ def test_the_life_of_a_guest(platform: tuple[Platform, Hypervisor]) -> None:
         # bits 0, 7, 8 of an EPT violation's: a read, with its linear address, not in a page walk.
         "hlt": (20, 12, 0, 0, 0, 1),
         "in": (20, 30, 0x71_0008, 0, 0, 1),
-        "mmio": (20, 48, 0x181, SHARED | 0xC000_0018, SHARED | 0xC000_0018),
+        "mmio": (20, 48, 0x181, shared | 0xC000_0018, shared | 0xC000_0018),
         "interrupts": [0xEC],
     }  # fmt: skip
 
