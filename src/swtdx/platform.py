@@ -28,7 +28,7 @@ from swtdx.machine import save
 from swtdx.machine.host import Host
 from swtdx.machine.machine import Machine, MachineConfig
 from swtdx.machine.memory import AddressMap, PhysicalMemory
-from swtdx.machine.processor import CR4_VMXE, LogicalProcessor
+from swtdx.machine.processor import CR4_VMXE, LogicalProcessor, Mode
 from swtdx.machine.random import derive
 from swtdx.machine.snapshot import Snapshot, SnapshotWriter
 
@@ -141,7 +141,7 @@ class Platform:
         """One P-SEAMLDR call in VMX root mode; the processor leaves it as it was."""
         saved, cr4 = list(lp.gpr), lp.cr4
         loader = self.loader
-        outside = not cr4 & CR4_VMXE
+        outside = lp.mode is Mode.LEGACY
         if outside:
             lp.write_cr4(cr4 | CR4_VMXE)
             lp.vmxon()
@@ -153,6 +153,7 @@ class Platform:
             lp.gpr[:] = saved
             if outside:
                 lp.vmxoff()
+                lp.write_cr4(cr4)
         if status != st.PSEAMLDR_SUCCESS:
             where = f"{name} on processor {lp.index}"
             raise LoaderError(where, status, loader.reason, recoverable=not unrecoverable)

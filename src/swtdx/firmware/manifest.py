@@ -99,9 +99,11 @@ def find_sources(package: str) -> dict[str, Path]:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         spec = None
-    if spec is None or not spec.origin:
+    if spec is None or not spec.origin or not spec.has_location:
         raise ImageError(f"there is no Python package {package!r} to load")
     if not spec.submodule_search_locations:
+        if not spec.origin.endswith(_SOURCE):
+            raise ImageError(f"{spec.origin}: only source files can be admitted to SEAM; remove it")
         return {package + _SOURCE: Path(spec.origin)}
     found: dict[str, Path] = {}
     for root in spec.submodule_search_locations:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from swtdx.arch.x86 import CR4_VMXE
 from swtdx.machine.faults import GeneralProtection, InvalidOpcode, ProcessorFault
 from swtdx.machine.memory import Requestor, ReservedBitFault
 
@@ -84,7 +85,12 @@ class HostProcessor:
         return not self._lp.cf
 
     def vmxon(self) -> None:
-        """Enter VMX root operation."""
+        """Set CR4.VMXE and enter VMX root operation.
+
+        Raises:
+            GeneralProtection: in VMX operation already, or the BIOS does not allow it.
+        """
+        self._lp.write_cr4(self._lp.cr4 | CR4_VMXE)
         self._lp.vmxon()
 
     def vmxoff(self) -> None:
