@@ -78,12 +78,18 @@ def dispatch(module: TdxModule, lp: LogicalProcessor) -> None:
     rax = gpr[RAX]
     entry = TABLE.get(rax & 0xFFFF)
     version = rax >> 16 & 0xFF
-    if rax & RAX_RESERVED or version > (entry.max_version if entry else 0):
+    if rax & RAX_RESERVED or (version and not (entry and entry.max_version)):
         gpr[RAX] = _INVALID
         return
     state = SYS.sys_state.get(module.data.sys)
     if entry is None or not entry.sys_states >> state & 1:
         gpr[RAX] = _refusal(state, entry)
+        return
+    if version > entry.max_version:
+        # A leaf that has versions refuses an unknown one itself, its outputs made ready.
+        for register, value in entry.outputs[entry.max_version]:
+            gpr[register] = value
+        gpr[RAX] = _INVALID
         return
     call = HostCall(module, lp, gpr[:], version)
     outputs = entry.outputs[version]

@@ -17,6 +17,7 @@ from swtdx.module.exits import stepping
 from swtdx.module.exits.dispatch import TDVMCALL, dispatch
 from swtdx.module.exits.inject import inject_ve
 from swtdx.module.globals import LP_DATA
+from swtdx.module.host.platform_checks import check_boot_nt4
 from swtdx.module.host.register import host_leaf
 from swtdx.module.objects.pamt import Entry
 from swtdx.module.objects.td import Vp
@@ -53,6 +54,7 @@ _refcount = TDCS.refcount
 def vp_enter(call: HostCall) -> int:
     """See the module's docstring."""
     module, lp, i = call.module, call.lp, call.inputs
+    check_boot_nt4(lp)
     handle = i[RCX]
     if handle & ~(_PAGE_BITS | _HINT | _RESUME_L1):
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)

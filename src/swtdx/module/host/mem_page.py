@@ -26,6 +26,7 @@ from swtdx.module.objects.sept import (
     find,
     find_for,
     lock_entry,
+    lock_tree,
     page_info,
     require,
     walk,
@@ -101,12 +102,12 @@ def page_relocate(call: HostCall) -> int:
     entry = find_for(module.keyhole, td, gpa, 0, sept_states(5), exclusive=False)
     state = entry.state
     old_hpa, new_hpa = entry.hpa, i[R8]
+    if new_hpa == old_hpa:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.R8)
     old = module.pamt.owned(old_hpa, 0)
     if not old.ownable:
         raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
     check_tracked(td, entry, state, old.bepoch)
-    if new_hpa == old_hpa:
-        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.R8)
     new = module.pamt.page(new_hpa, OperandId.R8, NDA, exclusive=True)
     if not state.pending:
         content = bytes(module.keyhole.map(old_hpa, td.hkid))
@@ -232,11 +233,14 @@ def _debug_leaf(call: HostCall, leaf: int) -> tuple[memoryview, int]:
     if not td.debug:
         raise LeafFailed(st.TDX_TD_NON_DEBUG)
     gpa = i[RCX]
-    if gpa & 7 or gpa >= td.shared_bit:
+    if gpa & 7:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+    lock_tree(td, exclusive=False)
+    if gpa >= td.shared_bit:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     entry = walk(module.keyhole, td, gpa, 0)
     if not entry.raw & bits.LEAF:
-        raise entry.failed(st.TDX_EPT_WALK_FAILED | OperandId.RCX)
+        raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT | OperandId.RCX)
     lock_entry(entry)
     require(entry, sept_states(leaf))
     hpa = entry.hpa & -SIZES[entry.level] | gpa & SIZES[entry.level] - 1

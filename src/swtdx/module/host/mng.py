@@ -16,6 +16,7 @@ from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td, shared_buffer, tdr_page
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import KOT_ENTRY, SYS
+from swtdx.module.host.platform_checks import check_boot_nt4
 from swtdx.module.host.register import host_leaf
 from swtdx.module.objects import measurement
 from swtdx.module.objects.pamt import NDA
@@ -39,12 +40,12 @@ def _own_kot(call: HostCall) -> None:
 def mng_create(call: HostCall) -> int:
     """Make a TD out of a free page and a free HKID."""
     module, i = call.module, call.inputs
-    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
     sys = module.data.sys
     hkid = i[RDX]
     first = SYS.first_private_hkid.get(sys)
     if not first <= hkid < first + SYS.num_private_hkids.get(sys):
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
+    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
     _own_kot(call)
     view, at = module.data.kot(hkid)
     if KOT_ENTRY.state.get(view, at) != KotState.FREE:
@@ -145,9 +146,9 @@ def mng_key_freeid(call: HostCall) -> int:
     """The caches are written back on all packages: the HKID is free again."""
     module, i = call.module, call.inputs
     td, _ = tdr_page(module, i[RCX], OperandId.RCX, exclusive=True)
-    _own_kot(call)
     if TDR.lifecycle_state.get(td.tdr) != Lifecycle.BLOCKED:
         raise LeafFailed(st.TDX_LIFECYCLE_STATE_INCORRECT)
+    _own_kot(call)
     view, at = module.data.kot(td.hkid)
     if KOT_ENTRY.wbinvd.get(view, at):
         raise LeafFailed(st.TDX_WBCACHE_NOT_COMPLETE)
@@ -167,6 +168,7 @@ def mng_key_reclaimid(call: HostCall) -> int:
 def mng_init(call: HostCall) -> int:
     """Configure the TD by TD_PARAMS."""
     module, lp, i = call.module, call.lp, call.inputs
+    check_boot_nt4(lp)
     td = open_td(module, i[RCX], OperandId.RCX, op_states(21), exclusive=True)
     shared_buffer(module, i[RDX], TD_PARAMS.size, OperandId.RDX)
     params = module.memory.read(i[RDX], TD_PARAMS.size, SEAM)

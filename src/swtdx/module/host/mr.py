@@ -27,9 +27,9 @@ def mr_extend(call: HostCall) -> int:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     entry = walk(module.keyhole, td, gpa, 0)
     if not entry.raw & bits.LEAF:
-        raise entry.failed(st.TDX_EPT_WALK_FAILED | OperandId.RCX)
-    if not sept_states(16) >> entry.state.index & 1:
         raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT | OperandId.RCX)
+    if not sept_states(16) >> entry.state.index & 1:
+        raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT)
     view = module.keyhole.map(entry.hpa, td.hkid)
     offset = gpa & 0xFFF
     measurement.chunk_extended(td.tdcs, gpa, view[offset : offset + measurement.CHUNK])

@@ -39,10 +39,10 @@ def page_reclaim(call: HostCall) -> int:
     hpa = i[RCX]
     module.pamt.check_hpa(hpa, OperandId.RCX)
     entry = module.pamt.walk(hpa, OperandId.RCX, exclusive=True, exact=False)
-    if hpa & SIZES[entry.size] - 1:
-        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     if entry.page_type in (NDA, RSVD):
         raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | OperandId.RCX)
+    if hpa & SIZES[entry.size] - 1:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     g = call.gpr
     page_type = entry.page_type
     g[RCX], g[RDX], g[R8] = page_type, entry.owner, entry.size
@@ -84,7 +84,7 @@ def cache_wb(call: HostCall) -> int:
     waiting = []
     for hkid in range(first, first + SYS.num_private_hkids.get(sys)):
         view, at = data.kot(hkid)
-        if KOT_ENTRY.state.get(view, at) == KotState.FLUSHED and KOT_ENTRY.wbinvd.get(view, at) & package:
+        if KOT_ENTRY.state.get(view, at) == KotState.FLUSHED:
             waiting.append((view, at))
     if not waiting:
         return st.TDX_NO_HKID_READY_TO_WBCACHE
