@@ -72,3 +72,26 @@ def test_tokens_are_fixed_by_the_command(command: str) -> None:
     assert default_token(command) == default_token(command)
     assert default_token(command) != default_token(command + " ")
     assert default_token(command).isalnum()
+
+
+@pytest.mark.parametrize(
+    ("written", "status", "log"),
+    [
+        (b"300\n", 255, b""),
+        (b"x\n", 255, b""),
+        (b"-1\n", 255, b""),
+        (b"\n", 255, b""),
+        (b"9" * 5000 + b"\nafter", 255, b"after"),
+        (b"9" * 5000, 255, b"9" * 5000),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_a_forged_end(written: bytes, status: int, log: bytes, size: int) -> None:
+    """The guest may write anything: it gets a status, and not our memory."""
+    stream = ExecStream("token")
+    data = b"\x1etoken BEGIN\nout\x1etoken END " + written
+    out = b"".join(stream.feed(data[at : at + size]) for at in range(0, len(data), size)) + stream.finish()
+    assert out == b"out"
+    assert stream.status == status
+    assert stream.take_log().endswith(log)
+    assert stream.take_log() == b""

@@ -18,6 +18,9 @@ import hashlib
 from typing import Final
 
 _RS: Final = b"\x1e"
+#: Digits of an exit status at most, and what stands for one that is none.
+_DIGITS: Final = 3
+_NO_STATUS: Final = 255
 
 
 def default_token(command: str) -> str:
@@ -48,8 +51,14 @@ class ExecStream:
 
     @property
     def log(self) -> bytes:
-        """What came before the command's output and after it: the kernel's messages."""
+        """What came before the command's output and after it, and was not taken: the kernel's messages."""
         return bytes(self._log)
+
+    def take_log(self) -> bytes:
+        """The kernel's messages since the last time; they are then forgotten."""
+        log = bytes(self._log)
+        self._log.clear()
+        return log
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the console; return the command's part of what is now certain."""
@@ -83,11 +92,15 @@ class ExecStream:
             return out
         out, rest = self._pending[:at], self._pending[at:]
         digits, newline, after = rest[len(self._end) :].partition(b"\n")
-        if not newline:
-            # Three digits at most; the line's end is still on its way.
+        if not newline and len(digits) <= _DIGITS:
+            # The line's end is still on its way.
             self._pending = rest
             return out
-        self.status = int(digits) if digits.isdigit() else 255
+        self.status = int(digits) if len(digits) <= _DIGITS and digits.isdigit() else _NO_STATUS
+        if self.status > _NO_STATUS:
+            self.status = _NO_STATUS
+        if not newline:
+            after = digits
         self._pending = after
         self._to_log(len(after))
         return out

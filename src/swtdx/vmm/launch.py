@@ -98,10 +98,12 @@ class _Output:
         if self._exec is None:
             self._show(data)
             return
-        before = len(self._exec.log) if self._log is not None else 0
         self._show(self._exec.feed(data))
-        if self._log is not None:
-            self._log(self._exec.log[before:])
+        self._pass_on(self._exec.take_log())
+
+    def _pass_on(self, log: bytes) -> None:
+        if log and self._log is not None:
+            self._log(log)
 
     def _show(self, data: bytes) -> None:
         if data:
@@ -115,6 +117,7 @@ class _Output:
         if self._exec is None:
             return None
         self._show(self._exec.finish())
+        self._pass_on(self._exec.take_log())
         return self._exec.status
 
     def panic(self) -> str | None:
