@@ -5,8 +5,10 @@ from __future__ import annotations
 import select
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
+from swtdx.machine.engine.hosttsc import frequency, host_tsc
 from swtdx.machine.engine.protocol import Access, EngineError, Event, Stop
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu import vmcb
@@ -73,7 +75,10 @@ class QemuEngine:
         )
         self._ports: list[_Port] = []
         self._lock = threading.Lock()
-        self._tsc_base = (0, 0)  # (perf_counter_ns, tsc)
+        self._host_tsc = host_tsc()
+        #: What QEMU's counter lacks of the host's.
+        self._tsc_offset = 0
+        self._tsc_base = (0, 0)  # (perf_counter_ns, tsc), where the host's cannot be read
         self._tsc_hz = 0.0
         self.runs = 0
 
@@ -90,12 +95,31 @@ class QemuEngine:
         return self._ports
 
     def _calibrate(self, port: _Port) -> None:
-        """Relate QEMU's TSC to ``perf_counter_ns`` by two readings 20 ms apart."""
+        """Relate QEMU's TSC to the host's, or to ``perf_counter_ns`` by two readings 20 ms apart."""
+        if self._host_tsc is not None:
+            self._tsc_hz = frequency(self._host_tsc)
+            self._tsc_offset = self._read_offset(port, self._host_tsc)
+            return
         first = self._read_tsc(port)
         time.sleep(0.02)
         second = self._read_tsc(port)
         self._tsc_base = second
         self._tsc_hz = (second[1] - first[1]) * 1e9 / (second[0] - first[0])
+
+    def _read_offset(self, port: _Port, read: Callable[[], int]) -> int:
+        """The host's counter less QEMU's, from the tightest of a few probes."""
+        best: tuple[int, int] | None = None
+        for _ in range(8):
+            before = read()
+            self._command(port, at.CMD_PROBE)
+            after = read()
+            shown = port.q[at.MB_EXIT_TSC >> 3]
+            if best is None or after - before < best[0]:
+                # QEMU's was read in between.  Rather a little ahead than behind: a stop that we have
+                # seen must not lie in the future.
+                best = (after - before, before - shown)
+        assert best is not None
+        return best[1]
 
     def _read_tsc(self, port: _Port) -> tuple[int, int]:
         """(perf_counter_ns, TSC) read together: the tightest of a few tries."""
@@ -111,7 +135,10 @@ class QemuEngine:
 
     def tsc(self) -> int:
         """The time-stamp counter now (extrapolated from the last stop)."""
-        self._ready()
+        if not self._ports:
+            self._ready()
+        if self._host_tsc is not None:
+            return self._host_tsc() - self._tsc_offset
         base, tsc = self._tsc_base
         return tsc + int((time.perf_counter_ns() - base) * self._tsc_hz / 1e9)
 
@@ -264,14 +291,18 @@ class QemuEngine:
         context.saved = False
         self.runs += 1
         self._command(port, at.CMD_RUN)
-        tsc = event.tsc = port.q[at.MB_EXIT_TSC >> 3]
+        event.tsc = port.q[at.MB_EXIT_TSC >> 3]
+        if self._host_tsc is None:
+            self._keep_up(event.tsc)
+        self._decode(port, context, event)
+        return event
+
+    def _keep_up(self, tsc: int) -> None:
+        """An extrapolated counter follows what a stop shows: that must not lie in the future."""
         now = time.perf_counter_ns()
         base, base_tsc = self._tsc_base
         if tsc > base_tsc + (now - base) * self._tsc_hz / 1e9:
-            # The measured rate is a little low: what is behind us must not lie in the future.
             self._tsc_base = (now, tsc)
-        self._decode(port, context, event)
-        return event
 
     def _arm(self, port: _Port, deadline: int | None) -> bool:
         """Set the processor's timer; False when the deadline has passed."""
