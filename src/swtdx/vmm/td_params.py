@@ -123,6 +123,8 @@ class TdConfig:
         params = TD_PARAMS.new()
         flags = CONFIG_NO_RBP_MOD & info.config_flags_fixed0
         if self.gpaw == 52:
+            if not info.config_flags_fixed0 & CONFIG_GPAW_52:
+                raise ConfigError("this TDX module has no guest-physical addresses of 52 bits; use gpaw 48")
             flags |= CONFIG_GPAW_52
         TD_PARAMS.attributes.set(params, self._attributes(info))
         TD_PARAMS.xfam.set(params, self._xfam(info))
