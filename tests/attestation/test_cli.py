@@ -24,7 +24,8 @@ from swtdx.attestation.eventlog.replay import replay
 from swtdx.attestation.pcs.catalogue import Catalogue
 from swtdx.attestation.pcs.serve import serving
 from swtdx.attestation.world import World
-from swtdx.cli.attestation import parse_moment, parse_seed, register
+from swtdx.cli.attestation import parse_moment, register
+from swtdx.cli.seeds import parse_seed
 
 NOW = "2025-06-01T00:00:00Z"
 

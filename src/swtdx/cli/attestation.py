@@ -20,12 +20,13 @@ from swtdx.attestation.collateral import Collateral
 from swtdx.attestation.errors import AttestationError
 from swtdx.attestation.eventlog import format as log_format
 from swtdx.attestation.eventlog import replay
-from swtdx.attestation.keys import DEFAULT_SEED, check_seed
+from swtdx.attestation.keys import DEFAULT_SEED
 from swtdx.attestation.pcs.serve import DEFAULT_PORT
 from swtdx.attestation.policy import Policy, load_policy
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.scenario import builtins, find
 from swtdx.attestation.world import World
+from swtdx.cli.seeds import Seed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,23 +52,6 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise Unusable(f"{name}{error.strerror or error}") from None
 
     return wrapped
-
-
-def parse_seed(text: str) -> bytes:
-    """A machine seed from the command line: text, ``0x`` and hex, or ``@`` and a file's path.
-
-    Raises:
-        AttestationError: the hex is none, or the seed is too short.
-        OSError: the file cannot be read.
-    """
-    if text.startswith("@"):
-        return check_seed(Path(text[1:]).read_bytes())
-    if text.startswith("0x"):
-        try:
-            return check_seed(bytes.fromhex(text[2:]))
-        except ValueError as error:
-            raise AttestationError(f"the seed {text!r} cannot be used: {error}") from None
-    return check_seed(text.encode())
 
 
 def parse_moment(text: str) -> int:
@@ -112,16 +96,18 @@ def _hex(text: str, what: str) -> bytes:
 
 _seed = click.option(
     "--seed",
-    default="",
-    help="The machine's seed: text, 0x and hex, or @FILE. Default: the seed of a machine given none.",
+    type=Seed(),
+    default=DEFAULT_SEED.decode(),
+    show_default=True,
+    help="The machine's seed: text, 0x and hex, or @FILE.",
 )
 _scenario = click.option(
     "--scenario", default="", help="A scenario file, or the name of one that comes along."
 )
 
 
-def _world(seed: str, scenario: str) -> World:
-    base = World(seed=parse_seed(seed) if seed else DEFAULT_SEED)
+def _world(seed: bytes, scenario: str) -> World:
+    base = World(seed=seed)
     return find(scenario, base).world if scenario else base
 
 
@@ -209,7 +195,7 @@ def pcs() -> None:
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--frozen", is_flag=True, help="Keep the scenario's time instead of following the clock.")
 @plain_errors
-def pcs_serve(seed: str, scenario: str, host: str, port: int, frozen: bool) -> None:
+def pcs_serve(seed: bytes, scenario: str, host: str, port: int, frozen: bool) -> None:
     """Serve collateral over HTTP, with the paths of Intel's PCS and PCCS, version 4."""
     from swtdx.attestation.pcs.catalogue import Catalogue
     from swtdx.attestation.pcs.serve import serve
@@ -222,7 +208,7 @@ def pcs_serve(seed: str, scenario: str, host: str, port: int, frozen: bool) -> N
 @pcs.command("root")
 @_seed
 @plain_errors
-def pcs_root(seed: str) -> None:
+def pcs_root(seed: bytes) -> None:
     """Write the machine's simulated root certificate (PEM) to standard output."""
     click.echo(_world(seed, "").pki.root.pem, nl=False)
 
@@ -232,7 +218,7 @@ def pcs_root(seed: str) -> None:
 @_scenario
 @click.option("--now", "moment", metavar="TIME", help="Issue it for this time. Default: now.")
 @plain_errors
-def pcs_collateral(seed: str, scenario: str, moment: str | None) -> None:
+def pcs_collateral(seed: bytes, scenario: str, moment: str | None) -> None:
     """Write collateral (JSON, for --collateral) to standard output."""
     from dataclasses import replace
 
@@ -334,7 +320,7 @@ def vectors() -> None:
 @click.argument("folder", type=click.Path())
 @_seed
 @plain_errors
-def vectors_make(folder: str, seed: str) -> None:
+def vectors_make(folder: str, seed: bytes) -> None:
     """Write quotes, collateral and expected verdicts into FOLDER; always the same ones."""
     from swtdx.attestation.vectors.factory import write_vectors
 
@@ -347,7 +333,7 @@ def vectors_make(folder: str, seed: str) -> None:
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 256), help="Processes.")
 @_seed
 @plain_errors
-def vectors_flips(output: str | None, workers: int, seed: str) -> None:
+def vectors_flips(output: str | None, workers: int, seed: bytes) -> None:
     """Flip every bit of a quote and its collateral once, and record what the verifier says (Markdown)."""
     from swtdx.attestation.vectors.flip_record import record
 
