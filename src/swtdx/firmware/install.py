@@ -254,7 +254,7 @@ class Installer:
     # ------------------------------------------------------------------ SEAMEXTEND
     def _identify(self, lp: LogicalProcessor, signature: bytes, scenario: int) -> None:
         """SEAMEXTEND := the module's identity; it also enters SEAMDB."""
-        loader, seam = self._loader, self._loader.machine.seam
+        loader = self._loader
         extend = bytearray(loader.snapshot)
         svn = SEAM_SIGSTRUCT.seamsvn.get(signature).to_bytes(2, "little")
         SEAMEXTEND.valid.set(extend, VALID_INTEL)
@@ -266,8 +266,8 @@ class Installer:
         SEAMEXTEND.seam_ready.set(extend, 0)
         loader.write_extend(lp, bytes(extend))
         if scenario == SEAMLDR_SCENARIO_LOAD:
-            seamops.clear(seam)
-        seamops.insert(seam)
+            lp.seamops(seamops.Leaf.SEAMDB_CLEAR)
+        lp.seamops(seamops.Leaf.SEAMDB_INSERT)
 
     @staticmethod
     def _mrsigner(signature: bytes) -> bytes:

@@ -6,6 +6,7 @@ import enum
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from swtdx.machine import seamops
 from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.cpu.cpuid import Cpuid, Regs
 from swtdx.machine.cpu.features import cr4_bits
@@ -221,6 +222,34 @@ class LogicalProcessor:
         finally:
             self.mode = Mode.ROOT
             seam.p_seamldr_lock.release()
+
+    def seamret(self) -> None:
+        """SEAMRET: leave SEAM for the software that executed SEAMCALL.
+
+        Software in SEAM is a Python callable here and returns; the instruction is for everybody else.
+
+        Raises:
+            InvalidOpcode: the processor is not in SEAM VMX root operation.
+        """
+        if self.mode is not _SEAM_ROOT:
+            raise InvalidOpcode(f"SEAMRET on processor {self.index}, which is in {self.mode.value}")
+        self.cf = False
+        self.mode = _ROOT
+
+    def seamops(self, leaf: int, *operands: Any, **named: Any) -> Any:
+        """SEAMOPS: the function of :mod:`swtdx.machine.seamops` that is ``leaf``, with its operands.
+
+        Raises:
+            InvalidOpcode: the processor is not in SEAM VMX root operation.
+            GeneralProtection: there is no such leaf.
+            SeamOpsError: the leaf failed; ``result`` is what RAX would hold.
+        """
+        if self.mode is not _SEAM_ROOT:
+            raise InvalidOpcode(f"SEAMOPS on processor {self.index}, which is in {self.mode.value}")
+        function = seamops.LEAVES.get(leaf)
+        if function is None:
+            raise GeneralProtection(f"SEAMOPS leaf {leaf:#x} does not exist")
+        return function(self._seam, *operands, **named)
 
     # ------------------------------------------------------------------ interrupts and time
     def interrupt(self, vector: int) -> None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swtdx.arch.report_structs import (
     REPORT_MAC_COVERS,
@@ -194,6 +195,18 @@ def verify_mac(seam: Seam, report_mac_struct: bytes) -> Result:
     if not hmac.compare_digest(_mac(seam, report_mac_struct), given):
         return Result.INVALID_REPORTMACSTRUCT
     return Result.SUCCESS
+
+
+#: What each leaf does, given SEAM's state and the leaf's operands.
+LEAVES: Final[dict[int, Callable[..., Any]]] = {
+    Leaf.CAPABILITIES: lambda seam: capabilities(),
+    Leaf.SEAMREPORT: seamreport,
+    Leaf.SEAMDB_CLEAR: clear,
+    Leaf.SEAMDB_INSERT: insert,
+    Leaf.SEAMDB_GETREF: getref,
+    Leaf.SEAMDB_REPORT: seamreport,
+    Leaf.SEAMVERIFYREPORT: verify_mac,
+}
 
 
 class ReportVerifier:

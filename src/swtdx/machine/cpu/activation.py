@@ -86,6 +86,8 @@ def activate_tme(file: MsrFile, row: Msr, value: int) -> int:
         why = f"{wanted.tdx_bits} TDX KeyID bits of {wanted.keyid_bits} KeyID bits"
     elif wanted.algorithms & ~(capability & 0xF):
         why = f"algorithms {wanted.algorithms:#x}; the part has {capability & 0xF:#x}"
+    elif not capability >> (value >> 4 & 0xF) & 1:
+        why = f"TME policy {value >> 4 & 0xF} is not an algorithm of the part"
     elif wanted.keyid_bits and not wanted.algorithms:
         why = "KeyID bits without an algorithm that PCONFIG could use"
     if why is not None:
