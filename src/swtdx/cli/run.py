@@ -15,6 +15,7 @@ import click
 from swtdx.cli.boot_choice import TINY, Boot, Wishes, choose
 from swtdx.cli.failures import complain, is_expected
 from swtdx.cli.run_report import NOT_STARTED, complaint, document, exit_status
+from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size
 from swtdx.guests.initramfs import Demo, Exec, Job, Shell
 
@@ -46,7 +47,7 @@ _LAST_LINES: Final = 12
 @click.option("--exec", "command", metavar="CMD", help="Run CMD by sh -c; print its output, exit as it does.")
 @click.option("--demo", is_flag=True, help="Show what a TD is and switch off, also on a terminal.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End after.")
-@click.option("--seed", default="swtdx", show_default=True, help="The machine's identity: keys, randomness.")
+@click.option("--seed", type=Seed(), default="swtdx", show_default=True, help="The machine's identity: keys.")
 @click.option("--debug", is_flag=True, help="A debug TD (ATTRIBUTES.DEBUG), into which the host can look.")
 @click.option("--qgs", metavar="ADDRESS", help="Quotes from this service: unix:PATH or vsock:CID[:PORT].")
 @click.option("--json", "json_file", metavar="FILE", help="Write a summary for programs; - is stdout.")
@@ -67,7 +68,7 @@ def run(
     command: str | None,
     demo: bool,
     timeout: float | None,
-    seed: str,
+    seed: bytes,
     debug: bool,
     qgs: str | None,
     json_file: str | None,
@@ -92,7 +93,7 @@ def run(
         if verbose:
             complain(f"booting {boot.label}" + (f" with {boot.cmdline!r}" if boot.cmdline else ""))
         with _Files(serial_file, log_file) as files:
-            config = _platform_config(memory, vcpus, cpus, seed)
+            config = platform_config(memory, vcpus, cpus, seed)
             result = _launch(boot, job, config, files, memory, vcpus, debug, timeout, qgs)
     except Exception as error:
         # A traceback, if the user wants one, or if it is a mistake of ours.
@@ -110,7 +111,7 @@ def run(
             "cmdline": boot.cmdline,
             "memory": memory,
             "vcpus": vcpus,
-            "seed": seed,
+            "seed": seed.decode("utf-8", "backslashreplace"),
             "debug": debug,
             "command": command,
             "total_seconds": round(time.perf_counter() - started, 4),
@@ -150,7 +151,7 @@ def _job(command: str | None, demo: bool) -> Job:
     return Shell() if interactive and not demo else Demo()
 
 
-def _platform_config(memory: int, vcpus: int, cpus: int | None, seed: str) -> PlatformConfig:
+def platform_config(memory: int, vcpus: int, cpus: int | None, seed: bytes) -> PlatformConfig:
     """A machine that suits the guest: memory for it and for what it takes, a CPU for each vCPU."""
     from swtdx.machine.machine import MachineConfig
     from swtdx.platform import PlatformConfig
@@ -159,7 +160,7 @@ def _platform_config(memory: int, vcpus: int, cpus: int | None, seed: str) -> Pl
     machine = MachineConfig(
         processors_per_package=cpus or min(vcpus, os.cpu_count() or 1),
         memory_bytes=-(-machine_memory // (2 * MIB)) * 2 * MIB,
-        seed=seed.encode("utf-8", "surrogateescape"),
+        seed=seed,
     )
     return PlatformConfig(machine=machine, start_engine=True)
 
