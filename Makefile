@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint bench clean
+.PHONY: stub run test lint bench clean
 
 run: $(STAMP)
 	@$(BIN)/swtdx setup --quiet
@@ -31,3 +31,11 @@ $(STAMP): pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
+
+# Assemble the engine's stub after a change to its source (binutils).
+STUB := src/swtdx/machine/engine/qemu/stub
+stub: $(STAMP)
+	@as --64 -o $(STUB).o $(STUB).S
+	@ld -m elf_x86_64 -Ttext=0xF0000 --oformat binary -o $(STUB).img $(STUB).o
+	@$(BIN)/python -c "import sys; from swtdx.machine.engine.qemu.process import compact_stub; sys.stdout.buffer.write(compact_stub(open('$(STUB).img', 'rb').read()))" > $(STUB).tmp
+	@mv $(STUB).tmp $(STUB).bin && rm $(STUB).o $(STUB).img
