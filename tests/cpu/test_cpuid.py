@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 
 from swtdx.machine.cpu.model import find_model
@@ -77,7 +80,7 @@ def test_xsave_areas_fit(lp: LogicalProcessor) -> None:
         if size:
             areas.append((offset, size))
     areas.sort()
-    assert all(a + size <= b for (a, size), (b, _) in zip(areas, areas[1:], strict=False))
+    assert all(a + size <= b for (a, size), (b, _) in itertools.pairwise(areas))
     assert enabled == largest == max(offset + size for offset, size in areas)
 
 
@@ -152,10 +155,8 @@ def test_the_last_level_cache_is_the_packages(make: Make, packages: int, cpus: i
         eax, ebx, ecx, _ = lp.cpuid(4, subleaf)
         if not eax & 0x1F:
             break
-        size = (ebx >> 22) + 1, (ebx >> 12 & 0x3FF) + 1, (ebx & 0xFFF) + 1, ecx + 1
-        caches.append(
-            (eax & 0x1F, eax >> 5 & 7, size[0] * size[1] * size[2] * size[3], (eax >> 14 & 0xFFF) + 1)
-        )
+        size = math.prod(((ebx >> 22) + 1, (ebx >> 12 & 0x3FF) + 1, (ebx & 0xFFF) + 1, ecx + 1))
+        caches.append((eax & 0x1F, eax >> 5 & 7, size, (eax >> 14 & 0xFFF) + 1))
     assert [(kind, level) for kind, level, _, _ in caches] == [(1, 1), (2, 1), (3, 2), (3, 3)]
     assert [size >> 10 for _, _, size, _ in caches] == [48, 32, 2048, 105 << 10]
     sharing = caches[-1][3]

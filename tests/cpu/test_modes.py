@@ -272,13 +272,9 @@ def test_seamdb(inside: LogicalProcessor) -> None:
     info = report[256:495]
     assert int.from_bytes(info[0:8], "little") == 0x301FF
     assert (info[8:10], info[24:72], info[128:130]) == (bytes((5, 1)), b"\x11" * 48, bytes((6, 2)))
-    for wrong in (
-        {"index": 0, "nonce": bytes(32)},
-        {"index": 2, "nonce": nonce},
-        {"index": 1, "nonce": nonce},
-    ):
+    for wrong, secret in ((0, bytes(32)), (2, nonce), (1, nonce)):
         with pytest.raises(SeamOpsError) as error:
-            inside.seamops(Leaf.SEAMDB_REPORT, 0x81, DATA, HASH, **wrong)
+            inside.seamops(Leaf.SEAMDB_REPORT, 0x81, DATA, HASH, index=wrong, nonce=secret)
         assert error.value.result is Result.DATABASE_ERROR
     inside.seamops(Leaf.SEAMDB_CLEAR)
     assert seam.database.entries == []

@@ -197,7 +197,7 @@ def test_software_cannot_make_seamrr_valid(lp: LogicalProcessor) -> None:
     lp.mode = Mode.ACM
     lp.wrmsr(0x1401, mask | LOCK | VALID)
     assert "VALID only" in faults(lp, 0x1401, mask | VALID)
-    assert "VALID only" in faults(lp, 0x1401, mask | 1 << 25 | LOCK)
+    assert "VALID only" in faults(lp, 0x1401, mask & ~(1 << 25) | LOCK)
 
 
 def test_seamextend_is_for_seam_and_acms(lp: LogicalProcessor) -> None:

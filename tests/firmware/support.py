@@ -52,14 +52,14 @@ def boot_standin(
     options: dict[str, object] | None = None,
     **rest: object,
 ) -> Platform:
-    machine = MachineConfig(packages, cpus, memory, seed, options=options or {})
+    machine = MachineConfig(packages, cpus, memory, seed, "scripted", options or {})
     settings: dict[str, object] = {"module": image, "acm": acm, "load_module": load} | rest
     return Platform.boot(PlatformConfig(machine=machine, bios=bios or BiosConfig(), **settings))  # type: ignore[arg-type]
 
 
 def bare_machine(packages: int, cpus: int, memory: int, bios: BiosConfig | None = None) -> Machine:
     """A machine after its BIOS: registers programmed, MCHECK not run."""
-    config = MachineConfig(packages, cpus, memory)
+    config = MachineConfig(packages, cpus, memory, engine="scripted")
     machine = Machine(config, PhysicalMemory(dram_ranges(memory), bytes(32), AddressMap.without_tme()))
     Bios(machine, bios).run()
     return machine

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from swtdx.arch.seam_structs import SEAM_SIGSTRUCT, SEAMEXTEND
+from swtdx.arch.seam_structs import P_SYS_INFO_TABLE, SEAM_SIGSTRUCT, SEAMEXTEND
 from swtdx.firmware import image
 from swtdx.firmware.acm import SIGNERS, Acm
 from swtdx.firmware.errors import ImageError
 from swtdx.firmware.manifest import Manifest, check_sources
-from swtdx.firmware.memory_map import MemoryPlan
+from swtdx.firmware.memory_map import PAGE, MemoryPlan, overlap, show
 from swtdx.firmware.p_seamldr import PSeamldr
 from swtdx.firmware.seam_layout import SeamLayout
-from swtdx.machine.memory import Requestor
+from swtdx.machine.memory import MemoryFault, Requestor
 from swtdx.machine.snapshot import SnapshotError
 
 if TYPE_CHECKING:
@@ -59,13 +59,14 @@ def load(machine: Machine, section: SectionReader) -> tuple[MemoryPlan, Acm]:
     """
     try:
         plan, acm = _plan(section.text()), _acm(section)
+        _check_plan(machine, section, plan)
         if section.u8():
             _restore_loader(machine, section, acm)
     except ImageError as error:
         raise section.fail(f"the SEAM software is not here any more: {error}") from None
     except SnapshotError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, MemoryFault) as error:
         raise section.fail(f"the firmware's state makes no sense: {error!r}") from None
     section.end()
     return plan, acm
@@ -79,6 +80,34 @@ def _plan(text: str) -> MemoryPlan:
     return MemoryPlan(pairs(dram), pairs([smrr])[0], pairs([seamrr])[0], pairs(cmrs), pairs(usable))
 
 
+def _check_plan(machine: Machine, section: SectionReader, plan: MemoryPlan) -> None:
+    """Refuse a memory map that no BIOS could have handed to MCHECK on this machine."""
+    memory = machine.memory
+    if plan.dram != memory.populated:
+        raise section.fail("DRAM ranges that are not those of the machine's memory")
+    if plan.seamrr != (memory.seamrr or plan.seamrr):
+        raise section.fail(
+            f"SEAMRR {show(plan.seamrr)}, and the machine's is {show(memory.seamrr or (0, 0))}"
+        )
+    for number, where in enumerate(plan.cmrs):
+        for name, other in (("SEAMRR", plan.seamrr), ("SMRR", plan.smrr)):
+            if overlap(where, other):
+                raise section.fail(f"CMR {number} {show(where)} overlaps {name} {show(other)}")
+        if where[1] <= 0 or not memory.bus.is_populated(*where):
+            raise section.fail(f"CMR {number} {show(where)} is not backed by memory")
+    for where in (*plan.usable, *machine.usable):
+        if overlap(where, plan.seamrr):
+            raise section.fail(f"usable memory {show(where)} overlaps SEAMRR {show(plan.seamrr)}")
+    if memory.seamrr is None:
+        return
+    base, size = memory.seamrr
+    table = memory.read(base + size - PAGE, PAGE, Requestor.SEAM)
+    numbers = P_SYS_INFO_TABLE.cmrs.all(table)
+    recorded = tuple(zip(numbers[0::2], numbers[1::2], strict=True))[: len(plan.cmrs)]
+    if recorded != plan.cmrs:
+        raise section.fail("CMRs that are not those which MCHECK recorded in P_SYS_INFO_TABLE")
+
+
 def _acm(section: SectionReader) -> Acm:
     return Acm(section.blob(), Manifest.decode(section.blob()), section.blob(), bool(section.u8()))
 
@@ -86,7 +115,10 @@ def _acm(section: SectionReader) -> Acm:
 def _restore_loader(machine: Machine, section: SectionReader, acm: Acm) -> None:
     check_sources(acm.manifest)
     trusted = frozenset(bytes.fromhex(key) for key in acm.manifest.constant(SIGNERS).split(","))
-    loader = PSeamldr(machine, section.u64(), trusted, acm)
+    table, seam = section.u64(), machine.memory.seamrr
+    if seam is None or table != sum(seam) - PAGE:
+        raise section.fail(f"P_SYS_INFO_TABLE at {table:#x} is not the last page of the SEAM range")
+    loader = PSeamldr(machine, table, trusted, acm)
     loader.installing.update(json.loads(section.text()))
     loader.shutting_down.update(json.loads(section.text()))
     loader.snapshot = section.read(SEAMEXTEND.size)
@@ -109,7 +141,13 @@ def _restore_module(machine: Machine, section: SectionReader, loader: PSeamldr) 
     layout = SeamLayout.of(signature, seam[0], loader.range_base, processors, count)
     pages = machine.memory.read(layout.code, layout.code_size, Requestor.SEAM)
     manifest = image.unpack(pages)
-    entry = loader.installer.start(manifest, layout)
+    try:
+        entry = loader.installer.start(manifest, layout)
+    except ImageError:
+        raise
+    except Exception as error:
+        # The module's own start failed on what it found in its memory.
+        raise section.fail(f"the module does not come up again: {error!r}") from error
     loader.installer.manifest, loader.installer.layout = manifest, layout
     loader.installer.sigstruct = signature
     machine.seam.install_module(entry, len(machine.processors))

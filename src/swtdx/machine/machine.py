@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from swtdx.arch.vmcs import HKID
 from swtdx.machine.codewatch import CodeWatch
+from swtdx.machine.cpu.topology import Topology
 from swtdx.machine.engine.protocol import Engine
 from swtdx.machine.memory import PhysicalMemory
 from swtdx.machine.processor import LogicalProcessor
@@ -36,7 +37,11 @@ class MachineConfig:
 
 
 class Machine:
-    """See the module's docstring.  ``close`` frees everything."""
+    """See the module's docstring.  ``close`` frees everything.
+
+    Raises:
+        ValueError: no such number of packages and processors, or no such processor model.
+    """
 
     def __init__(self, config: MachineConfig, memory: PhysicalMemory) -> None:
         self.config = config
@@ -52,7 +57,7 @@ class Machine:
         self.xstate_size = 0xC00
         self._engine: Engine | None = None
         self._watch = CodeWatch()
-        count = config.packages * config.processors_per_package
+        count = Topology(config.packages, config.processors_per_package).processors
         self.processors = [
             LogicalProcessor(self, index, index // config.processors_per_package) for index in range(count)
         ]

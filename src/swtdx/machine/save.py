@@ -19,7 +19,7 @@ from swtdx.arch.seam_structs import SEAMEXTEND
 from swtdx.machine.cpu.msr_table import MSRS
 from swtdx.machine.cpu.package import package_of
 from swtdx.machine.machine import Machine, MachineConfig
-from swtdx.machine.memory import MachineCheck, saving
+from swtdx.machine.memory import MachineCheck, MemoryFault, saving
 from swtdx.machine.processor import LogicalProcessor, Mode
 from swtdx.machine.snapshot import SectionReader, SectionWriter, Snapshot, SnapshotError, SnapshotWriter
 
@@ -33,6 +33,8 @@ _CONTEXT_MSRS: Final = (0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102, 0xC00001
 _DEBUG_REGISTERS: Final = (0, 1, 2, 3, 6)
 _NONE: Final = (1 << 64) - 1
 _MODES: Final = (Mode.LEGACY, Mode.ROOT)
+#: What values that nobody saved make Python say.
+_NONSENSE: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError)
 
 
 def save(machine: Machine, snapshot: SnapshotWriter) -> None:
@@ -72,9 +74,16 @@ def load(snapshot: Snapshot) -> Machine:
     try:
         machine = _build(section, config, memory)
         _load_settings(section, machine, settings)
-        _load_processors(snapshot.section("processors", VERSION), machine)
-        _load_seam(snapshot.section("seam", VERSION), machine)
-        _load_vmcss(snapshot.section("vmcs", VERSION), machine)
+        for name, restore in (
+            ("processors", _load_processors), ("seam", _load_seam), ("vmcs", _load_vmcss)
+        ):  # fmt: skip
+            part = snapshot.section(name, VERSION)
+            try:
+                restore(part, machine)
+            except SnapshotError:
+                raise
+            except (*_NONSENSE, MemoryFault) as error:
+                raise part.fail(f"its contents make no sense: {error}") from None
     except BaseException:
         (machine or memory).close()
         raise
@@ -117,7 +126,7 @@ def _load_config(section: SectionReader) -> tuple[MachineConfig, dict[str, Any]]
             engine=str(settings["engine"]),
             options=dict(settings["options"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except _NONSENSE as error:
         if isinstance(error, SnapshotError):
             raise
         raise section.fail(f"the machine's description makes no sense: {error!r}") from None
@@ -138,7 +147,7 @@ def _load_settings(section: SectionReader, machine: Machine, settings: dict[str,
         machine.usable = [(int(base), int(size)) for base, size in settings["usable"]]
         for index, hpa, keyid, kind in settings["machine_checks"]:
             machine.machine_checks.append((int(index), MachineCheck(int(hpa), int(keyid), str(kind))))
-    except (ValueError, KeyError, TypeError) as error:
+    except _NONSENSE as error:
         raise section.fail(f"the machine's description makes no sense: {error!r}") from None
 
 
@@ -215,6 +224,8 @@ def _save_seam(machine: Machine, out: SectionWriter) -> None:
 def _load_seam(section: SectionReader, machine: Machine) -> None:
     seam = machine.seam
     seam.enabled = bool(section.u8())
+    if seam.enabled is not (machine.memory.seamrr is not None):
+        raise section.fail("SEAM is enabled without a SEAM range, or the reverse")
     seam.write_seamextend(section.read(SEAMEXTEND.size))
     for _ in range(section.u32()):
         nonce = section.read(32)
