@@ -31,6 +31,7 @@ from swtdx.vmm.errors import ConfigError, VmmError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
 from swtdx.vmm.memory import PAGE
+from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteService
 from swtdx.vmm.result import EndReason, RunResult
 from swtdx.vmm.run import Runner
@@ -157,40 +158,75 @@ def launch(host: Host | Hypervisor, config: LaunchConfig, console: Console | Non
         ConfigError: this platform cannot make such a TD.
         VmmError: the TD cannot be built; nothing of it is left.
     """
-    console = Stream() if console is None else console
-    phases: dict[str, float] = {}
-    with _phase(phases, "module"):
-        hypervisor = host if isinstance(host, Hypervisor) else Hypervisor(host)
-    output = _Output(config, console)
-    with _phase(phases, "build"):
-        io = MachineIo(
-            hypervisor.host.memory,
-            _board_config(config, console.size),
-            console_out=output.write,
-            serial_out=config.serial,
-            quote_service=config.quote_service,
-        )
-        boot = _lay_out(config, io.board)
-        td = _build(hypervisor, config, boot)
+    launched = Launch(host, config, console)
     try:
-        runner = io.connect(td, hypervisor.processors, _mmio_ranges())
-        output.broken = lambda why: runner.end(EndReason.STOPPED, why)
-        with _phase(phases, "run"), console.attached(_Keys(io, runner)):
-            result = runner.run(config.timeout)
+        result = launched.run(config.timeout)
     except BaseException:
-        _tear_down(td, config, phases)
+        launched.close()
         raise
-    left = _tear_down(td, config, phases)
-    if left:
-        result.detail = f"{result.detail}; {left}".lstrip("; ")
-    result.exit_status = output.finish()
-    result.stats.phases = phases
-    panic = output.panic()
-    if panic is not None and result.reason in _AFTER_PANIC:
-        result.reason, result.detail = EndReason.FATAL_ERROR, f"kernel panic: {panic}"
-    for device, failure in io.board.failures.items():
-        result.detail = f"{result.detail}; {device} stopped: {failure}".lstrip("; ")
-    return result
+    return launched.finish(result)
+
+
+class Launch:
+    """:func:`launch` in steps, for those who want to do something to the TD between two runs.
+
+    Made, the TD is built and its devices are there; :meth:`run` may be called again after it came back
+    with TIMEOUT; :meth:`finish`, or at least :meth:`close`, comes last.  Arguments and errors are those of
+    :func:`launch`; ``processors`` says where the vCPUs run, all of the hypervisor's by default.
+    """
+
+    def __init__(
+        self,
+        host: Host | Hypervisor,
+        config: LaunchConfig,
+        console: Console | None = None,
+        processors: list[Processor] | None = None,
+    ) -> None:
+        self.config = config
+        self._console = Stream() if console is None else console
+        self._phases: dict[str, float] = {}
+        with _phase(self._phases, "module"):
+            self.hypervisor = host if isinstance(host, Hypervisor) else Hypervisor(host)
+        self._output = _Output(config, self._console)
+        with _phase(self._phases, "build"):
+            self.io = MachineIo(
+                self.hypervisor.host.memory,
+                _board_config(config, self._console.size),
+                console_out=self._output.write,
+                serial_out=config.serial,
+                quote_service=config.quote_service,
+            )
+            boot = _lay_out(config, self.io.board)
+            self.td = _build(self.hypervisor, config, boot, processors)
+        try:
+            self.runner = self.io.connect(self.td, processors or self.hypervisor.processors, _mmio_ranges())
+        except BaseException:
+            self.close()
+            raise
+        self._output.broken = lambda why: self.runner.end(EndReason.STOPPED, why)
+
+    def run(self, timeout: float | None = None) -> RunResult:
+        """Run the TD for ``timeout`` seconds at most (None: no limit)."""
+        with _phase(self._phases, "run"), self._console.attached(_Keys(self.io, self.runner)):
+            return self.runner.run(timeout)
+
+    def close(self) -> str:
+        """Take the TD down if the configuration wants that; what went wrong, in words."""
+        return _tear_down(self.td, self.config, self._phases)
+
+    def finish(self, result: RunResult) -> RunResult:
+        """:meth:`close`, and ``result`` completed by what is known of the whole launch."""
+        left = self.close()
+        if left:
+            result.detail = f"{result.detail}; {left}".lstrip("; ")
+        result.exit_status = self._output.finish()
+        result.stats.phases = self._phases
+        panic = self._output.panic()
+        if panic is not None and result.reason in _AFTER_PANIC:
+            result.reason, result.detail = EndReason.FATAL_ERROR, f"kernel panic: {panic}"
+        for device, failure in self.io.board.failures.items():
+            result.detail = f"{result.detail}; {device} stopped: {failure}".lstrip("; ")
+        return result
 
 
 def plan(config: LaunchConfig) -> DirectBoot:
@@ -235,7 +271,9 @@ def _lay_out(config: LaunchConfig, board: Board) -> DirectBoot:
     )
 
 
-def _build(hypervisor: Hypervisor, config: LaunchConfig, boot: DirectBoot) -> Td:
+def _build(
+    hypervisor: Hypervisor, config: LaunchConfig, boot: DirectBoot, processors: list[Processor] | None
+) -> Td:
     ram = [(part.base, part.end) for part in boot.ram]
     td = Td.build(
         hypervisor,
@@ -243,6 +281,7 @@ def _build(hypervisor: Hypervisor, config: LaunchConfig, boot: DirectBoot) -> Td
         [InitialPage(page.gpa, page.data, page.measured) for page in boot.pages],
         ram=ram,
         entry_value=boot.vp_init_rdx,
+        processors=processors,
     )
     try:
         shared_bit = config.td.shared_bit
@@ -287,4 +326,4 @@ def _phase(phases: dict[str, float], name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        phases[name] = round(time.perf_counter() - started, 4)
+        phases[name] = round(phases.get(name, 0.0) + time.perf_counter() - started, 4)
