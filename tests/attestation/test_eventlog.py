@@ -15,6 +15,7 @@ from swtdx.attestation.eventlog.format import Event, event, parse, write
 from swtdx.attestation.eventlog.replay import compare, first_difference, replay
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.world import World
+from swtdx.guests import event_log as shim
 
 # The first record as OVMF writes it on a TD, spelled out: PCR 1, EV_NO_ACTION, 20 zero bytes, 33 bytes
 # of "Spec ID Event03", class 0, version 2.0, errata 0, 64-bit, one algorithm: SHA-384 of 48 bytes.
@@ -190,3 +191,19 @@ def test_noise_is_an_error_or_a_log(noise: bytes) -> None:
         except EventLogError:
             continue
         assert write(events) == data[: len(write(events))] or not events
+
+
+def test_our_shims_log_reads_and_replays_the_same() -> None:
+    # Written by the guests' room, from the same specifications.
+    events = [
+        shim.Event(1, 0x8000000A, sha384(b"k"), shim.firmware_blob(b"kernel", 0xC000_0000, 12345)),
+        shim.Event(2, 0xD, sha384(b"c"), b"kernel_cmdline: quiet"),
+        shim.Event(2, 0x6, sha384(b"i"), shim.tagged_event(0x8F3B22EC, b"Linux initrd\0")),
+    ]
+    read = parse(shim.encode_log(events) + b"\xff" * 100)
+    assert replay(read) == list(shim.replay(events))
+    assert [each.text() for each in read] == [
+        "kernel at 0xc0000000, 12345 bytes",
+        "kernel_cmdline: quiet",
+        "tag 0x8f3b22ec: Linux initrd",
+    ]

@@ -19,6 +19,8 @@ SHA384: Final = 0x000C
 DIGEST: Final = 48
 
 EV_NO_ACTION: Final = 3
+EV_EVENT_TAG: Final = 6
+EV_EFI_PLATFORM_FIRMWARE_BLOB2: Final = 0x8000000A
 
 #: Event types by number (TCG PC Client Platform Firmware Profile, table 27).
 EVENT_TYPES: Final = {
@@ -65,6 +67,17 @@ _SPEC_ID: Final = b"Spec ID Event03\0"
 _ALGORITHMS: Final = {0x0004: 20, 0x000B: 32, 0x000C: 48, 0x000D: 64, 0x0012: 32}
 
 
+def _words(data: bytes) -> str:
+    for encoding in ("utf-16-le", "ascii"):
+        try:
+            words = data.decode(encoding).strip("\0")
+        except UnicodeDecodeError:
+            continue
+        if words and all(32 <= ord(each) < 127 for each in words):
+            return words[:60]
+    return f"{len(data)} bytes" + (f" {data[:16].hex()}" if data else "")
+
+
 @dataclass(frozen=True)
 class Event:
     """One event.
@@ -109,14 +122,15 @@ class Event:
 
     def text(self) -> str:
         """The data in a few readable words."""
-        for encoding in ("utf-16-le", "ascii"):
-            try:
-                words = self.data.decode(encoding).strip("\0")
-            except UnicodeDecodeError:
-                continue
-            if words and all(32 <= ord(each) < 127 for each in words):
-                return words[:60]
-        return f"{len(self.data)} bytes" + (f" {self.data[:16].hex()}" if self.data else "")
+        data = self.data
+        if self.kind == EV_EVENT_TAG and len(data) >= 8:
+            # taggedEventID, taggedEventDataSize, data.
+            return f"tag {int.from_bytes(data[:4], 'little'):#x}: {_words(data[8:])}"
+        if self.kind == EV_EFI_PLATFORM_FIRMWARE_BLOB2 and data and len(data) == 17 + data[0]:
+            # BlobDescriptionSize, BlobDescription, BlobBase, BlobLength.
+            base, size = (int.from_bytes(data[-16 + at :][:8], "little") for at in (0, 8))
+            return f"{_words(data[1:-16])} at {base:#x}, {size} bytes"
+        return _words(data)
 
     def encode(self) -> bytes:
         """The event as a CC_EVENT record."""

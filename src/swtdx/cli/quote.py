@@ -1,0 +1,184 @@
+"""``swtdx quote``: boots Linux as a TD, has it ask for a quote through configfs, and brings the quote out.
+
+Exit status: 0 done, 1 the TD gave no quote, 2 wrong use or unusable input.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from swtdx.attestation.keys import DEFAULT_SEED
+from swtdx.attestation.quote import ParsedQuote
+from swtdx.cli.boot_choice import Wishes, choose
+from swtdx.cli.failures import complain
+from swtdx.cli.quote_job import REPORTDATA, Answer, command, parse_output
+from swtdx.cli.run import platform_config
+from swtdx.cli.seeds import Seed
+from swtdx.cli.sizes import Size
+from swtdx.guests.initramfs import Exec
+
+if TYPE_CHECKING:
+    from swtdx.attestation.world import World
+    from swtdx.cli.boot_choice import Boot
+
+#: Bytes of the nonce that is drawn when none is given.
+_NONCE: Final = 32
+
+
+class ReportData(click.ParamType):
+    """REPORTDATA in hex: all 64 bytes, or fewer (``whole`` false), which zeros fill up."""
+
+    name = "hex"
+
+    def __init__(self, *, whole: bool) -> None:
+        self._whole = whole
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """The 64 bytes."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            data = bytes.fromhex(str(value).removeprefix("0x"))
+        except ValueError:
+            self.fail(f"{value!r} is not hex", param, ctx)
+        if len(data) > REPORTDATA or (self._whole and len(data) < REPORTDATA):
+            self.fail(f"REPORTDATA has {REPORTDATA} bytes; these are {len(data)}", param, ctx)
+        return data.ljust(REPORTDATA, b"\0")
+
+
+class NoQuote(click.ClickException):
+    """The TD ran and gave no quote."""
+
+    exit_code = 1
+
+
+@click.command()
+@click.option("--nonce", type=ReportData(whole=False), metavar="HEX", help="REPORTDATA; zeros fill it up.")
+@click.option("--report-data", type=ReportData(whole=True), metavar="HEX", help="REPORTDATA, all 64 bytes.")
+@click.option("-o", "--output", default="quote.bin", show_default=True, help="The quote's file; - is stdout.")
+@click.option("--collateral", metavar="FILE", help="Also write collateral that holds now (JSON).")
+@click.option("--root", metavar="FILE", help="Also write the machine's simulated root certificate (PEM).")
+@click.option("--eventlog", metavar="FILE", help="Also write the TD's event log (CCEL).")
+@click.option("--qgs", metavar="ADDRESS", help="Quotes from this service: unix:PATH or vsock:CID[:PORT].")
+@click.option("--seed", type=Seed(), default=DEFAULT_SEED.decode(), show_default=True, help="The machine.")
+@click.option("--kernel", type=click.Path(path_type=Path), help="A bzImage of your own, e.g. from /boot.")
+@click.option("--guest", "version", metavar="VERSION", help="A kernel of `swtdx guest fetch`, e.g. 6.12.")
+@click.option("--memory", type=Size(), default="512M", show_default=True, help="The guest's memory.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds.",
+)
+def quote(
+    nonce: bytes | None,
+    report_data: bytes | None,
+    output: str,
+    collateral: str | None,
+    root: str | None,
+    eventlog: str | None,
+    qgs: str | None,
+    seed: bytes,
+    kernel: Path | None,
+    version: str | None,
+    memory: int,
+    timeout: float,
+) -> None:
+    """Boot Linux as a TD and have it make a quote, through /sys/kernel/config/tsm/report.
+
+    Without --nonce and --report-data a nonce is drawn, and told. `swtdx verify` takes what this writes.
+    """
+    if nonce is not None and report_data is not None:
+        raise click.UsageError("--nonce and --report-data exclude each other")
+    if qgs is not None and (collateral or root):
+        raise click.UsageError("with --qgs, collateral and root are those of that service's maker")
+    if kernel is not None and version is not None:
+        raise click.UsageError("--kernel and --guest exclude each other")
+    wanted = nonce or report_data or secrets.token_bytes(_NONCE).ljust(REPORTDATA, b"\0")
+    job = Exec(command(wanted))
+    boot = choose(Wishes(kernel=kernel, version=version), job, "", complain)
+    answer, world = _ask(boot, job, memory, seed, qgs, timeout)
+    if eventlog and not answer.eventlog:
+        raise NoQuote("the kernel shows no event log (/sys/firmware/acpi/tables/data/CCEL)")
+    _write(output, answer.quote)
+    if collateral:
+        _write(collateral, world.collateral().to_json().encode())
+    if root:
+        _write(root, world.pki.root.pem.encode())
+    if eventlog:
+        _write(eventlog, answer.eventlog)
+    _tell(answer, None if output == "-" else output, collateral, root)
+
+
+def _ask(
+    boot: Boot, job: Exec, memory: int, seed: bytes, qgs: str | None, timeout: float
+) -> tuple[Answer, World]:
+    """Run the TD: what it answered, and what the maker says of its platform now.
+
+    Raises:
+        NoQuote: the TD ended without a quote.
+    """
+    from swtdx.platform import Platform
+    from swtdx.quoting import Quoting, world_of
+
+    with Platform.boot(platform_config(memory, 1, None, seed)) as platform, Quoting(platform, qgs) as quotes:
+        # Imported only now: QEMU comes up meanwhile.
+        from swtdx.vmm.console import Stream
+        from swtdx.vmm.launch import LaunchConfig, launch
+
+        class Kept(Stream):
+            """Keeps what the guest prints."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.data = bytearray()
+
+            def write(self, data: bytes) -> None:
+                self.data += data
+
+        console = Kept()
+        config = LaunchConfig(
+            boot.kernel,
+            boot.initrd,
+            boot.cmdline,
+            memory,
+            timeout=timeout,
+            exec_token=job.marker_token,
+            quote_service=quotes,
+            teardown=False,
+        )
+        result = launch(platform.host, config, console)
+        world = replace(world_of(platform), now=dt.datetime.now(dt.UTC))
+    answer = parse_output(bytes(console.data))
+    if isinstance(answer, str):
+        ended = "" if result.exit_status is not None else f" ({result})"
+        raise NoQuote(f"the TD gave no quote: {answer}{ended}")
+    return answer, world
+
+
+def _write(path: str, data: bytes) -> None:
+    if path == "-":
+        click.get_binary_stream("stdout").write(data)
+    else:
+        Path(path).write_bytes(data)
+
+
+def _tell(answer: Answer, path: str | None, collateral: str | None, root: str | None) -> None:
+    """What the quote says, and how to verify it, on standard error."""
+    parsed = ParsedQuote(answer.quote)
+    body = parsed.body()
+    lines = [f"a quote of version {parsed.version}, {len(answer.quote)} bytes"]
+    lines += [f"  {name.upper():<10} {body[name].hex()}" for name in ("mrtd", "reportdata")]
+    if path and collateral and root:
+        lines.append(
+            f"Verify it: swtdx verify {path} --collateral {collateral} --root {root} --accept-simulated "
+            f"--nonce {body['reportdata'].rstrip(bytes(1)).hex() or '00'}"
+        )
+    click.echo("\n".join(lines), err=True)
