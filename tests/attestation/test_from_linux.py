@@ -129,7 +129,7 @@ def test_the_event_log_explains_the_rtmrs(obtained: Obtained) -> None:
     assert (result.returncode, result.stdout.count("matches the quote")) == (0, 4), result.stdout
     # One bit of a digest in the log: the register differs, and the good log says where.
     log = bytearray((obtained.folder / "log.bin").read_bytes())
-    event = next(event for event in parse(log) if b"quiet" in event.data)
+    event = next(event for event in parse(bytes(log)) if b"quiet" in event.data)
     log[log.index(event.digest, event.offset)] ^= 1
     (obtained.folder / "changed.bin").write_bytes(log)
     result = swtdx(

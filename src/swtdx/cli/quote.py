@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.failures import complain
 from swtdx.cli.quote_job import REPORTDATA, Answer, command, parse_output
 from swtdx.cli.run import platform_config
-from swtdx.cli.seeds import Seed
+from swtdx.cli.seeds import BytesParam, Seed
 from swtdx.cli.sizes import Size
 from swtdx.guests.initramfs import Exec
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _NONCE: Final = 32
 
 
-class ReportData(click.ParamType):
+class ReportData(BytesParam):
     """REPORTDATA in hex: all 64 bytes, or fewer (``whole`` false), which zeros fill up."""
 
     name = "hex"
@@ -165,7 +166,7 @@ def _ask(
 
 def _write(path: str, data: bytes) -> None:
     if path == "-":
-        click.get_binary_stream("stdout").write(data)
+        sys.stdout.buffer.write(data)
     else:
         Path(path).write_bytes(data)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from swtdx.attestation.errors import AttestationError
 from swtdx.attestation.keys import check_seed
+
+if TYPE_CHECKING:  # generic only in newer releases of click
+    BytesParam = click.ParamType[bytes]
+else:
+    BytesParam = click.ParamType
 
 
 def parse_seed(text: str) -> bytes:
@@ -28,7 +33,7 @@ def parse_seed(text: str) -> bytes:
     return check_seed(text.encode("utf-8", "surrogateescape"))
 
 
-class Seed(click.ParamType):
+class Seed(BytesParam):
     """A seed: text, ``0x`` and hex, or ``@FILE``; bytes for the program."""
 
     name = "seed"
