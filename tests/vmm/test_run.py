@@ -279,7 +279,7 @@ def test_a_broken_device_ends_the_run_and_is_seen() -> None:
 
 # ------------------------------------------------------------------ interrupts
 def test_the_timer_wakes_a_halted_guest() -> None:
-    seen = []
+    seen: list[tuple[list[int], bool]] = []
 
     def guest() -> Guest:
         yield from apic_timer(0x40)
@@ -403,11 +403,10 @@ def test_a_notification_that_the_hypervisor_takes_is_repeated() -> None:
     setup = Setup(guest)
     vcpu = setup.td.vcpus[0]
     vcpu.post(0x60)
-    lp = setup.machine.processors[0]
     original = setup.module.leaf_0
     first = True
 
-    def by_priority(lp_: FakeProcessor, g: list[int]) -> int:
+    def by_priority(lp: FakeProcessor, g: list[int]) -> int:
         nonlocal first
         if first:
             first = False
@@ -415,7 +414,7 @@ def test_a_notification_that_the_hypervisor_takes_is_repeated() -> None:
             lp.interrupt(0xFD)
             g[1:16] = [0] * 15
             return 1
-        return original(lp_, g)
+        return original(lp, g)
 
     setup.module.leaf_0 = by_priority  # type: ignore[method-assign]
     assert setup.runner.run(5).reason is EndReason.POWER_OFF

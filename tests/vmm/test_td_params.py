@@ -145,7 +145,8 @@ U64 = some.integers(0, 2**64 - 1)
 @settings(max_examples=60)
 @given(
     fixed0=U64, fixed1=U64, xfam0=U64, xfam1=U64, flags=some.integers(0, 7),
-    masks=some.lists(U64, max_size=5), attributes=U64, xfam=some.one_of(some.none(), U64), gpaw=some.sampled_from([48, 52]),
+    masks=some.lists(U64, max_size=5), attributes=U64,
+    xfam=some.one_of(some.none(), U64), gpaw=some.sampled_from([48, 52]),
     vcpus=some.integers(1, 65535), signature=some.integers(0, U32),
 )  # fmt: skip
 def test_never_what_the_module_would_refuse(
