@@ -13,7 +13,7 @@ from swtdx.guests.kernel import KernelImage, load_kernel
 from swtdx.guests.tdx_support import config_beside, require_tdx_support
 
 #: For an initrd of the user's own: the virtio console, and no spinning after a panic.
-OWN_INITRD_CMDLINE = "console=hvc0 panic=-1"
+OWN_INITRD_CMDLINE = "console=hvc0 panic=-1 reboot=acpi"
 
 
 @dataclass(frozen=True, slots=True)

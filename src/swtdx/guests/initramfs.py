@@ -124,14 +124,16 @@ def default_cmdline(job: Job, term: str = "") -> str:
     """A kernel command line that suits ``job``.
 
     The virtio console only (each byte over the serial port costs several TD exits), warnings only, and
-    a restart at once after a panic, which ends the TD instead of leaving it spinning.
+    a restart at once after a panic, which ends the TD instead of leaving it spinning.  A restart goes by
+    ACPI's reset register; left to itself, Linux looks for EFI on a hardware-reduced platform, and ends in
+    a triple fault.
 
     Args:
         job: what the guest is to do.
         term: for a shell: the user's ``$TERM``; names with other characters than letters, digits and
             ``._+-`` are left out.
     """
-    words = ["console=hvc0", "quiet", "panic=-1"]
+    words = ["console=hvc0", "quiet", "panic=-1", "reboot=acpi"]
     # The kernel hands words that it does not know to init as environment variables.
     if isinstance(job, Shell) and _TERM.fullmatch(term):
         words.append(f"TERM={term}")

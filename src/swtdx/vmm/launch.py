@@ -40,10 +40,10 @@ from swtdx.vmm.td import InitialPage, Td
 from swtdx.vmm.td_params import TdConfig
 
 #: How much of the console's end is kept to explain how a run ended.
-_TAIL: Final = 4096
+_TAIL: Final = 16384
 _PANIC: Final = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
-#: How a run ends after a panic, depending on the kernel's panic= option.
-_AFTER_PANIC: Final = (EndReason.RESTART, EndReason.HALTED, EndReason.TIMEOUT)
+#: How a run ends after a panic, depending on the kernel's panic= and reboot= options.
+_AFTER_PANIC: Final = (EndReason.RESTART, EndReason.HALTED, EndReason.TRIPLE_FAULT, EndReason.TIMEOUT)
 _LOCAL_APIC_GPA: Final = 0xFEE00000
 
 

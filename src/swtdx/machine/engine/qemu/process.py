@@ -128,6 +128,8 @@ class QemuProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 preexec_fn=_die_with_parent,
+                # The terminal's Ctrl-C is for us alone: we end QEMU in order.
+                process_group=0,
             )
         except OSError as error:
             raise EngineError(f"{path} could not be started: {error}") from None
