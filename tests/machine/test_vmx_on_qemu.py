@@ -160,12 +160,17 @@ def test_triple_fault(machine: Machine) -> None:
 
 def test_external_interrupt_exits_and_reveals_nothing(machine: Machine) -> None:
     guest = Guest(machine, "1: inc eax; jmp 1b")
-    guest.lp.arm_timer(machine.tsc() + int(machine.tsc_hz / 200), 0xEC)
-    out = guest.run()
-    assert (out.reason, out.qualification, out.intr_info) == (reason.EXTERNAL_INTERRUPT, 0, 0)
-    assert guest.vmcs.context.gpr[0] > 1000
-    assert guest.lp.pending == {0xEC}
-    guest.lp.acknowledge(0xEC)
+    for _ in range(100):
+        guest.lp.arm_timer(machine.tsc() + int(machine.tsc_hz / 200), 0xEC)
+        out = guest.run()
+        pending = set(guest.lp.pending)
+        guest.lp.acknowledge(0xEC)
+        assert (out.reason, out.qualification, out.intr_info) == (reason.EXTERNAL_INTERRUPT, 0, 0)
+        assert pending == {0xEC}
+        # On a busy host the 5 ms may be over before the guest's first instruction.
+        if guest.vmcs.context.gpr[0] > 1000:
+            return
+    pytest.fail("the guest never ran")
 
 
 def test_posted_interrupt_is_delivered_without_an_exit(machine: Machine) -> None:

@@ -42,6 +42,9 @@ _SAPPHIRE_RAPIDS: Final = 0x000806F8
 _TSC_DEADLINE, _AVX, _F16C = 1 << 24, 1 << 28, 1 << 29
 _SELF_SNOOP, _HTT = 1 << 27, 1 << 28
 _ALL: Final = 0xFFFFFFFF
+#: CPUID(7, 0).ECX bit 13, EDX bit 18.
+_TME: Final = 1 << 13
+_PCONFIG: Final = 1 << 18
 
 
 def _cache(kind: int, level: int, ways: int, sets: int, sharers: int) -> tuple[int, int, int, int]:
@@ -188,6 +191,9 @@ class TdConfig:
             ecx = _TSC_DEADLINE | _AVX | _F16C
             edx = _SELF_SNOOP | (_HTT if self.vcpus > 1 else 0)
             return info.package_signature or _SAPPHIRE_RAPIDS, min(self.vcpus, 255) << 16, ecx, edx
+        if entry.leaf == 7 and entry.subleaf == 0:
+            # Memory encryption is the host's: a guest told of it reads MSRs that it does not have.
+            return _ALL, _ALL, _ALL & ~_TME, _ALL & ~_PCONFIG
         if entry.leaf == 4:
             return _CACHES[entry.subleaf or 0] if (entry.subleaf or 0) < 4 else (0, 0, 0, 0)
         return _ALL, _ALL, _ALL, _ALL

@@ -26,9 +26,13 @@ _TPR: Final = 0x808
 _EOI: Final = 0x80B
 _SELF_IPI: Final = 0x83F
 
+#: IA32_SPEC_CTRL: IBRS, STIBP, SSBD, and what CPUID(7, 2).EDX offers: IPRED_DIS_U/S, RRSBA_DIS_U/S, PSFD,
+#: BHI_DIS_S.
+SPEC_CTRL_BITS: Final = 0x4FF
+
 #: Native MSRs without a meaning to the model: writable bits, value at reset.
 _PLAIN: Final[dict[int, tuple[int, int]]] = {
-    _SPEC_CTRL: (0x7, 0),
+    _SPEC_CTRL: (SPEC_CTRL_BITS, 0),
     0xBC: (0x1, 0),
     0xE1: (0xFFFFFFFD, 0),
     0x122: (0x3, 0),

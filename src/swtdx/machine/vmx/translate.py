@@ -113,8 +113,6 @@ class Translator:
     def _fill_small(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int, shared: bool) -> None:
         """Cache the page and up to 511 neighbours of the same table that are present."""
         self._map(vmcs, gpa & -_SMALL, found.entry & _ADDRESS | keyid, _SMALL, found.entry, shared)
-        if shared:
-            return
         assert found.table is not None
         entries = np.frombuffer(found.table, dtype="<u8")
         base = gpa & -_LARGE

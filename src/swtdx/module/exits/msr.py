@@ -143,7 +143,10 @@ def _write_debugctl(vcpu: Vcpu, out: VmExit, value: int) -> None:
 
 
 def _refuse(vcpu: Vcpu, out: VmExit, index: int, *, write: bool) -> None:
-    if msr_policy.decide(index, features(vcpu.tdcs), write=write) is Action.GP:
+    td = vcpu.td
+    if td.msr_features is None:
+        td.msr_features = features(vcpu.tdcs)
+    if msr_policy.decide(index, td.msr_features, write=write) is Action.GP:
         inject_gp(vcpu)
     else:
         inject_ve(vcpu, out.reason, 0)

@@ -21,7 +21,7 @@ class Td:
     always in the pages.
     """
 
-    __slots__ = ("hkid", "pages", "tdcs", "tdr", "tdr_hpa")
+    __slots__ = ("hkid", "msr_features", "pages", "tdcs", "tdr", "tdr_hpa")
 
     def __init__(self, tdr_hpa: int, tdr: memoryview) -> None:
         self.tdr_hpa = tdr_hpa
@@ -29,6 +29,8 @@ class Td:
         self.hkid = TDR.hkid.get(tdr)
         self.pages: list[memoryview] = []
         self.tdcs: memoryview = tdr[:0]
+        #: What the MSR policy depends on, once computed: it is fixed at TDH.MNG.INIT.
+        self.msr_features: int | None = None
 
     def map_tdcs(self, keyhole: Keyhole) -> None:
         """Map the TDCS pages added so far."""
