@@ -27,7 +27,7 @@ from swtdx.firmware.signing import ModuleProperties, sign_module, simulated_sign
 from swtdx.machine import save
 from swtdx.machine.host import Host
 from swtdx.machine.machine import Machine, MachineConfig
-from swtdx.machine.memory import AddressMap, PhysicalMemory
+from swtdx.machine.memory import AddressMap, PhysicalMemory, saving
 from swtdx.machine.processor import CR4_VMXE, LogicalProcessor, Mode
 from swtdx.machine.random import derive
 from swtdx.machine.snapshot import Snapshot, SnapshotWriter
@@ -187,7 +187,8 @@ class Platform:
             section = snapshot.section("firmware", loader_state.VERSION)
             machine = save.load(snapshot)
             try:
-                plan, acm = loader_state.load(machine, section)
+                with saving.undisturbed(machine.memory):
+                    plan, acm = loader_state.load(machine, section)
                 return cls(PlatformConfig(machine=machine.config), machine, plan, acm)
             except BaseException:
                 machine.close()

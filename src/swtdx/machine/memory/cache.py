@@ -378,7 +378,7 @@ class Cache:
             self._retired = sum(map(len, unused))
             if self._retired > _KEPT_FRAMES:
                 for pages in unused:
-                    self._free_each(pages)
+                    self.free(pages)
                 self._retired = 0
 
     def _unused(self) -> Iterator[Indices]:
@@ -388,7 +388,8 @@ class Cache:
             idle = (pages.valids[first:end] | pages.pends[first:end]) == 0
             yield first + np.flatnonzero(idle & ((pages.flags[first:end] & FILLED) != 0))
 
-    def _free_each(self, gone: Indices) -> None:
+    def free(self, gone: Indices) -> None:
+        """Give the frames of these pages back, of which nothing is in the cache."""
         edges = [0, *(np.flatnonzero(np.diff(gone) != 1) + 1).tolist(), len(gone)]
         for a, b in itertools.pairwise(edges):
             if b > a:

@@ -7,6 +7,7 @@ not survive; their pages come back resident and dirty. No processor may run whil
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any, Final
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from swtdx.machine.memory.addresses import LINE, LINES_PER_PAGE, PAGE, PAGE_SHIFT, AddressError, AddressMap
 from swtdx.machine.memory.cache import Cache
 from swtdx.machine.memory.keys import Algorithm, Integrity, Key, KeyTable
-from swtdx.machine.memory.pages import ALL, CHUNK, FILLED, WRITTEN, PageTable
+from swtdx.machine.memory.pages import ALL, CHUNK, FILLED, MAPPED, VIEWED, WRITTEN, PageTable
 from swtdx.machine.memory.physical import PhysicalMemory
 from swtdx.machine.snapshot import SectionReader, SectionWriter, Snapshot, SnapshotWriter
 
@@ -65,6 +66,30 @@ def load(snapshot: Snapshot) -> PhysicalMemory:
         memory.close()
         raise
     return memory
+
+
+@contextlib.contextmanager
+def undisturbed(memory: PhysicalMemory) -> Iterator[None]:
+    """Reads inside the block leave no lines in the cache that were not there before.
+
+    For software that comes back to life out of a snapshot: what it looks at must not change what the
+    next snapshot says. Pages that it maps stay mapped.
+    """
+    pages = memory.pages
+    with memory.lock:
+        before = {
+            first: (pages.valids[first:end].copy(), pages.flags[first:end].copy())
+            for first, end in pages.touched()
+        }
+        yield
+        for first, end in list(pages.touched()):
+            size = end - first
+            valids, flags = before.get(first, (np.zeros(size, np.uint64), np.zeros(size, np.uint8)))
+            read = (pages.valids[first:end] != valids) & (pages.dirties[first:end] == 0)
+            read &= (pages.flags[first:end] & (MAPPED | VIEWED)) == 0
+            pages.valids[first:end][read] = valids[read]
+            idle = read & (pages.valids[first:end] == 0) & (pages.pends[first:end] == 0)
+            memory.cache.free(first + np.flatnonzero(idle & ((flags & FILLED) == 0)))
 
 
 def _save_map(memory: PhysicalMemory, out: SectionWriter) -> None:
