@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,29 @@ def test_javascript_accepts_it(obtained: Obtained, javascript: Judge, tmp_path: 
         "linux", obtained.folder / "quote.bin", obtained.folder / "collateral.json", obtained.now
     )  # fmt: skip
     assert javascript.verify(root, [case], tmp_path) == {"linux": ["accepted", "UpToDate", []]}
+
+
+def in_docs(language: str) -> str:
+    """The program in docs/attestation.md that is written in ``language``."""
+    text = (Path(__file__).parents[2] / "docs" / "attestation.md").read_text()
+    return text.split(f"```{language}\n", 1)[1].split("```", 1)[0]
+
+
+def test_the_documented_programs_accept_it(obtained: Obtained, javascript: Judge) -> None:
+    for command_line, program in (
+        ([sys.executable, "-c"], in_docs("python")),
+        (["node", "-e"], in_docs("js")),
+    ):
+        output = subprocess.run(
+            [*command_line, program],
+            cwd=obtained.folder,
+            env=os.environ | {"NODE_PATH": str(javascript.folder / "node_modules")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        assert output.split() == ["UpToDate", "[]"]
 
 
 def test_the_event_log_explains_the_rtmrs(obtained: Obtained) -> None:
