@@ -173,7 +173,7 @@ def test_size_and_resizing(terminal: Pty) -> None:
     with terminal.terminal.attached(keys):
         fcntl.ioctl(terminal.user, termios.TIOCSWINSZ, struct.pack("4H", 50, 132, 0, 0))
         signal.raise_signal(signal.SIGWINCH)
-        assert keys.sizes == [(132, 50)]
+    assert keys.sizes == [(132, 50)]
     assert signal.getsignal(signal.SIGWINCH) is handler
     read, write = os.pipe()
     assert Terminal(read, write).size is None
@@ -188,8 +188,8 @@ def test_a_signal_ends_the_run_with_the_terminal_sane(terminal: Pty, number: sig
     handler = signal.getsignal(number)
     with terminal.terminal.attached(keys):
         signal.raise_signal(number)
-        assert keys.why == number.name
         assert terminal.settings == before  # at once, not only when the run has ended
+        assert keys.wait_for_leave() == number.name
     assert signal.getsignal(number) is handler
 
 
@@ -208,6 +208,23 @@ def test_another_thread_may_attach(terminal: Pty) -> None:
     thread.join(5)
     assert keys.sent == b"k"
     assert terminal.settings == before
+
+
+def test_a_signal_while_the_main_thread_holds_the_lock_that_ending_takes(terminal: Pty) -> None:
+    """The handler runs in the middle of anything, a processor's halt for instance: it must not wait."""
+    lock = threading.Lock()
+
+    class Locked(Keys):
+        def leave(self, why: str) -> None:
+            with lock:
+                super().leave(why)
+
+    for console in (terminal.terminal, Stream()):
+        keys = Locked()
+        with console.attached(keys):
+            with lock:
+                signal.raise_signal(signal.SIGTERM)
+            assert keys.wait_for_leave() == "SIGTERM"
 
 
 CHILD = """
@@ -293,7 +310,7 @@ def test_stream() -> None:
     with stream.attached(keys):
         stream.write(b"hello")
         signal.raise_signal(signal.SIGINT)
-        assert keys.why == "SIGINT"
+        assert keys.wait_for_leave() == "SIGINT"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert os.read(read, 5) == b"hello"
     os.close(read)

@@ -103,7 +103,7 @@ class Walked(RuleBasedStateMachine):
 
 
 TestWalked = Walked.TestCase
-TestWalked.settings = settings(max_examples=8, stateful_step_count=12, deadline=None)
+TestWalked.settings = settings(max_examples=5, stateful_step_count=10, deadline=None)
 
 
 @pytest.mark.parametrize("levels", [4, 5])

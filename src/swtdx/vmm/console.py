@@ -160,9 +160,15 @@ class Terminal:
     def attached(self, guest: Guest) -> Iterator[None]:
         """See :class:`Console`."""
 
-        def caught(number: int) -> None:
-            self.restore()
-            guest.leave(signal.Signals(number).name)
+        def at_once(number: int) -> None:
+            if number in _SIGNALS:
+                self.restore()
+
+        def then(number: int) -> None:
+            if number in _SIGNALS:
+                guest.leave(signal.Signals(number).name)
+            else:
+                self._resized(guest)
 
         stop, stopped = os.pipe()
         keys = threading.Thread(target=self._read, args=(guest, stop), name="swtdx console", daemon=True)
@@ -171,7 +177,7 @@ class Terminal:
         try:
             tty.setraw(self._in, termios.TCSANOW)
             keys.start()
-            with _signals(caught, _SIGNALS), _signals(lambda _: self._resized(guest), (signal.SIGWINCH,)):
+            with _signals(then, (*_SIGNALS, signal.SIGWINCH), at_once):
                 yield
         finally:
             self.restore()
@@ -218,18 +224,38 @@ def user_console() -> Console:
 
 
 @contextlib.contextmanager
-def _signals(handle: Callable[[int], None], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Have signals handled while the context lasts; only possible on the main thread, else nothing."""
+def _signals(
+    handle: Callable[[int], None],
+    numbers: tuple[signal.Signals, ...],
+    at_once: Callable[[int], None] = lambda _number: None,
+) -> Iterator[None]:
+    """Have signals handled while the context lasts; only possible on the main thread, else nothing.
+
+    ``handle`` is called on a thread of its own: a handler runs in the middle of whatever the main thread
+    is doing, which may hold the very lock that ending a run takes.  ``at_once`` is called in the handler.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    caught, tell = os.pipe()
 
     def handler(number: int, _frame: FrameType | None) -> None:
-        handle(number)
+        at_once(number)
+        os.write(tell, bytes((number,)))
 
+    def watch() -> None:
+        while (number := os.read(caught, 1)[0]) != 0:
+            handle(number)
+
+    watcher = threading.Thread(target=watch, name="swtdx signals", daemon=True)
+    watcher.start()
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+        os.write(tell, b"\0")
+        watcher.join()
+        os.close(caught)
+        os.close(tell)
