@@ -31,7 +31,7 @@ def structure(keyid: int, command: int, algorithm: int = XTS, key: bytes = bytes
     return data
 
 
-def run(lp: LogicalProcessor, data: bytes, leaf: int = 0, place: int = PLACE) -> int:
+def run(lp: LogicalProcessor, data: bytes | bytearray, leaf: int = 0, place: int = PLACE) -> int:
     lp.machine.memory.write(place, data)
     lp.gpr[RAX], lp.gpr[RBX] = leaf, place
     lp.cf = True

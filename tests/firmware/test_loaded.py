@@ -74,7 +74,7 @@ def test_a_seam_vmcs_for_every_addressable_processor(platform: Platform) -> None
 
         def field(name: str, vmcs: bytes = vmcs) -> int:
             declared = fields[name]
-            return u(vmcs, declared.offset, declared.size)  # type: ignore[union-attr]
+            return u(vmcs, declared.offset, declared.size)
 
         assert u(vmcs, 0, 4) == platform.machine.processors[0].rdmsr(0x480) & 0x7FFFFFFF
         assert u(vmcs, 4, 4) == 0

@@ -12,7 +12,7 @@ import pytest
 from swtdx.devices.board import BoardConfig
 from swtdx.firmware.errors import LoaderError
 from swtdx.firmware.image import SignedImage
-from swtdx.machine.engine.scripted import Read, Script, Tdcall, Write
+from swtdx.machine.engine.scripted import Read, Script, ScriptedEngine, Tdcall, Write
 from swtdx.machine.machine import MachineConfig
 from swtdx.machine.memory.dram import Dram
 from swtdx.platform import Platform, PlatformConfig, module_image
@@ -107,7 +107,9 @@ class Guest:
         self.hypervisor = Hypervisor(platform.host)
         self.read: int | None = None
         self.attack: Any = lambda hpa: None
-        platform.machine.engine.add_program(self.program)
+        engine = platform.machine.engine
+        assert isinstance(engine, ScriptedEngine)
+        engine.add_program(self.program)
         page = InitialPage(CODE, b"measured".ljust(PAGE, b"."))
         self.td = Td.build(self.hypervisor, TdConfig(vcpus=1), [page], ram=[(RAM, RAM_END)])
         io = MachineIo(platform.host.memory, BoardConfig(apic_ids=(0,)), console_out=lambda _: None)

@@ -109,10 +109,16 @@ def platform(
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     else:
-        _show(summary, Console(highlight=False))
+        _show(summary, _console())
 
 
 # ---------------------------------------------------------------------- for people
+def _console() -> Console:
+    """As wide as the terminal; where there is none (a pipe, a file), no line is folded."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
 def _range(where: dict[str, int]) -> str:
     return f"{where['base']:#014x}-{where['base'] + where['size'] - 1:#014x}  {size_text(where['size'])}"
 
@@ -174,7 +180,7 @@ def _access_matrix(integrity: Integrity, as_json: bool) -> None:
         rows = [{"line": cell.line, "access": cell.access, "outcome": cell.outcome} for cell in cells]
         click.echo(json.dumps({"integrity": integrity.value, "cells": rows}, indent=2))
         return
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"Every kind of line against every kind of access, {integrity.value} integrity")
     blocks: dict[str, list[Cell]] = {}
     for cell in cells:
