@@ -66,7 +66,14 @@ class BiosConfig:
 
     @property
     def tme_activate(self) -> int:
-        """The value for IA32_TME_ACTIVATE."""
+        """The value for IA32_TME_ACTIVATE.
+
+        Raises:
+            BiosError: a number of bits does not fit its field.
+        """
+        for name, bits in (("KeyID", self.keyid_bits), ("TDX KeyID", self.tdx_keyid_bits)):
+            if not 0 <= bits <= 15:
+                raise BiosError(f"IA32_TME_ACTIVATE: {bits} {name} bits; its field holds 0 to 15")
         algorithms = Algorithm.AES_XTS_128
         if self.integrity is Integrity.CRYPTOGRAPHIC:
             algorithms |= Algorithm.AES_XTS_128_INTEGRITY
