@@ -8,9 +8,8 @@ log; whether a quote is *good* is for a verifier to say (``verify``).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from swtdx.arch.layout import Blob, Field, Layout
 from swtdx.arch.report_structs import (
@@ -140,6 +139,13 @@ BODIES: Final = {
 }
 
 
+#: Name, first byte and end of each field, by body.
+_BODY_FIELDS: Final = {
+    kind: [(name, member.offset, member.offset + member.span) for name, member in layout]
+    for kind, layout in BODIES.items()
+}
+
+
 def header(version: int, user_data: bytes) -> bytes:
     """A quote header (48 bytes); ``user_data`` is 20 bytes."""
     out = HEADER.new()
@@ -211,8 +217,7 @@ def signature_data(
     return struct.pack("<I", len(content)) + content
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A named run of bytes in a quote."""
 
     name: str
@@ -307,10 +312,8 @@ class ParsedQuote:
 
     def body(self) -> dict[str, bytes]:
         """Every field of the body by its name in lower case (``mrtd``, ``rtmr0``, ``reportdata`` ...)."""
-        return {
-            name: self.data[self.body_start + member.offset : self.body_start + member.offset + member.span]
-            for name, member in self.body_layout
-        }
+        body = self.data[self.body_start : self.body_start + self.body_layout.size]
+        return {name: body[start:end] for name, start, end in _BODY_FIELDS[self.body_type]}
 
     def pck_chain(self) -> str:
         """The PEM chain that the quote carries; empty when it carries none."""
