@@ -12,12 +12,12 @@ from swtdx.arch.regs import RAX, RCX
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
 from swtdx.module.exits.inject import inject_gp
-from swtdx.module.guest import mem, mr, rdwr, vp
-from swtdx.module.guest.register import HANDLERS
+from swtdx.module.guest import l2_tlb, mem, mem_attr, mr, rdwr, servtd, vp
+from swtdx.module.guest.register import HANDLERS, NAMES, Handler
 from swtdx.module.vcpu import Vcpu
 
 __all__ = ["TDVMCALL", "tdcall"]
-_LEAF_MODULES: Final = (mem, mr, rdwr, vp)
+_LEAF_MODULES: Final = (l2_tlb, mem, mem_attr, mr, rdwr, servtd, vp)
 
 #: What :func:`tdcall` returns when the vCPU leaves to the host by TDG.VP.VMCALL.
 TDVMCALL: Final = object()
@@ -28,7 +28,24 @@ _INVALID_RCX: Final = st.TDX_OPERAND_INVALID | OperandId.RCX
 _NO_RBP_MOD: Final = 1 << 2
 _CODE: Final = st.CODE_MASK
 
-_MAX_VERSION: Final = {leaf.number: leaf.max_version for leaf in GUEST_LEAVES.values()}
+
+def _table() -> dict[int, tuple[Handler, int]]:
+    """(handler, highest version) by leaf number, checked against the declarations."""
+    table = {}
+    for number, leaf in GUEST_LEAVES.items():
+        handler = HANDLERS.get(number)
+        if number == _VMCALL:
+            continue
+        if leaf.supported != (handler is not None):
+            raise RuntimeError(f"{leaf.name} is declared {leaf.support} and has handler {handler}")
+        if handler is not None:
+            if NAMES[number] != leaf.name:
+                raise RuntimeError(f"leaf {number} is {leaf.name}, and its handler says {NAMES[number]}")
+            table[number] = (handler, leaf.max_version)
+    return table
+
+
+TABLE: Final = _table()
 
 
 def tdcall(vcpu: Vcpu, out: VmExit) -> object:
@@ -47,20 +64,16 @@ def tdcall(vcpu: Vcpu, out: VmExit) -> object:
         gpr[RAX] = _INVALID_RCX
         vcpu.advance()
         return None
-    leaf, version = rax & 0xFFFF, rax >> 16 & 0xFF
-    if rax & _RESERVED or version > _MAX_VERSION.get(leaf, 0):
+    entry = TABLE.get(rax & 0xFFFF)
+    if entry is None or rax & _RESERVED or rax >> 16 & 0xFF > entry[1]:
         status = _INVALID_RAX
     else:
-        handler = HANDLERS.get(leaf)
-        if handler is None:
-            status = _INVALID_RAX
-        else:
-            try:
-                status = handler(vcpu)
-            except LeafFailed as failed:
-                status = failed.status
-            except RetryTdcall:
-                return None
+        try:
+            status = entry[0](vcpu)
+        except LeafFailed as failed:
+            status = failed.status
+        except RetryTdcall:
+            return None
     gpr[RAX] = _host_priority(vcpu, status)
     vcpu.advance()
     return None

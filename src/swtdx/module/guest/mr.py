@@ -22,6 +22,12 @@ _TDX_REPORT: Final = 0x81
 _RTMR_LOCK: Final = TDCS.rtmr_lock.offset
 
 
+def _busy(vcpu: Vcpu) -> LeafFailed:
+    """The RTMRs are locked: by another vCPU, or kept free for the host that waits for them."""
+    waits = vcpu.tdcs[_RTMR_LOCK] & locks.HOST_PRIORITY
+    return LeafFailed((st.TDX_OPERAND_BUSY_HOST_PRIORITY if waits else st.TDX_OPERAND_BUSY) | OperandId.RTMR)
+
+
 @guest_leaf(2, "TDG.MR.RTMR.EXTEND")
 def rtmr_extend(vcpu: Vcpu) -> int:
     """Extend a run-time measurement register by 48 bytes."""
@@ -32,7 +38,7 @@ def rtmr_extend(vcpu: Vcpu) -> int:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
     data = buffer(vcpu, gpa, OperandId.RCX, write=False, private_only=True).read(48)
     if not locks.hp_guest_can_own(vcpu.tdcs, _RTMR_LOCK):
-        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RTMR)
+        raise _busy(vcpu)
     measurement.extend_rtmr(vcpu.tdcs, index, data)
     TDCS.last_teeinfo_hash_valid.set(vcpu.tdcs, 0)
     return st.TDX_SUCCESS
@@ -71,7 +77,7 @@ def mr_report(vcpu: Vcpu) -> int:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.R8)
     tdcs = vcpu.tdcs
     if not locks.hp_guest_can_share(tdcs, _RTMR_LOCK):
-        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RTMR)
+        raise _busy(vcpu)
     info = td_info(tdcs)
     digest = hashlib.sha384(info).digest()
     TDCS.last_teeinfo_hash.set(tdcs, digest)

@@ -1,0 +1,101 @@
+"""TDG.MEM.PAGE.ATTR.*: how a private page is mapped for the TD and for its L2 VMs (it has none)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch import sept
+from swtdx.arch import sept_bits as bits
+from swtdx.arch import status as st
+from swtdx.arch.leaves import GUEST_LEAVES
+from swtdx.arch.operands import OperandId
+from swtdx.arch.regs import R8, RCX, RDX
+from swtdx.module.errors import LeafFailed
+from swtdx.module.exits.ept import refused, to_host
+from swtdx.module.guest.register import guest_leaf
+from swtdx.module.objects.sept import SeptEntry, page_info, walk
+from swtdx.module.vcpu import Vcpu
+
+#: Type of the extended exit qualification of a failed ATTR.WR.
+_ATTR_WR: Final = 5
+_PENDING: Final = 1 << 62
+_READ, _WRITE = 23, 24
+
+
+def _lock(entry: SeptEntry) -> None:
+    """The guest takes the entry's lock: not while the host holds it or waits for it.
+
+    Raises:
+        LeafFailed: OPERAND_BUSY|RCX.
+    """
+    if entry.raw & bits.TDEL:
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+    if entry.raw & bits.TDHP:
+        raise LeafFailed(st.TDX_OPERAND_BUSY_HOST_PRIORITY | OperandId.RCX)
+
+
+def _allowed(leaf: int, state: sept.SeptState) -> bool:
+    states = GUEST_LEAVES[leaf].sept_states
+    assert states is not None
+    return bool(states >> state.index & 1)
+
+
+def _show(vcpu: Vcpu, gpa: int, entry: SeptEntry, attributes: int) -> int:
+    """GPA, level and pending flag in RCX, the attributes of VMs 0..3 in RDX."""
+    pending = _PENDING if sept.state_of(entry.raw).pending else 0
+    vcpu.gpr[RCX] = gpa & -bits.LEVEL_BYTES[entry.level] | entry.level | pending
+    vcpu.gpr[RDX] = attributes
+    return st.TDX_SUCCESS
+
+
+@guest_leaf(_READ, "TDG.MEM.PAGE.ATTR.RD")
+def attr_rd(vcpu: Vcpu) -> int:
+    """Read how a page is mapped.  VM 0 (the TD itself) has no attributes: they read as 0."""
+    gpr, td = vcpu.gpr, vcpu.td
+    gpa = gpr[RCX]
+    try:
+        if gpa >= td.shared_bit:
+            raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+        entry = walk(vcpu.module.keyhole, td, gpa, 0)
+        _lock(entry)
+    except LeafFailed:
+        gpr[RCX] = gpr[RDX] = 0
+        raise
+    if not _allowed(_READ, sept.state_of(entry.raw)):
+        raise to_host(gpa, 0)
+    return _show(vcpu, gpa, entry, 0)
+
+
+@guest_leaf(_WRITE, "TDG.MEM.PAGE.ATTR.WR")
+def attr_wr(vcpu: Vcpu) -> int:
+    """Set attributes for L2 VMs: there are none, so that only "nothing" can be set."""
+    gpr, td = vcpu.gpr, vcpu.td
+    try:
+        _check_attributes(gpr[RDX], gpr[R8])
+        gpa, level = page_info(td, gpr[RCX], 0, 2)
+        entry = walk(vcpu.module.keyhole, td, gpa, level)
+        if entry.level != level:
+            raise refused(gpa, level, entry, _ATTR_WR)
+        _lock(entry)
+        state = sept.state_of(entry.raw)
+        if not state.is_leaf and state is not sept.FREE:
+            raise LeafFailed(st.TDX_PAGE_SIZE_MISMATCH | level)
+    except LeafFailed:
+        gpr[RCX] = gpr[RDX] = 0
+        raise
+    if not _allowed(_WRITE, state):
+        raise refused(gpa, level, entry, _ATTR_WR)
+    return _show(vcpu, gpa, entry, 0)
+
+
+def _check_attributes(attributes: int, masks: int) -> None:
+    """Both must be 0 for the TD itself and for L2 VMs that do not exist: for all.
+
+    Raises:
+        LeafFailed: OPERAND_INVALID|RDX or |R8, whichever a lower VM has wrong.
+    """
+    for vm in range(4):
+        if attributes >> 16 * vm & 0xFFFF:
+            raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
+        if masks >> 16 * vm & 0xFFFF:
+            raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.R8)

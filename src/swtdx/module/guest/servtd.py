@@ -1,0 +1,91 @@
+"""TDG.SERVTD.*: a service TD asks for metadata of a TD that it is bound to.
+
+No leaf of this module binds service TDs, so the way ends at the checks of the binding: with a status
+where the TD itself can be wrong, with a "cross-TD" TD exit where the hypervisor has to put things
+right.  Source: ``tdg_servtd_rd_wr.c`` of the TDX module 1.5.01.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+from swtdx.arch import status as st
+from swtdx.arch.control_structs import TDCS, TDR
+from swtdx.arch.leaves import GUEST_LEAVES
+from swtdx.arch.metadata import NULL_ID
+from swtdx.arch.operands import OperandId
+from swtdx.arch.regs import R8, R10, RAX, RCX, RDX
+from swtdx.module import locks
+from swtdx.module.checks import check_op_state, map_state, tdr_page
+from swtdx.module.errors import LeafFailed, TdExit
+from swtdx.module.guest.register import guest_leaf
+from swtdx.module.vcpu import Vcpu
+
+_READ, _WRITE = 18, 20
+_MASK64: Final = (1 << 64) - 1
+_SLOT: Final = 0xFFF
+_PAGE_BITS: Final = 0x000FFFFFFFFFF000
+_SLOTS: Final = 1
+_BINDINGS_LOCK: Final = TDCS.servtd_bindings_lock.offset
+_BUSY: Final = frozenset((st.TDX_OPERAND_BUSY, st.TDX_OPERAND_BUSY_HOST_PRIORITY))
+
+
+@guest_leaf(_READ, "TDG.SERVTD.RD")
+def servtd_rd(vcpu: Vcpu) -> int:
+    """Read one field of the target TD."""
+    vcpu.gpr[RDX] = NULL_ID
+    _bound_target(vcpu, _READ)
+
+
+@guest_leaf(_WRITE, "TDG.SERVTD.WR")
+def servtd_wr(vcpu: Vcpu) -> int:
+    """Write one field of the target TD."""
+    _bound_target(vcpu, _WRITE)
+
+
+def _bound_target(vcpu: Vcpu, leaf: int) -> NoReturn:
+    """From the binding handle to the binding, which is never there.
+
+    Raises:
+        LeafFailed: OPERAND_INVALID|RCX, OPERAND_BUSY, TARGET_UUID_MISMATCH, TARGET_UUID_UPDATED.
+        TdExit: CROSS_TD_TRAP: the target cannot be reached, or has no such binding.
+    """
+    gpr, module = vcpu.gpr, vcpu.module
+    gpr[R8] = 0
+    own_uuid = int.from_bytes(TDR.td_uuid.get(vcpu.td.tdr)[:8], "little")
+    handle = gpr[RCX] - own_uuid & _MASK64
+    slot, hpa = handle & _SLOT, handle & _PAGE_BITS
+    if slot >= _SLOTS:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+    try:
+        target, _ = tdr_page(module, hpa, OperandId.TDR, exclusive=False)
+        map_state(module, target)
+        allowed = GUEST_LEAVES[leaf].op_states
+        assert allowed is not None
+        check_op_state(target, allowed)
+    except LeafFailed as failed:
+        if failed.status & st.CODE_MASK in _BUSY:
+            raise
+        raise _cross_td(vcpu, failed.status, hpa) from None
+    _check_uuid(vcpu, TDR.td_uuid.get(target.tdr), TDCS.preimport_uuid.get(target.tdcs))
+    if not locks.hp_guest_can_share(target.tdcs, _BINDINGS_LOCK):
+        raise LeafFailed(st.TDX_OPERAND_BUSY_HOST_PRIORITY | OperandId.SERVTD_BINDINGS)
+    raise _cross_td(vcpu, st.TDX_SERVTD_NOT_BOUND | slot, hpa)
+
+
+def _check_uuid(vcpu: Vcpu, uuid: bytes, before_import: bytes) -> None:
+    gpr = vcpu.gpr
+    given = b"".join(gpr[R10 + number].to_bytes(8, "little") for number in range(4))
+    if given == uuid:
+        return
+    if given != before_import:
+        raise LeafFailed(st.TDX_TARGET_UUID_MISMATCH)
+    for number in range(4):
+        gpr[R10 + number] = int.from_bytes(uuid[8 * number : 8 * number + 8], "little")
+    raise LeafFailed(st.TDX_TARGET_UUID_UPDATED)
+
+
+def _cross_td(vcpu: Vcpu, status: int, hpa: int) -> TdExit:
+    """The guest reads ``status`` in RAX when it runs again; the host gets it, and the target's TDR."""
+    vcpu.gpr[RAX] = status
+    return TdExit(st.TDX_CROSS_TD_TRAP, 0, extended=status, gpa=hpa)
