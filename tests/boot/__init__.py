@@ -1,0 +1,1 @@
+"""Real kernels as trust domains."""
