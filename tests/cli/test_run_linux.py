@@ -1,0 +1,172 @@
+"""Unmodified Linux as a TD, through the whole command: what ``swtdx run`` promises."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from swtdx.guests.errors import FetchError
+from swtdx.guests.fetch import available_kernels, fetch_guest
+from swtdx.guests.guest import Guest
+from tests.fetching import cannot_fetch
+
+pytestmark = [
+    pytest.mark.boot,
+    pytest.mark.qemu,
+    pytest.mark.network,
+    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs QEMU"),
+]
+RUN = [sys.executable, "-m", "swtdx.cli.main", "run"]
+
+
+@pytest.fixture(scope="module")
+def guests() -> list[Guest]:
+    try:
+        return [fetch_guest(version) for version in available_kernels()[:2]]
+    except FetchError as error:
+        cannot_fetch(str(error))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*RUN, *arguments], capture_output=True, timeout=280, check=False)
+
+
+def test_what_the_kernel_says(guests: list[Guest], tmp_path: Path) -> None:
+    """The line of issue 2, and the summary beside it."""
+    summary = tmp_path / "summary"
+    command = "dmesg | grep -i tdx; cat /proc/cpuinfo | grep -c tdx_guest; uname -r"
+    done = run("--json", str(summary), "--exec", command)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert any(line.endswith("tdx: Guest detected") for line in lines)
+    assert any(line.endswith("Memory Encryption Features active: Intel TDX") for line in lines)
+    assert lines[-2:] == ["1", guests[0].version]
+    seen = json.loads(summary.read_text())
+    assert seen["end"]["command_status"] == 0
+    assert seen["seamcalls"]["TDH.VP.ENTER"] == sum(seen["exits"].values())
+    # The kernel took 64 MiB for bounce buffers, and said so by MapGPA.
+    assert seen["tdvmcalls"]["MapGPA"] >= 1
+    assert seen["pages"]["shared_2m"] >= 32
+
+
+def test_another_version(guests: list[Guest]) -> None:
+    assert len({guest.version for guest in guests}) == 2
+    done = run("--guest", guests[1].version, "--exec", "uname -r; exit 77")
+    assert (done.stdout.decode().split(), done.returncode) == ([guests[1].version], 77), done.stderr
+
+
+def test_a_report_carries_the_data_given_and_the_measurements_of_the_files(guests: list[Guest]) -> None:
+    """By the kernel's own driver; RTMR1 is what anyone gets from the kernel's file alone."""
+    data = "ab" * 64
+    done = run("--exec", f"echo {data} | xxd -r -p | tdreport | xxd -p -c 64")
+    assert done.returncode == 0, done.stderr
+    report = bytes.fromhex("".join(done.stdout.decode().split()))
+    assert len(report) == 1024
+    assert report[128:192] == bytes.fromhex(data)
+    digest = hashlib.sha384(guests[0].kernel.read_bytes()).digest()
+    assert report[768:816] == hashlib.sha384(bytes(48) + digest).digest()
+    # TEE_INFO_HASH of REPORTMACSTRUCT is the hash of TDINFO.
+    assert report[80:128] == hashlib.sha384(report[512:1024]).digest()
+    assert any(report[528:576]), "MRTD"
+
+
+def test_a_kernel_of_the_users_own_and_output_byte_for_byte(guests: list[Guest], tmp_path: Path) -> None:
+    kernel = tmp_path / "bzImage"
+    shutil.copy(guests[0].kernel, kernel)
+    log = tmp_path / "log"
+    command = "printf 'a\\r\\n\\000\\377'; seq 3000; echo err >&2"
+    done = run("--kernel", str(kernel), "--log", str(log), "--append", "loglevel=7", "--exec", command)
+    assert done.returncode == 0, done.stderr
+    numbers = b"".join(b"%d\n" % number for number in range(1, 3001))
+    assert done.stdout == b"a\r\n\0\xff" + numbers + b"err\n"
+    assert (
+        b"Linux version " + guests[0].version.encode() in log.read_bytes() or b"Run /init" in log.read_bytes()
+    )
+
+
+def test_bad_ends_are_told_apart() -> None:
+    crash = run("--exec", "echo before; echo c >/proc/sysrq-trigger; sleep 9")
+    assert crash.returncode == 126
+    assert crash.stdout.startswith(b"before\n")
+    assert b"kernel panic: sysrq triggered crash" in crash.stderr
+    late = run("--timeout", "1", "--exec", "true")
+    assert late.returncode == 124
+    assert b"the time was over" in late.stderr
+
+
+class Keyboard:
+    """A terminal with a user in front of it."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.ours, theirs = pty.openpty()
+        self.before = termios.tcgetattr(theirs)
+        self.process = subprocess.Popen(
+            [*RUN, *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env={**os.environ, "TERM": "vt100"},
+        )
+        self.theirs = theirs
+        self.seen = b""
+
+    def expect(self, pattern: bytes, seconds: float = 200) -> None:
+        end = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.seen)):
+            ready, _, _ = select.select([self.ours], [], [], max(0, end - time.monotonic()))
+            assert ready, f"{pattern!r} does not come; the end is {self.seen[-500:]!r}"
+            self.seen += os.read(self.ours, 4096)
+        self.seen = self.seen[found.end() :]
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.ours, keys)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
+        os.close(self.theirs)
+
+
+@pytest.fixture
+def keyboard(guests: list[Guest]) -> Iterator[Keyboard]:
+    made = Keyboard()
+    yield made
+    made.close()
+
+
+def test_a_shell_to_type_into_and_ctrl_a_x(keyboard: Keyboard) -> None:
+    keyboard.expect(rb"You are root in a trust domain")
+    keyboard.type(b"echo $((6 * 7)) $TERM; stty size\r")
+    keyboard.expect(rb"\n42 vt100\r\n")
+    keyboard.type(b"\x01x")
+    assert keyboard.process.wait(60) == 0
+    assert termios.tcgetattr(keyboard.theirs) == keyboard.before, "the terminal is left as it was"
+
+
+def test_a_shell_that_is_left_by_exit_in_a_terminal_of_some_size(keyboard: Keyboard) -> None:
+    keyboard.expect(rb":/root# ")
+    fcntl.ioctl(keyboard.ours, termios.TIOCSWINSZ, struct.pack("4H", 33, 99, 0, 0))
+    os.kill(keyboard.process.pid, signal.SIGWINCH)
+    keyboard.type(b"while [ \"$(stty size)\" != '33 99' ]; do :; done; echo si''ze\r")
+    keyboard.expect(rb"\nsize\r\n", 60)
+    keyboard.type(b"exit\r")
+    assert keyboard.process.wait(60) == 0
+    assert termios.tcgetattr(keyboard.theirs) == keyboard.before
