@@ -1,41 +1,50 @@
-# Two commands matter: `make run` and `make test`. Both set up all they need.
+# Two commands matter: `make run` and `make test`.  Each sets up all it needs.
 PYTHON ?= python3
+#: Test processes side by side.
+JOBS ?= 2
+#: More words for pytest, e.g. make test PYTEST='-m "not boot and not slow"'
+PYTEST ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# What has been installed: swtdx alone, or with all that its tests and checks need.
+BASE := $(VENV)/.swtdx
+DEV := $(VENV)/.swtdx-dev
 
-.PHONY: stub run test lint bench clean
+.PHONY: run test lint bench clean
 
-run: $(STAMP)
+run: $(BASE)
 	@$(BIN)/swtdx setup --quiet
 	@$(BIN)/swtdx run
 
-test: $(STAMP)
-	@$(BIN)/swtdx setup --quiet
+test: $(DEV)
+	@$(BIN)/swtdx setup --quiet --tests
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
-lint: $(STAMP)
+lint: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(STAMP)
+bench: $(DEV)
 	@$(BIN)/python -m benchmarks
 
-$(STAMP): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "swtdx needs Python 3.11 or later; give one with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(BASE): pyproject.toml | $(BIN)/python
+	@echo "Installing swtdx into $(VENV) (once) ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
+
+$(DEV): pyproject.toml | $(BIN)/python
+	@echo "Installing swtdx and its test tools into $(VENV) (once) ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(BASE)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
-
-# Assemble the engine's stub after a change to its source (binutils).
-STUB := src/swtdx/machine/engine/qemu/stub
-stub: $(STAMP)
-	@as --64 -o $(STUB).o $(STUB).S
-	@ld -m elf_x86_64 -Ttext=0xF0000 --oformat binary -o $(STUB).img $(STUB).o
-	@$(BIN)/python -c "import sys; from swtdx.machine.engine.qemu.process import compact_stub; sys.stdout.buffer.write(compact_stub(open('$(STUB).img', 'rb').read()))" > $(STUB).tmp
-	@mv $(STUB).tmp $(STUB).bin && rm $(STUB).o $(STUB).img

@@ -1,10 +1,12 @@
-"""Unmodified Linux as a TD, through the whole command: what ``swtdx run`` promises."""
+"""What only a whole boot shows of ``swtdx run``: the demonstration, a shell on a terminal, files, bad ends.
+
+What Linux finds inside the TD is tests/boot/test_linux.py's.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import pty
 import re
@@ -38,7 +40,7 @@ RUN = [sys.executable, "-m", "swtdx.cli.main", "run"]
 @pytest.fixture(scope="module")
 def guests() -> list[Guest]:
     try:
-        return [fetch_guest(version) for version in available_kernels()[:2]]
+        return [fetch_guest(version) for version in available_kernels()[:1]]
     except FetchError as error:
         cannot_fetch(str(error))
 
@@ -47,43 +49,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([*RUN, *arguments], capture_output=True, timeout=280, check=False)
 
 
-def test_what_the_kernel_says(guests: list[Guest], tmp_path: Path) -> None:
-    """The line of issue 2, and the summary beside it."""
-    summary = tmp_path / "summary"
-    command = "dmesg | grep -i tdx; cat /proc/cpuinfo | grep -c tdx_guest; uname -r"
-    done = run("--json", str(summary), "--exec", command)
+def test_without_a_terminal_it_shows_what_a_td_is(guests: list[Guest]) -> None:
+    done = run()
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.decode().splitlines()
-    assert any(line.endswith("tdx: Guest detected") for line in lines)
-    assert any(line.endswith("Memory Encryption Features active: Intel TDX") for line in lines)
-    assert lines[-2:] == ["1", guests[0].version]
-    seen = json.loads(summary.read_text())
-    assert seen["end"]["command_status"] == 0
-    assert seen["seamcalls"]["TDH.VP.ENTER"] == sum(seen["exits"].values())
-    # The kernel took 64 MiB for bounce buffers, and said so by MapGPA.
-    assert seen["tdvmcalls"]["MapGPA"] >= 1
-    assert seen["pages"]["shared_2m"] >= 32
-
-
-def test_another_version(guests: list[Guest]) -> None:
-    assert len({guest.version for guest in guests}) == 2
-    done = run("--guest", guests[1].version, "--exec", "uname -r; exit 77")
-    assert (done.stdout.decode().split(), done.returncode) == ([guests[1].version], 77), done.stderr
-
-
-def test_a_report_carries_the_data_given_and_the_measurements_of_the_files(guests: list[Guest]) -> None:
-    """By the kernel's own driver; RTMR1 is what anyone gets from the kernel's file alone."""
-    data = "ab" * 64
-    done = run("--exec", f"echo {data} | xxd -r -p | tdreport | xxd -p -c 64")
-    assert done.returncode == 0, done.stderr
-    report = bytes.fromhex("".join(done.stdout.decode().split()))
-    assert len(report) == 1024
-    assert report[128:192] == bytes.fromhex(data)
+    assert done.stderr == b""
+    shown = done.stdout.decode()
+    assert f"$ uname -r\r\n{guests[0].version}\r\n" in shown
+    assert "tdx: Guest detected" in shown
+    assert "Memory Encryption Features active: Intel TDX" in shown
+    # RTMR1 is what anyone gets from the kernel's file alone.
     digest = hashlib.sha384(guests[0].kernel.read_bytes()).digest()
-    assert report[768:816] == hashlib.sha384(bytes(48) + digest).digest()
-    # TEE_INFO_HASH of REPORTMACSTRUCT is the hash of TDINFO.
-    assert report[80:128] == hashlib.sha384(report[512:1024]).digest()
-    assert any(report[528:576]), "MRTD"
+    assert hashlib.sha384(bytes(48) + digest).hexdigest() in shown
 
 
 def test_a_kernel_of_the_users_own_and_output_byte_for_byte(guests: list[Guest], tmp_path: Path) -> None:
@@ -154,19 +130,13 @@ def keyboard(guests: list[Guest]) -> Iterator[Keyboard]:
 
 def test_a_shell_to_type_into_and_ctrl_a_x(keyboard: Keyboard) -> None:
     keyboard.expect(rb"You are root in a trust domain")
-    keyboard.type(b"echo $((6 * 7)) $TERM; stty size\r")
-    keyboard.expect(rb"\n42 vt100\r\n")
-    keyboard.type(b"\x01x")
-    assert keyboard.process.wait(60) == 0
-    assert termios.tcgetattr(keyboard.theirs) == keyboard.before, "the terminal is left as it was"
-
-
-def test_a_shell_that_is_left_by_exit_in_a_terminal_of_some_size(keyboard: Keyboard) -> None:
     keyboard.expect(rb":/root# ")
+    keyboard.type(b"echo $((6 * 7)) $TERM\r")
+    keyboard.expect(rb"\n42 vt100\r\n")
     fcntl.ioctl(keyboard.ours, termios.TIOCSWINSZ, struct.pack("4H", 33, 99, 0, 0))
     os.kill(keyboard.process.pid, signal.SIGWINCH)
     keyboard.type(b"while [ \"$(stty size)\" != '33 99' ]; do :; done; echo si''ze\r")
     keyboard.expect(rb"\nsize\r\n", 60)
-    keyboard.type(b"exit\r")
+    keyboard.type(b"\x01x")
     assert keyboard.process.wait(60) == 0
-    assert termios.tcgetattr(keyboard.theirs) == keyboard.before
+    assert termios.tcgetattr(keyboard.theirs) == keyboard.before, "the terminal is left as it was"
