@@ -19,7 +19,6 @@ from swtdx.testing.conformance.stages import (
     PRODUCTION,
     add_sept,
     add_tdcx,
-
     block,
     create,
     give_keys,
@@ -58,7 +57,9 @@ common.new_page(SEPT_ADD, "r8")
 SEPT_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a page is there already", "RCX", rcx=0 | 1)
 SEPT_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a 2-MiB page is there", "RCX", rcx=HUGE | 1)
 add("TDH.MEM.SEPT.ADD", s.TDX_SUCCESS, "version 1", SEPT_ADD_1.but(), stage="running")
-SEPT_ADD_1.refused(s.TDX_OPERAND_INVALID, "version 1: reserved bits of RDX", "RDX", rdx=lambda w: w.td.tdr | 2)
+SEPT_ADD_1.refused(
+    s.TDX_OPERAND_INVALID, "version 1: reserved bits of RDX", "RDX", rdx=lambda w: w.td.tdr | 2
+)
 for _n in (9, 10, 11):
     SEPT_ADD_1.refused(
         s.TDX_OPERAND_INVALID, f"a page for an L2 VM in R{_n}", f"R{_n}", **{f"r{_n}": lambda w: w.page()}
@@ -196,9 +197,7 @@ def _epoch_runs(world: World) -> None:
 
 # ------------------------------------------------------------------ taking pages away
 REMOVE: Final = Good("TDH.MEM.PAGE.REMOVE", "running", lambda w: _blocked(w, FIRST))
-RELOCATE: Final = Good(
-    "TDH.MEM.PAGE.RELOCATE", "running", lambda w: _blocked(w, FIRST) | {"r8": w.page()}
-)
+RELOCATE: Final = Good("TDH.MEM.PAGE.RELOCATE", "running", lambda w: _blocked(w, FIRST) | {"r8": w.page()})
 SEPT_REMOVE: Final = Good("TDH.MEM.SEPT.REMOVE", "running", lambda w: _empty_table(w))
 PROMOTE: Final = Good("TDH.MEM.PAGE.PROMOTE", "running", lambda w: _full_table(w))
 DEMOTE: Final = Good(

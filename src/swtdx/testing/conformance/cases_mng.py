@@ -75,9 +75,7 @@ def _page_after_init(world: World) -> None:
 
 
 # ------------------------------------------------------------------ TDH.MNG.INIT
-INIT: Final = Good(
-    "TDH.MNG.INIT", "tdcs", lambda w: {"rcx": w.td.tdr, "rdx": w.buffer(td_params(w))}
-)
+INIT: Final = Good("TDH.MNG.INIT", "tdcs", lambda w: {"rcx": w.td.tdr, "rdx": w.buffer(td_params(w))})
 common.basics(INIT)
 common.tdr(INIT, "rcx", exclusive=True)
 common.td_state(INIT, "rcx", lock=False, wrong_stage="built")
@@ -182,9 +180,7 @@ common.tdr(VPFLUSHDONE, "rcx", exclusive=True)
 busy_kot(VPFLUSHDONE)
 
 
-@provokes(
-    "TDH.MNG.VPFLUSHDONE", s.TDX_LIFECYCLE_STATE_INCORRECT, "the second time", stage="keyed"
-)
+@provokes("TDH.MNG.VPFLUSHDONE", s.TDX_LIFECYCLE_STATE_INCORRECT, "the second time", stage="keyed")
 def _retired_twice(world: World) -> None:
     retire(world, world.td)
     world.provoke(rcx=world.td.tdr)
@@ -208,9 +204,7 @@ FREEID: Final = Good("TDH.MNG.KEY.FREEID", "keyed", _blocked)
 common.basics(FREEID)
 common.tdr(FREEID, "rcx", exclusive=True)
 busy_kot(FREEID)
-FREEID.refused(
-    s.TDX_LIFECYCLE_STATE_INCORRECT, "the TD has its keys", rcx=lambda w: make_td(w, "keyed").tdr
-)
+FREEID.refused(s.TDX_LIFECYCLE_STATE_INCORRECT, "the TD has its keys", rcx=lambda w: make_td(w, "keyed").tdr)
 
 
 @provokes("TDH.MNG.KEY.FREEID", s.TDX_LIFECYCLE_STATE_INCORRECT, "the second time", stage="running")
@@ -230,7 +224,13 @@ def _one_package(world: World) -> None:
 
 add("TDH.MNG.KEY.RECLAIMID", s.TDX_SUCCESS, "it does nothing", lambda w: _nothing(w), stage="ready")
 common.rax("TDH.MNG.KEY.RECLAIMID", "ready")
-add("TDH.MNG.KEY.RECLAIMID", s.TDX_SYS_NOT_READY, "before TDH.SYS.CONFIG", lambda w: _nothing(w), stage="processors")
+add(
+    "TDH.MNG.KEY.RECLAIMID",
+    s.TDX_SYS_NOT_READY,
+    "before TDH.SYS.CONFIG",
+    lambda w: _nothing(w),
+    stage="processors",
+)
 
 
 def _nothing(world: World) -> None:

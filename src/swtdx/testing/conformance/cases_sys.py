@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
+from unittest import mock
 
 from swtdx.arch import status as s
+from swtdx.arch.cpuid_table import NA, Quad
+from swtdx.machine import seamops
 from swtdx.module.globals import SYS, TDMR
 from swtdx.testing.conformance import common
 from swtdx.testing.conformance.buffers import shared
@@ -59,8 +62,66 @@ for _what, _index, _change in (
 ):
     _msr_case(s.TDX_INCORRECT_MSR_VALUE, _what, _index, _change, _index)
 _msr_case(s.TDX_SMRR_NOT_SUPPORTED, "MTRRcap without SMRR", 0xFE, lambda value: value & ~(1 << 11), 0)
-_msr_case(s.TDX_SMRR_LOCK_NOT_SUPPORTED, "MTRRcap without SMRR lock", 0xFE, lambda value: value & ~(1 << 14), 0)
+_msr_case(
+    s.TDX_SMRR_LOCK_NOT_SUPPORTED, "MTRRcap without SMRR lock", 0xFE, lambda value: value & ~(1 << 14), 0
+)
 _msr_case(s.TDX_SMRR_NOT_LOCKED, "an SMRR that is not locked", 0x1F3, lambda value: value & ~(1 << 10), 0)
+
+_msr_case(
+    s.TDX_INVALID_SMRR_CONFIGURATION, "an SMRR mask with a hole", 0x1F3, lambda value: value ^ 1 << 30, 0
+)
+_msr_case(s.TDX_INCORRECT_MSR_VALUE, "WBINVDP and WBNOINVDP differ", 0x99, lambda value: value + 1, 0x99)
+_msr_case(s.TDX_NUM_ACTIVATED_HKIDS_NOT_SUPPORTED, "2048 KeyIDs", 0x87, lambda value: 1024 << 32 | 1024, 2048)
+_msr_case(s.TDX_SMRR_OVERLAPS_CMR, "an SMRR in the first CMR", 0x1F2, lambda value: 0x2000_0006, 0)
+
+
+def _cpuid_case(
+    value: int, what: str, row: tuple[int, int], change: Callable[[Quad], Quad], **more: Any
+) -> None:
+    """TDH.SYS.INIT on processors that answer one CPUID leaf otherwise."""
+
+    def action(world: World) -> None:
+        facts = world.module.facts
+        native = facts.native_cpuid
+
+        def answer(leaf: int, subleaf: int) -> Quad:
+            found: Quad = native(leaf, subleaf)
+            return change(found) if (leaf, subleaf & 0xFF if subleaf != NA else 0) == row else found
+
+        facts.__dict__.pop("sampled", None)
+        with mock.patch.object(facts, "native_cpuid", answer):
+            world.provoke(rcx=0)
+
+    add("TDH.SYS.INIT", value, what, action, stage="loaded", **more)
+
+
+_cpuid_case(s.TDX_CPUID_LEAF_NOT_SUPPORTED, "no leaf 0x1F", (0, 0), lambda q: (0x1E, *q[1:]), details=0x1F)
+_cpuid_case(
+    s.TDX_INCORRECT_CPUID_VALUE, "no CPUID(7).MOVDIR64B", (7, 0),
+    lambda q: (q[0], q[1], q[2] & ~(1 << 28), q[3]), outputs=False,
+)  # fmt: skip
+_cpuid_case(
+    s.TDX_CPUID_LEAF_1F_FORMAT_UNRECOGNIZED, "levels in the wrong order", (0x1F, 1),
+    lambda q: (q[0], q[1], 1 | 1 << 8, q[3]),
+)  # fmt: skip
+_cpuid_case(
+    s.TDX_INVALID_WBINVD_SCOPE, "a last-level cache of half a package", (4, 3),
+    lambda q: (q[0] & ~(0xFFF << 14), *q[1:]),
+)  # fmt: skip
+
+
+@provokes("TDH.SYS.INIT", s.TDX_CMR_LIST_INVALID, "CMRs in the wrong order", stage="loaded")
+def _cmrs(world: World) -> None:
+    info = world.module.sysinfo
+    with mock.patch.dict(info.__dict__, {"cmrs": info.cmrs[::-1]}):
+        world.provoke(rcx=0)
+
+
+@provokes("TDH.SYS.INIT", s.TDX_INCOMPATIBLE_SEAM_CAPABILITIES, "no SEAMVERIFYREPORT", stage="loaded")
+def _capabilities(world: World) -> None:
+    with mock.patch.object(seamops, "capabilities", lambda: 0):
+        world.provoke(rcx=0)
+
 
 # ------------------------------------------------------------------ TDH.SYS.LP.INIT
 LP_INIT: Final = Good("TDH.SYS.LP.INIT", "initialised", lambda w: {})
@@ -84,6 +145,22 @@ def _twice(world: World) -> None:
 )  # fmt: skip
 def _other_msr(world: World) -> None:
     with world.msr(0x10A, world.lps[1].msrs.peek(0x10A) ^ 1 << 4, lp=1):
+        world.provoke(lp=1)
+
+
+@provokes(
+    "TDH.SYS.LP.INIT", s.TDX_INCONSISTENT_CPUID_FIELD, "another CPUID(7)", stage="initialised",
+    outputs=False,
+)  # fmt: skip
+def _other_cpuid(world: World) -> None:
+    lp = world.lps[1]
+    native = lp.cpuid
+
+    def answer(leaf: int, subleaf: int = 0) -> Quad:
+        eax, ebx, ecx, edx = native(leaf, subleaf)
+        return eax, ebx ^ (1 << 3 if leaf == 7 and not subleaf else 0), ecx, edx
+
+    with mock.patch.object(lp, "cpuid", answer):
         world.provoke(lp=1)
 
 

@@ -25,9 +25,7 @@ common.new_page(ADDCX, "rcx")
 common.fatal(ADDCX)
 common.op_state_lock(ADDCX)
 ADDCX.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rdx=lambda w: make_td(w, "running").tdvpr)
-ADDCX.refused(
-    s.TDX_VCPU_STATE_INCORRECT, "the VCPU is initialised", rdx=lambda w: make_td(w, "vpinit").tdvpr
-)
+ADDCX.refused(s.TDX_VCPU_STATE_INCORRECT, "the VCPU is initialised", rdx=lambda w: make_td(w, "vpinit").tdvpr)
 ADDCX.refused(s.TDX_TDCX_NUM_INCORRECT, "a seventh page", rdx=lambda w: make_td(w, "vpcx").tdvpr)
 
 INIT: Final = Good("TDH.VP.INIT", "vpcx", lambda w: {"rcx": w.td.tdvpr, "rdx": 0x1234})
@@ -37,9 +35,7 @@ common.fatal(INIT)
 common.op_state_lock(INIT)
 common.tsc_adjust(INIT)
 INIT.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rcx=lambda w: make_td(w, "running").tdvpr)
-INIT.refused(
-    s.TDX_VCPU_STATE_INCORRECT, "the VCPU is initialised", rcx=lambda w: make_td(w, "vpinit").tdvpr
-)
+INIT.refused(s.TDX_VCPU_STATE_INCORRECT, "the VCPU is initialised", rcx=lambda w: make_td(w, "vpinit").tdvpr)
 INIT.refused(s.TDX_TDCX_NUM_INCORRECT, "pages are missing", rcx=lambda w: make_td(w, "vcpu").tdvpr)
 
 
@@ -85,9 +81,7 @@ def retired_vcpu(world: World) -> int:
 
 FLUSH.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", rcx=retired_vcpu)
 for _good, _register in ((ADDCX, "rdx"), (INIT, "rcx")):
-    _good.refused(
-        s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", **{_register: retired_vcpu}
-    )
+    _good.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", **{_register: retired_vcpu})
 
 # ------------------------------------------------------------------ TDH.VP.RD, TDH.VP.WR
 VCPU_INDEX: Final = 0xA020000200000002
@@ -96,9 +90,7 @@ PEND_NMI: Final = 0x202000000000000B
 _NO_FIELD: Final = 0x00240003000007FE
 
 RD: Final = Good("TDH.VP.RD", "running", lambda w: {"rcx": w.td.tdvpr, "rdx": VCPU_INDEX})
-WR: Final = Good(
-    "TDH.VP.WR", "running", lambda w: {"rcx": w.td.tdvpr, "rdx": PEND_NMI, "r8": 0, "r9": 0xFF}
-)
+WR: Final = Good("TDH.VP.WR", "running", lambda w: {"rcx": w.td.tdvpr, "rdx": PEND_NMI, "r8": 0, "r9": 0xFF})
 for _good in (RD, WR):
     common.basics(_good)
     common.tdvpr(_good, "rcx", exclusive=False)
@@ -122,9 +114,7 @@ add(
     "TDH.VP.RD", s.TDX_METADATA_FIRST_FIELD_ID_IN_CONTEXT, "version 1, field id -1",
     lambda w: w.provoke(version=1, rcx=w.td.tdvpr, rdx=(1 << 64) - 1), stage="running", outputs=False,
 )  # fmt: skip
-RD.refused(
-    s.TDX_METADATA_FIELD_NOT_READABLE, "RSP's place among the GPRs", rdx=0x1020000300000004
-)
+RD.refused(s.TDX_METADATA_FIELD_NOT_READABLE, "RSP's place among the GPRs", rdx=0x1020000300000004)
 WR.refused(s.TDX_METADATA_FIELD_NOT_WRITABLE, "VCPU_INDEX", rdx=VCPU_INDEX, r9=(1 << 64) - 1)
 VECTOR: Final = 0x0024000100000002
 DESCRIPTOR: Final = 0x0024000300002016

@@ -245,9 +245,7 @@ def op_state(good: Good, wrong: int) -> None:
         with world.poked(world.module_td(world.td).tdcs, TDCS.op_state.offset, wrong, 4):
             world.provoke(version=good.version, **operands)
 
-    add(
-        good.leaf, s.TDX_OP_STATE_INCORRECT, f"op_state {wrong}", action, stage=good.stage, reusable=True
-    )
+    add(good.leaf, s.TDX_OP_STATE_INCORRECT, f"op_state {wrong}", action, stage=good.stage, reusable=True)
 
 
 # ------------------------------------------------------------------ Secure EPT
@@ -276,7 +274,9 @@ def gpa_and_level(good: Good, *, levels: range, wrong_levels: tuple[int, ...]) -
         )  # fmt: skip
 
 
-def sept(good: Good, *, tree: bool = True, entry: tuple[int, int] | None = None, walk: int | None = FAR) -> None:
+def sept(
+    good: Good, *, tree: bool = True, entry: tuple[int, int] | None = None, walk: int | None = FAR
+) -> None:
     """Tree lock, walk, and the lock of the entry (GPA, level)."""
     if tree:
 

@@ -41,7 +41,9 @@ def wrong_registers(
         output = named.get(name)
         if output is None:
             if number != RSP and after[number] != before[number]:
-                wrong.append(f"{name} is no output and changed from {before[number]:#x} to {after[number]:#x}")
+                wrong.append(
+                    f"{name} is no output and changed from {before[number]:#x} to {after[number]:#x}"
+                )
             continue
         if not status.is_error(value) or not outputs or output.on_error == LEAF:
             continue

@@ -11,6 +11,7 @@ from swtdx.arch import regs, status
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
 from swtdx.arch.regs import RAX
 from swtdx.arch.sept_bits import TDEL
+from swtdx.machine.engine.scripted import Program, Script, Tdcall
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.machine import MachineConfig
 from swtdx.module.globals import SYS
@@ -33,6 +34,8 @@ BUFFERS: Final = 0x2800_0000
 OUTSIDE: Final = 0x3000_0000
 #: What registers hold that a case does not set: odd values that no leaf takes for something.
 _FILL: Final = tuple(0xF111_0000_0000_0F1F + (number << 32) for number in range(16))
+#: RAX after a TDVMCALL: SUCCESS and the exit reason TDCALL.
+_TDCALL_REASON: Final = 77
 _SHARE: Final = 4  # one reader of a lock with host priority
 
 
@@ -151,9 +154,7 @@ class World:
         assert self._case is not None
         self._provoked += 1
         row = BY_NAME[self._case.leaf]
-        after = self.call(
-            row.number, lp=lp, version=version, rax=rax, outputs=self._case.outputs, **operands
-        )
+        after = self.call(row.number, lp=lp, version=version, rax=rax, outputs=self._case.outputs, **operands)
         self.expect(after[RAX])
         return after
 
@@ -168,13 +169,81 @@ class World:
             raise Wrong(f"RAX is {value:#x} ({status_text(value)}), not {self._case.value:#x}")
 
     def provoked(self, value: int) -> None:
-        """For calls that are not SEAMCALLs: the guest's, with its status.
+        """The case's status, from a call that the case made itself.
 
         Raises:
             Wrong: it is not the case's.
         """
         self._provoked += 1
         self.expect(value)
+
+    # ------------------------------------------------------------------ the guest
+    def guest(self, program: Program) -> Script:
+        """What the TD's VCPU will run at its next TDH.VP.ENTER."""
+        script: Script = self.machine.engine.add_program(program)  # type: ignore[attr-defined]
+        return script
+
+    def enter(self, td: Td | None = None) -> list[int]:
+        """TDH.VP.ENTER; the registers after the TD exit."""
+        return self.call("TDH.VP.ENTER", rcx=(td or self.td).tdvpr)
+
+    def run_guest(self, program: Program) -> Any:
+        """Run a guest until it leaves by TDG.VP.VMCALL at its end; what the program returned.
+
+        Raises:
+            Wrong: the TD exits for another reason.
+        """
+        result: list[Any] = []
+
+        def whole(cpu: Script) -> Any:
+            result.append((yield from program(cpu)))
+            yield Tdcall(rax=0, rcx=0)
+
+        script = self.guest(whole)
+        after = self.enter()
+        if script.error is not None:
+            raise script.error
+        if after[RAX] != _TDCALL_REASON or not result:
+            raise Wrong(f"TDH.VP.ENTER gave {after[RAX]:#x} ({status_text(after[RAX])}), not a TDVMCALL")
+        return result[0]
+
+    def tdcall(self, *, version: int = 0, rax: int = 0, **operands: int) -> list[int]:
+        """The guest's call that the case is about; the guest's registers after it.
+
+        Raises:
+            Wrong: RAX, or another register, is not as it should be.
+        """
+        assert self._case is not None
+        row = BY_NAME[self._case.leaf]
+        before = list(_FILL)
+        before[RAX] = row.number | version << 16 | rax
+        for name, value in operands.items():
+            before[regs.number(name)] = value
+        given = {name: before[number] for number, name in enumerate(regs.NAMES) if number != regs.RSP}
+
+        def program(cpu: Script) -> Any:
+            before[regs.RSP] = cpu.gpr[regs.RSP]
+            return (yield Tdcall(**given))
+
+        after = list(self.run_guest(program))
+        self._provoked += 1
+        wrong = wrong_registers(row, min(version, row.max_version), before, after, outputs=self._case.outputs)
+        if wrong:
+            raise Wrong(f"{row.name} with {status_text(after[RAX])}: {'; '.join(wrong)}")
+        self.expect(after[RAX])
+        return after
+
+    def exits(self, program: Program) -> list[int]:
+        """A guest that makes TDH.VP.ENTER end as the case says; the registers after the TD exit.
+
+        Raises:
+            Wrong: RAX is not as it should be.
+        """
+        self.guest(program)
+        after = self.enter()
+        self._provoked += 1
+        self.expect(after[RAX])
+        return after
 
     # ------------------------------------------------------------------ memory
     def page(self) -> int:
