@@ -1,0 +1,65 @@
+"""A crossing of the boundary in words: plain data for a terminal or for a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+HYPERVISOR = "hypervisor"
+MODULE = "TDX module"
+GUEST = "guest"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A register that carries something across: its declared meaning, its bit ranges if it has any."""
+
+    register: str
+    value: int
+    meaning: str = ""
+    bits: tuple[tuple[str, int], ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: numbers as hexadecimal strings, since 64 bits do not fit a JSON number."""
+        shown: dict[str, Any] = {"value": hex(self.value)}
+        if self.meaning:
+            shown["meaning"] = self.meaning
+        if self.bits:
+            shown["bits"] = {name: hex(value) for name, value in self.bits}
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    ``kind`` is one of SEAMCALL, SEAMRET, VM entry, VM exit, TDCALL, TDCALL return, TDVMCALL, TDVMCALL
+    answer, injection, posted interrupts, virtual interrupt.  ``source`` and ``target`` are the parties.
+    ``facts`` say what no register says by itself.
+    """
+
+    number: int
+    lp: int
+    kind: str
+    source: str
+    target: str
+    title: str
+    values: tuple[Value, ...] = ()
+    facts: dict[str, str] = field(default_factory=dict)
+    vcpu: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The same for JSON."""
+        shown: dict[str, Any] = {
+            "n": self.number,
+            "lp": self.lp,
+            "event": self.kind,
+            "from": self.source,
+            "to": self.target,
+            "what": self.title,
+        }
+        if self.vcpu is not None:
+            shown["tdvpr"] = hex(self.vcpu)
+        if self.values:
+            shown["registers"] = {value.register: value.plain() for value in self.values}
+        return shown | dict(self.facts)
