@@ -38,7 +38,12 @@ class CodeWatch:
         parts[hpa // _SMALL] = tag
         return last not in (None, tag)
 
-    def ever_mapped(self, hpa: int) -> bool:
-        """Whether the frame was ever mapped for execution."""
+    def ever_mapped(self, hpa: int, size: int) -> bool:
+        """Whether a frame of the ``size`` bytes at ``hpa``, within one 2 MiB region, was ever mapped."""
         region = hpa // _LARGE
-        return region in self._large or hpa // _SMALL in self._small.get(region, {})
+        if region in self._large:
+            return True
+        parts = self._small.get(region)
+        return parts is not None and any(
+            page in parts for page in range(hpa // _SMALL, (hpa + size - 1) // _SMALL + 1)
+        )

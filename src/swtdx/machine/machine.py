@@ -121,7 +121,7 @@ class Machine:
 
     def code_written(self, hpa: int, size: int) -> None:
         """Software outside the engine wrote to frames that a guest may have executed."""
-        if self._engine is not None and self._watch.ever_mapped(hpa):
+        if self._engine is not None and self._watch.ever_mapped(hpa, size):
             self._engine.rewrite(hpa & -8, size + 7 & -8)
 
     def _frames_leave(self, hpa: int, size: int) -> None:

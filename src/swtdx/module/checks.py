@@ -129,7 +129,7 @@ def associate(lp: LogicalProcessor, vp: Vp, *, allow_disabled: bool) -> bool:
         LeafFailed: VCPU_STATE_INCORRECT, VCPU_ASSOCIATED.
     """
     state = TDVPS.vcpu_state.get(vp.main)
-    if not (state in (VcpuState.READY, VcpuState.ACTIVE) or (allow_disabled and state == VcpuState.DISABLED)):
+    if not (state == VcpuState.READY or (allow_disabled and state == VcpuState.DISABLED)):
         raise LeafFailed(st.TDX_VCPU_STATE_INCORRECT)
     holder = TDVPS.assoc_lpid.get(vp.main)
     if holder == lp.index:

@@ -97,7 +97,9 @@ def vmx_msrs(module: TdxModule, tdcs: memoryview) -> dict[str, int]:
     entry_controls = _ENTRY[0] & ~(_ENTRY_PERF | _ENTRY_PKRS)
     entry_controls |= (_ENTRY_PERF if perfmon or debug else 0) | (_ENTRY_PKRS if pks or debug else 0)
     cr4_mask = _cr4_mask(module, xfam, pks)
-    ept = _EPT | (_SUPERVISOR_SHADOW_STACK if xfam >> 12 & 1 else 0) | module.facts.ept_vpid_cap & _HLAT_PREFIX
+    ept = (
+        _EPT | (_SUPERVISOR_SHADOW_STACK if xfam >> 12 & 1 else 0) | module.facts.ept_vpid_cap & _HLAT_PREFIX
+    )
     return {
         "basic": _BASIC,
         "misc": _MISC,

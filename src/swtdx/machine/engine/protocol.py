@@ -201,6 +201,8 @@ class Engine(Protocol):
     """Executes guest instructions on the machine's logical processors."""
 
     name: str
+    #: Guest-physical addresses that it can translate have this many bits.
+    gpa_bits: int
 
     def context(self, lp: int) -> GuestContext:
         """A fresh context on logical processor ``lp``."""

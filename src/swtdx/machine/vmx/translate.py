@@ -30,6 +30,10 @@ _HUGE: Final = 1 << 30
 #: Secondary control "EPT-violation #VE".
 EPT_VIOLATION_VE: Final = 1 << 18
 _VE_VECTOR: Final = 20
+_PF: Final = 14
+#: #PF error codes: the page is present and it was a fetch; from user mode.
+_PF_FETCH: Final = 1 | 1 << 4
+_PF_USER: Final = 1 << 2
 _HARDWARE_EXCEPTION: Final = 3
 #: Qualification bits 7 (linear address valid) and 8 (the access itself, not the page walk).
 _GLA_VALID: Final = 1 << 7
@@ -49,6 +53,9 @@ class Translator:
         Raises:
             MachineCheck: the target is memory whose integrity is broken.
         """
+        if access & Access.FETCH and gpa & self._unit.shared_bit(vmcs):
+            self._shared_fetch(vmcs, gpa)
+            return None
         found = self._walk(vmcs, gpa)
         if found.present and not found.misconfigured:
             wanted = int(access) & 7
@@ -66,6 +73,8 @@ class Translator:
         hpa = vmcs.space.lookup(gpa)
         if hpa is not None:
             return int(hpa)
+        if gpa >= self._unit.shared_bit(vmcs) << 1:
+            return None
         found = self._walk(vmcs, gpa)
         if found.misconfigured or not found.entry & 1:
             return None
@@ -90,6 +99,11 @@ class Translator:
         )
 
     def _fill(self, vmcs: Vmcs, gpa: int, found: Walk) -> None:
+        # Frames that became resident must not leave the cache before they are mapped.
+        with self._unit.memory.lock:
+            self._fill_locked(vmcs, gpa, found)
+
+    def _fill_locked(self, vmcs: Vmcs, gpa: int, found: Walk) -> None:
         unit = self._unit
         shared = bool(gpa & unit.shared_bit(vmcs))
         keyid = 0 if shared else unit.keyid_bits(vmcs.controls[f.HKID])
@@ -137,6 +151,17 @@ class Translator:
                 self._map(vmcs, where, entry & _ADDRESS | keyid, _LARGE, entry, False)
 
     # ------------------------------------------------------------------ violations
+    @staticmethod
+    def _shared_fetch(vmcs: Vmcs, gpa: int) -> None:
+        """Code in shared memory is not executed: #PF, as for an execute-disabled page."""
+        context = vmcs.context
+        linear = context.rip if context.long_mode else context.cs_base + context.rip & 0xFFFFFFFF
+        if (linear ^ gpa) & _SMALL - 1:
+            # The instruction begins on the page before.
+            linear = (linear | _SMALL - 1) + 1
+        context.cr2 = linear
+        context.inject(_PF, _HARDWARE_EXCEPTION, _PF_FETCH | (_PF_USER if context.cpl == 3 else 0))
+
     def _violation(self, vmcs: Vmcs, gpa: int, access: Access, entry: int) -> VmExit | None:
         qualification = int(access) & 7 | (entry & 7) << 3
         if not access & Access.WALK:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import vmcs as f
-from swtdx.machine.engine.protocol import Event, GuestContext, Stop
+from swtdx.machine.engine.protocol import EngineError, Event, GuestContext, Stop
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import MachineCheck, Requestor
 from swtdx.machine.vmx import decode
@@ -277,6 +277,12 @@ class VmxUnit:
         if vmcs.address_key != key:
             vmcs.address_key = key
             spaces = self.lp.spaces
+            engine = self.machine.engine
+            if self.shared_bit(vmcs) >> engine.gpa_bits:
+                raise EngineError(
+                    f"the {engine.name} engine reaches guest-physical addresses of {engine.gpa_bits} bits:"
+                    " give the TD a GPAW of 48, or use the scripted engine"
+                )
             if key not in spaces:
                 spaces[key] = self.machine.engine.space(self.lp.index)
             vmcs.space = spaces[key]
@@ -386,6 +392,10 @@ class VmxUnit:
         code = self.fetch(vmcs)
         why, length = decode.undefined_reason(code, self.code_bits(vmcs))
         if why is None:
+            if vmcs.controls[f.EXCEPTION_BITMAP] >> _UD & 1:
+                outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
+                outcome.intr_info = _UD | _HARDWARE_EXCEPTION << 8 | _VALID
+                return outcome
             vmcs.context.inject(_UD, _HARDWARE_EXCEPTION, None)
             return None
         if why == reason.TDCALL and vmcs.context.cpl:

@@ -42,6 +42,7 @@ def page_accept(vcpu: Vcpu) -> int:
     size = bits.LEVEL_BYTES[level]
     hpa = entry.raw & bits.HPA & -size
     module.memory.direct_zero(module.private(td, hpa), size, SEAM)
+    module.memory_written(hpa, size)
     target = sept.MAPPED if state is sept.PENDING_STATE else sept.EXP_DIRTY
     entry.store(sept.leaf_entry(target, hpa))
     return st.TDX_SUCCESS

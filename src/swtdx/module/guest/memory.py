@@ -5,7 +5,7 @@ Source: ``check_walk_and_map_guest_side_gpa`` in ``helpers.c`` of the TDX module
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import sept
 from swtdx.arch import sept_bits as bits
@@ -22,6 +22,9 @@ from swtdx.module.exits.inject import inject_ve
 from swtdx.module.objects.sept import walk
 from swtdx.module.vcpu import Vcpu
 
+if TYPE_CHECKING:
+    from swtdx.module.entry import TdxModule
+
 _PAGE: Final = 4096
 _READ: Final = 1
 _WRITE: Final = 2
@@ -32,20 +35,21 @@ _SIZES: Final = bits.LEVEL_BYTES
 class GuestBuffer:
     """A buffer within one page of guest memory."""
 
-    __slots__ = ("_memory", "pa")
+    __slots__ = ("_module", "pa")
 
-    def __init__(self, memory: object, pa: int) -> None:
-        self._memory = memory
+    def __init__(self, module: TdxModule, pa: int) -> None:
+        self._module = module
         self.pa = pa
 
     def read(self, count: int) -> bytes:
         """``count`` bytes."""
-        data: bytes = self._memory.read(self.pa, count, SEAM)  # type: ignore[attr-defined]
-        return data
+        return self._module.memory.read(self.pa, count, SEAM)
 
     def write(self, data: bytes) -> None:
         """Store ``data``."""
-        self._memory.write(self.pa, data, SEAM)  # type: ignore[attr-defined]
+        module = self._module
+        module.memory.write(self.pa, data, SEAM)
+        module.memory_written(self.pa & (1 << module.hpa_bits) - 1, len(data))
 
 
 def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: bool) -> GuestBuffer:
@@ -63,7 +67,7 @@ def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: boo
         raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
     wanted = _READ | (_WRITE if write else 0)
     if shared:
-        return GuestBuffer(vcpu.module.memory, _shared(vcpu, gpa, shared_bit, wanted))
+        return GuestBuffer(vcpu.module, _shared(vcpu, gpa, shared_bit, wanted))
     entry = walk(vcpu.module.keyhole, td, gpa, 0)
     if not entry.raw & bits.LEAF or entry.raw & wanted != wanted:
         qualification = wanted & ~entry.raw & 3 | (entry.raw & 7) << 3
@@ -75,7 +79,7 @@ def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: boo
         raise to_host(gpa, qualification)
     size = _SIZES[entry.level]
     hpa = entry.hpa & -size | gpa & size - 1
-    return GuestBuffer(vcpu.module.memory, vcpu.module.private(td, hpa))
+    return GuestBuffer(vcpu.module, vcpu.module.private(td, hpa))
 
 
 def _shared(vcpu: Vcpu, gpa: int, shared_bit: int, wanted: int) -> int:

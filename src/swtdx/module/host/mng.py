@@ -56,7 +56,7 @@ def mng_create(call: HostCall) -> int:
     TDR.td_uuid.set(tdr, module.machine.random.bytes(32))
     module.memory.direct_store(i[RCX] | module.global_keyid_bits, bytes(tdr), SEAM)
     KOT_ENTRY.state.set(view, KotState.ASSIGNED, at)
-    page.set(_TDR, i[RCX])
+    page.set(_TDR, 0)  # a TDR has no owner; it is one
     module.forget(i[RCX])
     return st.TDX_SUCCESS
 

@@ -133,5 +133,3 @@ def vp_wr(call: HostCall) -> int:
         Context.VP, i[RDX], _accessor(of), fields.write, i[R8], i[R9], TDCS.num_l2_vms.get(of.tdcs)
     )
     return st.TDX_SUCCESS
-
-

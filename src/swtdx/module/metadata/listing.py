@@ -84,8 +84,6 @@ def _sequence(module: TdxModule, first: int, accessor: Accessor, room: int) -> t
     return struct.pack(f"<{1 + len(values)}Q", header, *values), identifier
 
 
-def _element(
-    module: TdxModule, row: MetadataField, identifier: int, accessor: Accessor, number: int
-) -> int:
+def _element(module: TdxModule, row: MetadataField, identifier: int, accessor: Accessor, number: int) -> int:
     index = ((identifier & CODE_MASK) - row.code) // row.stride + number
     return system.value(module, row, index) & row.read_mask(accessor)

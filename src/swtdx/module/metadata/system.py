@@ -100,9 +100,7 @@ def _handoff(name: str) -> Callable[[TdxModule, int], int]:
 _COMPUTED: Final[dict[str, Callable[[TdxModule, int], int]]] = {
     "NUM_PKGS": lambda module, _: module.sysinfo.packages,
     "PKG_FMS": lambda module, index: module.sysinfo.package_signature(index),
-    "NUM_HANDOFF_PAGES": lambda module, _: int(
-        SYS_INFO_TABLE.num_handoff_pages.get(module.sysinfo.table)
-    ),
+    "NUM_HANDOFF_PAGES": lambda module, _: int(SYS_INFO_TABLE.num_handoff_pages.get(module.sysinfo.table)),
     "HANDOFF_DATA_VALID": _handoff("valid"),
     "HANDOFF_DATA_HV": _handoff("hv"),
     "HANDOFF_DATA_SIZE": _handoff("size_"),

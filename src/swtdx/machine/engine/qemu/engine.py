@@ -61,6 +61,7 @@ class QemuEngine:
     """Runs guests on stock QEMU's processors."""
 
     name = "qemu"
+    gpa_bits = 48
 
     def __init__(self, frames_fd: int, frames_size: int, cpus: int) -> None:
         """Start QEMU; its boot goes on in the background until the first use.

@@ -34,6 +34,7 @@ class ScriptedEngine:
     """
 
     name = "scripted"
+    gpa_bits = 52
 
     def __init__(self, frames: memoryview, lock: Lock, cpus: int) -> None:
         """``frames``: the machine's frames by HPA; ``lock``: held while any of them is taken away."""

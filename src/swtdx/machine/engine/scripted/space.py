@@ -54,6 +54,12 @@ class ScriptedSpace:
         found = self._large.get(gpa >> 21)
         return None if found is None else (found[0] | gpa & LARGE - 1, found[1])
 
+    def entries(self) -> list[tuple[int, int, int]]:
+        """Every translation as (GPA, HPA, bytes)."""
+        with self.lock:
+            small = [(gpa << 12, hpa, SMALL) for gpa, (hpa, _) in self._small.items()]
+            return small + [(gpa << 21, hpa, LARGE) for gpa, (hpa, _) in self._large.items()]
+
     def lookup(self, gpa: int) -> int | None:
         """The HPA of byte ``gpa``, or None when it is not cached."""
         found = self._find(gpa)
