@@ -6,7 +6,7 @@ from typing import Any, Final
 from unittest import mock
 
 from swtdx.arch import status as s
-from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.arch.control_structs import TDCS, TDR, TDVPS
 from swtdx.arch.sept_bits import TDHP
 from swtdx.machine import seamops
 from swtdx.machine.engine.scripted import Read, Tdcall, TripleFault
@@ -176,3 +176,17 @@ def _timeout(world: World) -> None:
         world.poked(td.tdcs, timeout.offset, 200_000, timeout.size),
     ):
         world.provoke(rcx=world.td.tdvpr)
+
+
+@provokes(
+    _LEAF, s.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE, "a machine check on another processor meanwhile",
+    details=_TDCALL, stage="running",
+)  # fmt: skip
+def _machine_check(world: World) -> None:
+    tdr = world.module_td(world.td).tdr
+
+    def program(_cpu: Any) -> Any:
+        tdr[TDR.fatal.offset] = 1
+        yield Tdcall(rax=1)
+
+    world.exits(program)

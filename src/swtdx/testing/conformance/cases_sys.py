@@ -20,6 +20,7 @@ from swtdx.testing.conformance.world import GIB, OUTSIDE, PAMT_2M, PAMT_4K, Worl
 from swtdx.testing.conformance.world import TDMR as TDMR_BASE
 
 _PAGE: Final = 4096
+_WBNOINVDP: Final = 0x99
 
 
 def _global_lock(good: Good) -> None:
@@ -70,7 +71,6 @@ _msr_case(s.TDX_SMRR_NOT_LOCKED, "an SMRR that is not locked", 0x1F3, lambda val
 _msr_case(
     s.TDX_INVALID_SMRR_CONFIGURATION, "an SMRR mask with a hole", 0x1F3, lambda value: value ^ 1 << 30, 0
 )
-_msr_case(s.TDX_INCORRECT_MSR_VALUE, "WBINVDP and WBNOINVDP differ", 0x99, lambda value: value + 1, 0x99)
 _msr_case(s.TDX_NUM_ACTIVATED_HKIDS_NOT_SUPPORTED, "2048 KeyIDs", 0x87, lambda value: 1024 << 32 | 1024, 2048)
 _msr_case(s.TDX_SMRR_OVERLAPS_CMR, "an SMRR in the first CMR", 0x1F2, lambda value: 0x2000_0006, 0)
 
@@ -97,9 +97,8 @@ def _cpuid_case(
 
 _cpuid_case(s.TDX_CPUID_LEAF_NOT_SUPPORTED, "no leaf 0x1F", (0, 0), lambda q: (0x1E, *q[1:]), details=0x1F)
 _cpuid_case(
-    s.TDX_INCORRECT_CPUID_VALUE, "no CPUID(7).MOVDIR64B", (7, 0),
-    lambda q: (q[0], q[1], q[2] & ~(1 << 28), q[3]), outputs=False,
-)  # fmt: skip
+    s.TDX_INCORRECT_CPUID_VALUE, "no FPU", (1, 0), lambda q: (q[0], q[1], q[2], q[3] & ~1), outputs=False
+)
 _cpuid_case(
     s.TDX_CPUID_LEAF_1F_FORMAT_UNRECOGNIZED, "levels in the wrong order", (0x1F, 1),
     lambda q: (q[0], q[1], 1 | 1 << 8, q[3]),
@@ -108,6 +107,17 @@ _cpuid_case(
     s.TDX_INVALID_WBINVD_SCOPE, "a last-level cache of half a package", (4, 3),
     lambda q: (q[0] & ~(0xFFF << 14), *q[1:]),
 )  # fmt: skip
+
+
+@provokes(
+    "TDH.SYS.INIT", s.TDX_INCORRECT_MSR_VALUE, "WBINVDP and WBNOINVDP differ", details=_WBNOINVDP,
+    stage="loaded",
+)  # fmt: skip
+def _sub_blocks(world: World) -> None:
+    lp = world.lps[0]
+    native = lp.rdmsr
+    with mock.patch.object(lp, "rdmsr", lambda index: native(index) + (index == _WBNOINVDP)):
+        world.provoke(rcx=0)
 
 
 @provokes("TDH.SYS.INIT", s.TDX_CMR_LIST_INVALID, "CMRs in the wrong order", stage="loaded")
@@ -119,7 +129,7 @@ def _cmrs(world: World) -> None:
 
 @provokes("TDH.SYS.INIT", s.TDX_INCOMPATIBLE_SEAM_CAPABILITIES, "no SEAMVERIFYREPORT", stage="loaded")
 def _capabilities(world: World) -> None:
-    with mock.patch.object(seamops, "capabilities", lambda: 0):
+    with mock.patch.object(seamops, "capabilities", return_value=0):
         world.provoke(rcx=0)
 
 
