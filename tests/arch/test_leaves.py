@@ -88,9 +88,11 @@ def test_sept_states(file: str, leaves: dict[int, Leaf]) -> None:
 def test_tables_are_consistent() -> None:
     for leaf in BY_NAME.values():
         assert find(leaf.side, leaf.number) is leaf
-        for operand in (*leaf.inputs, *leaf.outputs):
-            assert regs.number(operand.register) not in (regs.RAX, regs.RSP), leaf.name
-            assert operand.since <= leaf.max_version, f"{leaf.name}: {operand}"
+        operands = [(each.register, each.since) for each in leaf.inputs]
+        operands += [(each.register, each.since) for each in leaf.outputs]
+        for register, since in operands:
+            assert regs.number(register) not in (regs.RAX, regs.RSP), leaf.name
+            assert since <= leaf.max_version, f"{leaf.name}: {register}"
         inputs = [each.register for each in leaf.inputs]
         outputs = [each.register for each in leaf.outputs]
         assert len(set(inputs)) == len(inputs), leaf.name

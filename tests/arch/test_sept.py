@@ -24,7 +24,8 @@ def test_states() -> None:
     expected = {_LONG.get(row[0], row[0]): row[1:] for row in words("sept_states.txt")}
     assert {state.name for state in sept.STATES} == set(expected)
     flags = (
-        sept.TLB_TRACKING, sept.GUEST_READABLE, sept.GUEST_WRITABLE, sept.PENDING, sept.BLOCKED, sept.ACCEPTABLE,
+        sept.TLB_TRACKING, sept.GUEST_READABLE, sept.GUEST_WRITABLE,
+        sept.PENDING, sept.BLOCKED, sept.ACCEPTABLE,
     )  # fmt: skip
     for state in sept.STATES:
         code, public, marks = expected[state.name]

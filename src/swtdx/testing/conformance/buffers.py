@@ -27,5 +27,5 @@ def shared(good: Good, register: str, alignment: int, *, reusable: bool = True) 
     for what, change in wrong:
         good.refused(
             s.TDX_OPERAND_INVALID, f"{name} is {what}", name, reusable=reusable,
-            **{register: lambda w, change=change: change(w, operand(w))},  # type: ignore[misc]
+            at={register: lambda w, change=change: change(w, operand(w))},  # type: ignore[misc]
         )  # fmt: skip

@@ -62,7 +62,7 @@ SEPT_ADD_1.refused(
 )
 for _n in (9, 10, 11):
     SEPT_ADD_1.refused(
-        s.TDX_OPERAND_INVALID, f"a page for an L2 VM in R{_n}", f"R{_n}", **{f"r{_n}": lambda w: w.page()}
+        s.TDX_OPERAND_INVALID, f"a page for an L2 VM in R{_n}", f"R{_n}", at={f"r{_n}": lambda w: w.page()}
     )
 
 # ------------------------------------------------------------------ TDH.MEM.PAGE.ADD, TDH.MR.*

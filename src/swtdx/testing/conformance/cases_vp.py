@@ -81,7 +81,7 @@ def retired_vcpu(world: World) -> int:
 
 FLUSH.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", rcx=retired_vcpu)
 for _good, _register in ((ADDCX, "rdx"), (INIT, "rcx")):
-    _good.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", **{_register: retired_vcpu})
+    _good.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", at={_register: retired_vcpu})
 
 # ------------------------------------------------------------------ TDH.VP.RD, TDH.VP.WR
 VCPU_INDEX: Final = 0xA020000200000002

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,8 @@ from swtdx.testing.conformance.stages import FAR, make_td
 from swtdx.testing.conformance.world import OUTSIDE, PAGE, World
 
 Operands = dict[str, int]
+#: The value of an operand, or what makes it in a world.
+Operand = int | Callable[[World], int]
 _MSR_TSC_ADJUST: Final = 0x3B
 _MSR_MISC_ENABLE: Final = 0x1A0
 _BOOT_NT4: Final = 1 << 22
@@ -30,8 +32,13 @@ class Good:
     operands: Callable[[World], Operands]
     version: int = 0
 
-    def but(self, **changes: int | Callable[[World], int]) -> Action:
-        """An action that provokes with the same operands except for some."""
+    def but(self, at: Mapping[str, Operand] | None = None, **changes: Operand) -> Action:
+        """An action that provokes with the same operands except for some.
+
+        Args:
+            at: the same as keywords, for registers whose name is computed.
+        """
+        changes |= at or {}
 
         def action(world: World) -> None:
             operands = self.operands(world)
@@ -49,11 +56,12 @@ class Good:
         *,
         reusable: bool = True,
         stage: str | None = None,
-        **changes: int | Callable[[World], int],
+        at: Mapping[str, Operand] | None = None,
+        **changes: Operand,
     ) -> None:
-        """A case: the same call with other operands is refused."""
+        """A case: the same call with other operands is refused (``at``: see :meth:`but`)."""
         add(
-            self.leaf, value, what, self.but(**changes),
+            self.leaf, value, what, self.but(at, **changes),
             details=details, stage=stage or self.stage, reusable=reusable,
         )  # fmt: skip
 
@@ -112,18 +120,18 @@ def page(
         return operand(world) | 0x800 & ~flags
 
     if not flags & 0x800:
-        good.refused(s.TDX_OPERAND_INVALID, f"{name} is not page-aligned", name, **{register: misaligned})
+        good.refused(s.TDX_OPERAND_INVALID, f"{name} is not page-aligned", name, at={register: misaligned})
     good.refused(
         s.TDX_OPERAND_INVALID, f"{name} has KeyID bits", name,
-        **{register: lambda world: operand(world) | _KEYID},
+        at={register: lambda world: operand(world) | _KEYID},
     )  # fmt: skip
     good.refused(
         s.TDX_OPERAND_INVALID, f"{name} is beyond MAXPA", name,
-        **{register: lambda world: operand(world) | 1 << 63},
+        at={register: lambda world: operand(world) | 1 << 63},
     )  # fmt: skip
     outside(good, register)
     good.refused(
-        s.TDX_PAGE_METADATA_INCORRECT, f"{name} is a page of another type", name, **{register: wrong}
+        s.TDX_PAGE_METADATA_INCORRECT, f"{name} is a page of another type", name, at={register: wrong}
     )
     busy_page(good, register, exclusive=exclusive)
 
@@ -133,7 +141,7 @@ def outside(good: Good, register: str) -> None:
     name = register.upper()
     good.refused(
         s.TDX_OPERAND_ADDR_RANGE_ERROR, f"{name} is in no TDMR", name,
-        **{register: lambda world: OUTSIDE | good.operands(world)[register] & PAGE - 1},
+        at={register: lambda world: OUTSIDE | good.operands(world)[register] & PAGE - 1},
     )  # fmt: skip
 
 
@@ -203,10 +211,10 @@ def td_state(
         (s.TDX_TDCS_NOT_ALLOCATED, "keyed", "the TD has no TDCX pages yet"),
     ):
         if declared(good.leaf, value):
-            good.refused(value, what, **{register: other(stage)})
+            good.refused(value, what, at={register: other(stage)})
     if wrong_stage is not None:
         good.refused(
-            s.TDX_OP_STATE_INCORRECT, f"the TD is at stage {wrong_stage}", **{register: other(wrong_stage)}
+            s.TDX_OP_STATE_INCORRECT, f"the TD is at stage {wrong_stage}", at={register: other(wrong_stage)}
         )
     if lock:
         op_state_lock(good)

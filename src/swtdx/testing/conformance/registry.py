@@ -13,7 +13,7 @@ from swtdx.arch.operands import OPERAND_NAMES, OperandId
 if TYPE_CHECKING:
     from swtdx.testing.conformance.world import World
 
-Action = Callable[["World"], None]
+Action = Callable[["World"], object]
 _IDS: Final[dict[str, int]] = {name: value for value, name in OPERAND_NAMES.items()}
 
 

@@ -56,7 +56,7 @@ def state(leaf: Leaf) -> str:
     """Whether the module has the leaf."""
     if leaf.support != BASE:
         return f"unsupported: {leaf.support.replace('_', ' ')}"
-    handlers = {HOST: HOST_HANDLERS, GUEST: GUEST_HANDLERS}.get(leaf.side)
+    handlers = {HOST: set(HOST_HANDLERS), GUEST: set(GUEST_HANDLERS)}.get(leaf.side)
     # TDG.VP.VMCALL has no handler: it is a TD exit, and the dispatcher's own business.
     there = handlers is None or leaf.number in handlers or leaf.name == "TDG.VP.VMCALL"
     return "implemented" if there else "missing"

@@ -94,7 +94,6 @@ class World:
         lp: int = 0,
         version: int = 0,
         rax: int = 0,
-        outputs: bool = True,
         **operands: int,
     ) -> list[int]:
         """SEAMCALL; the registers after it.  All registers that are not given hold odd values.
@@ -104,6 +103,18 @@ class World:
         Raises:
             Wrong: a register that the leaf's table does not name changed, or one is wrong after an error.
         """
+        return self._seamcall(leaf, operands, lp=lp, version=version, rax=rax)
+
+    def _seamcall(
+        self,
+        leaf: str | int,
+        operands: dict[str, int],
+        *,
+        lp: int,
+        version: int,
+        rax: int,
+        outputs: bool = True,
+    ) -> list[int]:
         processor = self.platform.host.processors[lp]
         number = BY_NAME[leaf].number if isinstance(leaf, str) else leaf
         gpr = list(_FILL)
@@ -154,7 +165,9 @@ class World:
         assert self._case is not None
         self._provoked += 1
         row = BY_NAME[self._case.leaf]
-        after = self.call(row.number, lp=lp, version=version, rax=rax, outputs=self._case.outputs, **operands)
+        after = self._seamcall(
+            row.number, operands, lp=lp, version=version, rax=rax, outputs=self._case.outputs
+        )
         self.expect(after[RAX])
         return after
 
