@@ -100,3 +100,17 @@ def test_a_truncated_image_is_named(image: Path) -> None:
     assert status == 2
     assert str(image) in shown
     assert "truncated" in shown
+
+
+def test_the_command_line_is_made_as_run_makes_it(tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(make_bzimage())
+    lines = {
+        (): "console=hvc0 panic=-1 reboot=acpi",
+        ("--append", "debug"): "console=hvc0 panic=-1 reboot=acpi debug",
+        ("--cmdline", "quiet"): "quiet",
+        ("--cmdline", "quiet", "--append", "debug"): "quiet debug",
+    }
+    for options, line in lines.items():
+        _, text = run("--kernel", kernel, *options, "--json")
+        assert json.loads(text)["cmdline"] == line

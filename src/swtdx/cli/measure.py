@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from swtdx.cli.boot_choice import OWN_INITRD_CMDLINE
 from swtdx.cli.sizes import Size
 from swtdx.measure.errors import MeasureError
 from swtdx.measure.mrtd import MrtdStream, Region
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from swtdx.guests.event_log import Event
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
-_DEFAULT_APPEND: Final = "console=hvc0"
 
 
 class _Unusable(click.ClickException):
@@ -33,7 +33,8 @@ class _Unusable(click.ClickException):
 @click.argument("image", type=_FILE, required=False)
 @click.option("--kernel", type=_FILE, help="Measure what `swtdx run` builds of this kernel instead.")
 @click.option("--initrd", type=_FILE, help="With --kernel: the initial RAM disk.")
-@click.option("--append", help=f"With --kernel: the command line.  [default: {_DEFAULT_APPEND}]")
+@click.option("--append", help="With --kernel: add this to the kernel command line.")
+@click.option("--cmdline", help="With --kernel: replace the kernel command line by this.")
 @click.option("--memory", type=Size(), help="With --kernel: the TD's memory.  [default: 512M]")
 @click.option("--vcpus", type=click.IntRange(1, 255), help="With --kernel: how many vCPUs.  [default: 1]")
 @click.option("--gpaw", type=click.Choice(["48", "52"]), help="With --kernel: GPA width.  [default: 48]")
@@ -43,6 +44,7 @@ def measure(
     kernel: Path | None,
     initrd: Path | None,
     append: str | None,
+    cmdline: str | None,
     memory: int | None,
     vcpus: int | None,
     gpaw: str | None,
@@ -51,9 +53,17 @@ def measure(
     """Compute the MRTD of a TD without a machine.
 
     IMAGE is a TDVF firmware image such as OVMF.fd: MRTD as KVM and QEMU build it, section by section.
-    With --kernel it is the TD that `swtdx run` builds: MRTD, and the RTMRs when the kernel starts.
+    With --kernel it is the TD that `swtdx run` builds with the same kernel, initrd, command line, memory
+    and number of vCPUs: MRTD, and the RTMRs when the kernel starts.
     """
-    given = {"initrd": initrd, "append": append, "memory": memory, "vcpus": vcpus, "gpaw": gpaw}
+    given = {
+        "initrd": initrd,
+        "append": append,
+        "cmdline": cmdline,
+        "memory": memory,
+        "vcpus": vcpus,
+        "gpaw": gpaw,
+    }
     extra = [f"--{name}" for name, value in given.items() if value is not None]
     if (image is None) == (kernel is None):
         raise click.UsageError("give a firmware image, or --kernel and what goes with it")
@@ -63,7 +73,7 @@ def measure(
                 _read(kernel),
                 kernel,
                 b"" if initrd is None else _read(initrd),
-                _DEFAULT_APPEND if append is None else append,
+                f"{OWN_INITRD_CMDLINE if cmdline is None else cmdline} {append or ''}".strip(),
                 512 << 20 if memory is None else memory,
                 vcpus or 1,
                 int(gpaw or "48"),
@@ -122,7 +132,7 @@ def _sections(tdvf: TdvfImage) -> list[dict[str, Any]]:
 
 
 def _direct_boot(
-    kernel: bytes, path: Path, initrd: bytes, append: str, memory: int, vcpus: int, gpaw: int
+    kernel: bytes, path: Path, initrd: bytes, cmdline: str, memory: int, vcpus: int, gpaw: int
 ) -> dict[str, Any]:
     from swtdx.guests.errors import GuestError
     from swtdx.guests.kernel import parse_kernel
@@ -134,7 +144,7 @@ def _direct_boot(
         config = LaunchConfig(
             kernel=parse_kernel(kernel, path.name),
             initrd=initrd,
-            cmdline=append,
+            cmdline=cmdline,
             memory=memory,
             td=TdConfig(vcpus=vcpus, gpaw=gpaw),
         )
@@ -147,7 +157,7 @@ def _direct_boot(
         stream.add(region)
     return {
         "kernel": str(path),
-        "append": append,
+        "cmdline": cmdline,
         "memory": memory,
         "vcpus": vcpus,
         "gpaw": gpaw,
