@@ -80,7 +80,7 @@ def measured(guest: Guest, folder: Path) -> dict[str, Any]:
     (folder / "initrd").write_bytes(guest.initramfs(job))
     result = swtdx(
         folder, "measure", "--kernel", str(guest.kernel), "--initrd", "initrd",
-        "--append", default_cmdline(job), "--json",
+        "--cmdline", default_cmdline(job), "--json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     summary: dict[str, Any] = json.loads(result.stdout)

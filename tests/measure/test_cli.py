@@ -53,7 +53,7 @@ def test_a_kernel_is_measured_as_run_builds_it(tmp_path: Path) -> None:
         kernel,
         "--initrd",
         initrd,
-        "--append",
+        "--cmdline",
         "quiet",
         "--memory",
         "256M",
