@@ -4,6 +4,7 @@ leaks from one into the other."""
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from swtdx.platform import Platform, PlatformConfig
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.result import EndReason
 from tests.boot.held import at_once
-from tests.boot.small import SmallTd
+from tests.boot.small import RAM, SmallTd
 
 pytestmark = pytest.mark.qemu
 
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.qemu
 MSRS = {
     0xC0000081: "STAR",
     0xC0000082: "LSTAR",
-    0xC0000083: "CSTAR",
     0xC0000084: "SFMASK",
     0xC0000100: "FS_BASE",
     0xC0000101: "GS_BASE",
@@ -65,12 +65,14 @@ dump:
     READS
     ret
 """
-SEEDS = (0x1234567, 0x7654321)
+SEEDS = (0x1234567, 0x7654322)
 
 
 def value_of(msr: int, seed: int) -> int:
-    """What the guest writes there: PAT must hold memory types; addresses are canonical."""
-    return 0x0007040600070406 ^ (seed & 1) * 0x0000000000010000 if msr == 0x277 else seed + (msr & 0xFFF)
+    """What the guest writes there: PAT holds memory types, SYSENTER_CS a selector, the others addresses."""
+    if msr == 0x277:
+        return 0x0007040600070406 ^ (seed & 2) << 16
+    return seed + (msr & 0xFFF) & (0xFFFF if msr == 0x174 else 0xFFFFFFFF)
 
 
 def source(seed: int) -> str:
@@ -182,4 +184,51 @@ def test_two_tds_at_the_same_time(hypervisor: Hypervisor) -> None:
     assert [bytes(guest.serial) for guest in guests] == [b"a" * 1500, b"b" * 1500]
     for guest in guests:
         guest.td.teardown()
+    assert hypervisor.allocator.used == 0
+
+
+#: Writes a pattern that changes with each round over 4 MiB, and checks it; says . for a round, B if wrong.
+PATTERN = f"""
+    .irp at, 0, 1
+    mov ecx, {RAM} + 1 + \\at * {2 << 20}; mov eax, TDG_MEM_PAGE_ACCEPT; TDCALL; test rax, rax; jnz bad
+    .endr
+    mov al, '+'; call put
+    xor ebp, ebp
+round:
+    inc rbp
+    mov edi, {RAM}; mov rax, rbp; mov ecx, {4 << 17}
+1:  mov [rdi], rax; add rax, 0x10001; add rdi, 8; dec ecx; jnz 1b
+    mov edi, {RAM}; mov rax, rbp; mov ecx, {4 << 17}
+2:  cmp [rdi], rax; jne bad; add rax, 0x10001; add rdi, 8; dec ecx; jnz 2b
+    mov al, '.'; call put
+    jmp round
+bad: mov al, 'B'; call put; jmp power_off
+"""
+
+
+def test_a_td_is_not_disturbed_while_others_come_and_go(hypervisor: Hypervisor) -> None:
+    """Every teardown flushes the caches of the package, under the feet of the TD that runs."""
+    one, other = hypervisor.processors
+    guest = SmallTd(hypervisor, PATTERN, [one])
+    rounds = []
+
+    def visitors() -> None:
+        try:
+            while not guest.serial:
+                time.sleep(0.01)
+            for _ in range(25):
+                before = len(guest.serial)
+                visitor = SmallTd(hypervisor, "mov al, 'v'; call put", [other])
+                assert visitor.run().reason is EndReason.POWER_OFF
+                visitor.td.teardown()
+                rounds.append(len(guest.serial) - before)
+        finally:
+            guest.runner.stop(EndReason.STOPPED, "enough")
+
+    result, _ = at_once(lambda: guest.run(200), visitors)
+    assert result.reason is EndReason.STOPPED, result
+    assert guest.serial[:1] == b"+"
+    assert set(guest.serial[1:]) == {ord(".")}
+    assert len(rounds) == 25
+    guest.td.teardown()
     assert hypervisor.allocator.used == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from swtdx.machine.engine.hosttsc import frequency, host_tsc
@@ -20,6 +22,8 @@ from swtdx.machine.engine.qemu.process import QemuProcess
 SPIN: Final = 1500
 #: How long to sleep before looking again whether all is well, in seconds.
 _NAP: Final = 0.25
+#: How long a guest that was told to stop may take before it is told again, in seconds.
+_IMPATIENCE: Final = 0.01
 
 _SIMPLE: Final = {
     vmcb.EXIT_CPUID: Stop.CPUID,
@@ -41,12 +45,20 @@ _SIMPLE: Final = {
 
 
 class _Port:
-    """One QEMU processor and its mailbox."""
+    """One QEMU processor and its mailbox.
 
-    __slots__ = ("armed", "base", "bell", "done", "extra", "index", "live", "q", "seq", "w")
+    ``lock`` is held while a command is carried out.  Entered as a context, a port makes its guest stop
+    first, so that any thread may give a command, or change what the processor translates addresses by.
+    """
+
+    __slots__ = ("_kick", "armed", "base", "bell", "index", "live", "lock", "q", "seq", "w", "wanted")
 
     def __init__(self, process: QemuProcess, index: int) -> None:
         self.index = index
+        self.lock = threading.RLock()
+        #: How many threads want the guest to stop.
+        self.wanted = 0
+        self._kick = partial(process.wake, index, kick=True)
         self.base = at.MAILBOX + index * at.PAGE
         page = process.memory[self.base : self.base + at.PAGE]
         self.w = page.cast("I")
@@ -55,6 +67,20 @@ class _Port:
         self.seq = self.w[at.MB_DONE >> 2]
         self.live: QemuContext | None = None
         self.armed: int | None = None
+
+    def __enter__(self) -> _Port:
+        if not self.lock.acquire(blocking=False):
+            self.wanted += 1
+            try:
+                self._kick()
+                while not self.lock.acquire(timeout=_IMPATIENCE):
+                    self._kick()
+            finally:
+                self.wanted -= 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
 
 
 class QemuEngine:
@@ -151,12 +177,12 @@ class QemuEngine:
 
     def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
         """CPUID as QEMU's processor executes it (EAX, EBX, ECX, EDX): what the engine can do."""
-        port = self._ready()[0]
-        port.q[at.MB_SRC >> 3] = leaf
-        port.q[at.MB_DST >> 3] = subleaf
-        self._command(port, at.CMD_PROBE)
-        start = at.MB_RESULT >> 2
-        return (port.w[start], port.w[start + 1], port.w[start + 2], port.w[start + 3])
+        with self._free_port() as port:
+            port.q[at.MB_SRC >> 3] = leaf
+            port.q[at.MB_DST >> 3] = subleaf
+            self._command(port, at.CMD_PROBE)
+            start = at.MB_RESULT >> 2
+            return (port.w[start], port.w[start + 1], port.w[start + 2], port.w[start + 3])
 
     # ------------------------------------------------------------------ contexts and spaces
     def context(self, lp: int) -> QemuContext:
@@ -181,16 +207,30 @@ class QemuEngine:
 
     def space(self, lp: int) -> NestedTable:
         """A fresh translation cache."""
-        self._ready()
-        return NestedTable(self._process, self._pool)
+        return NestedTable(self._process, self._pool, self._ready()[lp])
 
     def _save(self, context: QemuContext) -> None:
         """Bring live state to the context's pages."""
         assert context.live_on is not None
-        port = self._ports[context.live_on]
-        self._address(port, context)
-        self._command(port, at.CMD_SAVE)
-        context.saved = True
+        with self._ports[context.live_on] as port:
+            self._address(port, context)
+            self._command(port, at.CMD_SAVE)
+            context.saved = True
+
+    @contextlib.contextmanager
+    def _free_port(self) -> Iterator[_Port]:
+        """A processor that is not in a guest, for a command that any can carry out."""
+        ports = self._ready()
+        # The caller's own processor, if it has one, is outside.
+        free = next((port for port in ports if port.lock.acquire(blocking=False)), None)
+        if free is None:
+            with ports[0]:
+                yield ports[0]
+            return
+        try:
+            yield free
+        finally:
+            free.lock.release()
 
     @staticmethod
     def _address(port: _Port, context: QemuContext) -> None:
@@ -212,12 +252,13 @@ class QemuEngine:
                 self._save(context)
             self._ports[context.live_on].live = None
             context.needs_load = True
-        self._address(port, context)
-        if context.needs_load:
-            self._command(port, at.CMD_LOAD)
-            context.needs_load = False
-        port.live = context
-        context.live_on = port.index
+        with port:
+            self._address(port, context)
+            if context.needs_load:
+                self._command(port, at.CMD_LOAD)
+                context.needs_load = False
+            port.live = context
+            context.live_on = port.index
 
     # ------------------------------------------------------------------ code that Python wrote
     def rewrite(self, hpa: int, size: int) -> None:
@@ -225,12 +266,12 @@ class QemuEngine:
 
         QEMU does not see Python's writes; its own write makes it drop code translated from there.
         """
-        port = self._ready()[0]
         where = self._process.physical(hpa)
-        port.q[at.MB_SRC >> 3] = where
-        port.q[at.MB_DST >> 3] = where
-        port.q[at.MB_LEN >> 3] = size
-        self._command(port, at.CMD_COPY)
+        with self._free_port() as port:
+            port.q[at.MB_SRC >> 3] = where
+            port.q[at.MB_DST >> 3] = where
+            port.q[at.MB_LEN >> 3] = size
+            self._command(port, at.CMD_COPY)
 
     # ------------------------------------------------------------------ running
     def _command(self, port: _Port, command: int) -> None:
@@ -275,9 +316,16 @@ class QemuEngine:
     def run(self, lp: int, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
         """Run the guest until it stops; see the protocol."""
         port = self._ports[lp]
-        event = context.event
         if port.live is not context or context.needs_load:
+            # Not with the lock held: it may need another port's.
             self._make_live(port, context)
+        while port.wanted:
+            time.sleep(0)
+        with port.lock:
+            return self._run(port, context, space, deadline)
+
+    def _run(self, port: _Port, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
+        event = context.event
         if port.w[at.MB_TIMER_FIRED >> 2]:
             # It fired while the guest was not running: no stop has told of it.
             port.w[at.MB_TIMER_FIRED >> 2] = 0

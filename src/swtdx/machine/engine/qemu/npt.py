@@ -6,6 +6,7 @@ They are filled on demand and hold only what was filled, stale entries included,
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Final
 
 from swtdx.machine.engine.protocol import Access, EngineError
@@ -45,11 +46,16 @@ class PagePool:
 
 
 class NestedTable:
-    """A 4-level nested page table; see :class:`swtdx.machine.engine.protocol.TranslationCache`."""
+    """A 4-level nested page table; see :class:`swtdx.machine.engine.protocol.TranslationCache`.
+
+    ``outside`` is a context in which the processor that uses it is not in a guest: only then tables may be
+    given back, for it would go on walking them.
+    """
 
     __slots__ = (
         "_directories",
         "_large",
+        "_outside",
         "_pool",
         "_process",
         "_q",
@@ -61,8 +67,9 @@ class NestedTable:
         "root",
     )
 
-    def __init__(self, process: QemuProcess, pool: PagePool) -> None:
+    def __init__(self, process: QemuProcess, pool: PagePool, outside: AbstractContextManager[object]) -> None:
         self._process = process
+        self._outside = outside
         self._pool = pool
         self._q = process.memory.cast("Q")
         self._used: list[int] = []
@@ -146,9 +153,10 @@ class NestedTable:
         """Forget every translation."""
         if not (self._large or self._small):
             return
-        self._drop()
-        self.root = self._page()
-        self.identity = False
+        with self._outside:
+            self._drop()
+            self.root = self._page()
+            self.identity = False
 
     def drop(self, hpa: int, size: int) -> None:
         """Frames ``hpa .. hpa+size-1`` leave the cache: no translation may reach them any more."""
@@ -177,4 +185,5 @@ class NestedTable:
 
     def close(self) -> None:
         """Give the pages back; the table cannot be used again."""
-        self._drop()
+        with self._outside:
+            self._drop()
