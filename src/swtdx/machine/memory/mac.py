@@ -1,17 +1,19 @@
 """The 28-bit MAC of a line, in a form that numpy computes for thousands of lines at once.
 
-For a line with plaintext P and ciphertext C (four 16-byte blocks each, P = D(C) at that address):
+For a line with plaintext P and ciphertext C, each four 16-byte blocks (P = D(C) at that address), and
+64-bit halves 63:0 of blocks:
 
-    X   = (P0 ^ P1 ^ P2 ^ P3)[63:0]  ||  (C0 ^ C1 ^ C2 ^ C3)[63:0]
-    MAC = AES(mac_key, X)[27:0]
+    X   = Y0 ^ Y1 ^ Y2 ^ Y3    with    Yn = Pn[63:0] ^ Cn[63:0]
+    MAC = (X * k)[59:32]       k: 64 secret bits, odd; product modulo 2^64
 
 It is a keyed function of (ciphertext, address), because key, ciphertext and address determine the
 plaintext. How strong: changing any ciphertext block, or using it at another address or under another
-key, makes its plaintext block an unpredictable value, so a forgery passes once in 2^28 tries, as with
-any 28-bit MAC. Blocks of older versions of the *same* line may be recombined only if both 64-bit sums
-happen to agree with those of a version seen before; the ciphertext sums are sums of AES outputs, so
-that takes about 2^64 luck or 2^21 versions of every block. A replay of a whole line passes, as on
-hardware. The MAC's value is not architectural.
+key, makes its plaintext block and so its Y an unpredictable value; a forgery passes once in 2^28 tries,
+as with any 28-bit MAC. Blocks of older versions of the *same* line may be recombined only if the Ys of
+the mixture happen to give the same X: they are feed-forwards of a block cipher, as good as random to
+whoever has no key, and the product keeps MACs that he has seen from adding up to another's. (That last
+step is an integer hash, not a cipher: it resists the experiments of this house, and no more is claimed.)
+A replay of a whole line passes, as on hardware. The MAC's value is not architectural.
 """
 
 from __future__ import annotations
@@ -21,13 +23,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 #: The bits of a MAC.
 MAC_MASK: Final = (1 << 28) - 1
 
-#: Lines that are worked on at a time: scratch, plaintext and ciphertext then fit in an L2 cache.
-TILE_LINES: Final = 1 << 13
+#: Lines that are worked on at a time: plaintext, ciphertext and scratch stay in the (real) caches.
+TILE_LINES: Final = 1 << 14
 
 Words = npt.NDArray[np.uint64]
 Tags = npt.NDArray[np.uint32]
@@ -37,19 +38,18 @@ class _Scratch(threading.local):
     """Buffers of each thread; fresh ones for every call would cost more in page faults than the MACs."""
 
     def __init__(self) -> None:
-        self.sums = np.zeros((TILE_LINES, 2), np.uint64)
-        # 16 bytes more than needed: older bindings of OpenSSL want room behind the output.
-        self.sealed = np.zeros(TILE_LINES * 4 + 4, np.uint32)
+        self.feed = np.empty(TILE_LINES * 4, np.uint64)
+        self.sums = np.empty(TILE_LINES, np.uint64)
 
 
 _scratch: Final = _Scratch()
 
 
 class LineMac:
-    """MACs under one 16-byte ``key``. One thread at a time may use an object (the memory lock sees to it)."""
+    """MACs under one ``key`` of at least 8 bytes.  Objects may be used from several threads at once."""
 
     def __init__(self, key: bytes) -> None:
-        self._prf = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+        self._factor = np.uint64(int.from_bytes(key[:8], "little") | 1)
 
     def tags(self, plain: Words, cipher: Words, out: Tags, top: int) -> None:
         """Put the MAC of every line into bits 27:0 of ``out``.
@@ -64,14 +64,15 @@ class LineMac:
 
     def _tile(self, plain: Words, cipher: Words, out: Tags, top: int) -> None:
         lines = len(plain)
-        sums = _scratch.sums[:lines]
-        for column, words in ((sums[:, 0], plain), (sums[:, 1], cipher)):
-            np.bitwise_xor(words[:, 0], words[:, 2], out=column)
-            np.bitwise_xor(column, words[:, 4], out=column)
-            np.bitwise_xor(column, words[:, 6], out=column)
-        sealed = _scratch.sealed[: lines * 4 + 4]
-        self._prf.update_into(sums.data.cast("B"), sealed.data.cast("B"))
+        feed, sums = _scratch.feed[: lines * 4], _scratch.sums[:lines]
+        # The Ys first, side by side: what is then added up lies in half as many (real) cache lines.
+        np.bitwise_xor(plain.reshape(-1)[::2], cipher.reshape(-1)[::2], out=feed)
+        np.bitwise_xor(feed[0::4], feed[1::4], out=sums)
+        np.bitwise_xor(sums, feed[2::4], out=sums)
+        np.bitwise_xor(sums, feed[3::4], out=sums)
+        np.multiply(sums, self._factor, out=sums)
+        high = sums.view(np.uint32)[1::2]
         if top:
-            np.bitwise_or(sealed[: lines * 4 : 4], top, out=out)
+            np.bitwise_or(high, top, out=out)
         else:
-            np.bitwise_and(sealed[: lines * 4 : 4], MAC_MASK, out=out)
+            np.bitwise_and(high, MAC_MASK, out=out)

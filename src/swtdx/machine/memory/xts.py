@@ -1,8 +1,8 @@
 """AES-XTS on lines: IEEE 1619 with the physical address as tweak.
 
-The exact tweak: the data unit is 512 KiB of physical memory (32,768 AES blocks of 16 bytes). Unit number
-``n = HPA >> 19`` (KeyID bits not included), as a 128-bit little-endian integer, is encrypted with the
-tweak key to T; block ``j`` of the unit (``j = (HPA & 0x7FFFF) >> 4``) is enciphered with
+The exact tweak: the data unit is 1 MiB of physical memory (65,536 AES blocks of 16 bytes). Unit number
+``n = HPA >> 20`` (KeyID bits not included), as a 128-bit little-endian integer, is encrypted with the
+tweak key to T; block ``j`` of the unit (``j = (HPA & 0xFFFFF) >> 4``) is enciphered with
 ``T * alpha**j`` in GF(2^128). So every line can be enciphered alone, and a whole unit is one OpenSSL
 call. (Hardware's tweak is not published; this one follows the standard, whose limit is 2^20 blocks.)
 
@@ -18,7 +18,7 @@ from typing import Final
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 #: Bytes of a data unit.
-UNIT: Final = 1 << 19
+UNIT: Final = 1 << 20
 _BLOCK: Final = 16
 _MASK: Final = (1 << 128) - 1
 
