@@ -1,0 +1,58 @@
+"""Attacks on the vCPU: run it twice, run what is none, add one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.lab.attack import attack
+from swtdx.lab.bench import Bench
+from swtdx.vmm.td import Td
+from swtdx.vmm.td_params import TdConfig
+
+FAMILY: Final = "vCPUs"
+
+
+@attack(FAMILY, "run the victim's vCPU on two processors, so that its state splits in two")
+def run_a_vCPU_twice(bench: Bench) -> None:
+    """TDH.VP.ENTER on the second processor while the first holds the vCPU."""
+    bench.attempt("TDH.VP.ENTER", "on another processor", bench.other, rcx=bench.victim.tdvpr)
+
+
+@attack(FAMILY, "run a page of the attacker's making as a vCPU")
+def run_a_forged_vCPU(bench: Bench) -> None:
+    """TDH.VP.ENTER of a page that looks like a TDVPR and is none."""
+    forged = bench.page()
+    bench.platform.host.memory.write(forged, bytes(range(256)) * 16)
+    bench.attempt("TDH.VP.ENTER", "of a forged TDVPR", rcx=forged)
+    bench.attempt("TDH.VP.ENTER", "of the TDR", rcx=bench.tdr)
+    bench.attempt("TDH.VP.ENTER", "of a private page", rcx=bench.victim.hpa())
+
+
+@attack(FAMILY, "start the vCPU over, with the attacker's value in its registers")
+def initialise_again(bench: Bench) -> None:
+    """TDH.VP.INIT and TDH.VP.ADDCX of a vCPU that runs."""
+    bench.attempt("TDH.VP.INIT", "again", rcx=bench.victim.tdvpr, rdx=0xBAD)
+    bench.attempt("TDH.VP.ADDCX", "again", rcx=bench.page(), rdx=bench.victim.tdvpr)
+
+
+@attack(FAMILY, "add a vCPU that was not there when the TD was measured")
+def add_a_vCPU_after_FINALIZE(bench: Bench) -> None:
+    """TDH.VP.CREATE in a TD that is runnable."""
+    bench.attempt("TDH.VP.CREATE", "after FINALIZE", rcx=bench.page(), rdx=bench.tdr)
+
+
+@attack(FAMILY, "flush the vCPU from a processor that does not hold it")
+def flush_from_elsewhere(bench: Bench) -> None:
+    """TDH.VP.FLUSH on the second processor."""
+    bench.attempt("TDH.VP.FLUSH", "on another processor", bench.other, rcx=bench.victim.tdvpr)
+
+
+@attack(FAMILY, "run a vCPU before the TD is measured")
+def enter_before_FINALIZE(bench: Bench) -> None:
+    """A TD is built as far as its vCPU, and entered."""
+    td = Td(bench.hypervisor, TdConfig(), "unfinished", bench.cpu)
+    kept = bench.cpu.gpr[:]
+    td.create()
+    td.add_vcpus(0, [bench.cpu])
+    bench.cpu.gpr[:] = kept
+    bench.attempt("TDH.VP.ENTER", "before FINALIZE", rcx=td.vcpus[0].tdvpr)
