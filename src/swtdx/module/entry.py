@@ -47,7 +47,7 @@ class TdxModule:
     def __init__(self, machine: Machine, seam_range: tuple[int, int]) -> None:
         self.machine = machine
         self.memory = memory = machine.memory
-        self.sysinfo = SysInfo(memory, seam_range[0])
+        self.sysinfo: SysInfo = SysInfo(memory, seam_range[0])
         self.data = ModuleData(memory, self.sysinfo.global_data)
         self.keyhole = Keyhole(memory)
         #: Physical address bits below the KeyID, and in all.
@@ -82,7 +82,7 @@ class TdxModule:
         self._check_epoch()
         td = self._tds.get(hpa)
         if td is None:
-            view = self.keyhole.map(hpa, SYS.global_hkid.get(self.data.sys))
+            view = self.keyhole.map(hpa, self.data.global_hkid)
             self._check_epoch()
             td = self._tds[hpa] = Td(hpa, view)
         return td
@@ -104,12 +104,12 @@ class TdxModule:
     # ------------------------------------------------------------------ addresses and memory
     def private(self, td: Td, hpa: int) -> int:
         """``hpa`` with the TD's HKID."""
-        return hpa | td.hkid << self.hpa_bits
+        return hpa | int(td.hkid) << self.hpa_bits
 
     @property
     def global_keyid_bits(self) -> int:
         """The global private HKID where physical addresses carry it."""
-        return int(SYS.global_hkid.get(self.data.sys)) << self.hpa_bits
+        return self.data.global_hkid << self.hpa_bits
 
     def flush_page(self, pa: int) -> None:
         """Write back and invalidate the lines of one page cached under the HKID of ``pa``."""

@@ -110,6 +110,9 @@ class ModuleData:
         self._views: dict[int, memoryview] = {}
         self._epoch = -1
         self._tdmrs: list[Tdmr] | None = None
+        self._global_hkid: int | None = None
+        #: Counts the changes of what :meth:`tdmrs` and :attr:`global_hkid` remember.
+        self.changes = 0
 
     def clear(self) -> None:
         """Zero all of it, as the loader does before the module runs first."""
@@ -156,9 +159,18 @@ class ModuleData:
             self._tdmrs = [Tdmr(index, *self.tdmr(index)) for index in range(count)]
         return self._tdmrs
 
+    @property
+    def global_hkid(self) -> int:
+        """The module's own HKID.  Read from memory once; :meth:`tdmrs_changed` forgets."""
+        if self._global_hkid is None:
+            self._global_hkid = int(SYS.global_hkid.get(self.sys))
+        return self._global_hkid
+
     def tdmrs_changed(self) -> None:
-        """The TDMR table in memory was written."""
+        """The TDMR table or the global HKID in memory was written."""
         self._tdmrs = None
+        self._global_hkid = None
+        self.changes += 1
 
     def cmrs(self) -> list[tuple[int, int]]:
         """The convertible memory ranges as (base, size)."""

@@ -23,6 +23,11 @@ class Keyhole:
         #: The lowest physical address bit that holds the KeyID.
         self.shift = memory.addresses.hpa_bits
 
+    @property
+    def epoch(self) -> int:
+        """Views given out at another value are stale."""
+        return self._memory.epoch
+
     def map(self, hpa: int, hkid: int) -> memoryview:
         """The 4096 bytes of the page at ``hpa`` (page aligned), read and written with ``hkid``.
 

@@ -67,7 +67,7 @@ class SysInfo:
         fields = SYS_INFO_TABLE
         stack = (fields.num_stack_pages.get(self.table) + 1) * _PAGE + _SHADOW_STACK
         tls = (fields.num_tls_pages.get(self.table) + 1) * _PAGE
-        return self.data_region + self._addressable(stack) * tls
+        return int(self.data_region + self._addressable(stack) * tls)
 
     def _addressable(self, stack: int) -> int:
         """x2APIC ids that could exist: each has a stack."""

@@ -237,9 +237,9 @@ def _flag(tdcs: memoryview, name: str, value: int) -> None:
 
 def _has(tdcs: memoryview, unless: policy.ZeroUnless) -> bool:
     if unless.what == "xfam":
-        return TDCS.xfam.get(tdcs) & unless.mask == unless.mask
+        return int(TDCS.xfam.get(tdcs)) & unless.mask == unless.mask
     if unless.what == "attributes":
-        return TDCS.attributes.get(tdcs) & unless.mask == unless.mask
+        return int(TDCS.attributes.get(tdcs)) & unless.mask == unless.mask
     if unless.what == "monitor":
         return bool(TDCS.cpuid_flags.get(tdcs, _FLAG_INDEX["monitor_mwait"]))
     return False

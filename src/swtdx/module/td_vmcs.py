@@ -122,7 +122,7 @@ def _execution_controls(vmcs: Vmcs, tdcs: memoryview) -> None:
     """Controls that depend on the TD (``td_vmcs_init.c``)."""
 
     def has(name: str) -> int:
-        return TDCS.cpuid_flags.get(tdcs, _FLAG_INDEX[name])
+        return int(TDCS.cpuid_flags.get(tdcs, _FLAG_INDEX[name]))
 
     proc, secondary = _PROC, _SECONDARY
     if not has("monitor_mwait"):

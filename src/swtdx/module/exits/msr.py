@@ -84,7 +84,7 @@ def rdmsr_exit(vcpu: Vcpu, out: VmExit) -> None:
 def _special_value(vcpu: Vcpu, index: int) -> int | None:
     tdcs = vcpu.tdcs
     if index == _ARCH_CAPABILITIES:
-        return TDCS.virt_ia32_arch_capabilities.get(tdcs)
+        return int(TDCS.virt_ia32_arch_capabilities.get(tdcs))
     if index == _XAPIC_DISABLE_STATUS:
         return 1
     if index == _MISC_ENABLE:

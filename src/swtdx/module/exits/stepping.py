@@ -67,7 +67,7 @@ def entry_filter(module: TdxModule, vp: Vp) -> int | None:
         gpa = _gpas.get(main, number)
         entry = walk(module.keyhole, vp.td, gpa, 0)
         if not entry.raw & bits.LEAF or entry.raw & bits.RWX != bits.RWX:
-            return gpa
+            return int(gpa)
     return None
 
 

@@ -21,7 +21,7 @@ _GUEST: Final = Accessor.GUEST
 
 
 def _version(vcpu: Vcpu) -> int:
-    return vcpu.gpr[RAX] >> 16 & 0xFF
+    return int(vcpu.gpr[RAX]) >> 16 & 0xFF
 
 
 def _own_vm(vcpu: Vcpu) -> None:

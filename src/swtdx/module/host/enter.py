@@ -91,11 +91,11 @@ def vp_enter(call: HostCall) -> int:
         inject_ve(vcpu, lp.vmx.exit.reason, lp.vmx.exit.qualification, lp.vmx.exit.gpa)
     _load_registers(call, vcpu, last_exit, handle)
     _state.set(main, _ACTIVE)
-    held = _hold(module, tdr, tdvpr)
+    _hold(tdr, tdvpr)
     try:
         outcome = _run(call, vcpu)
     finally:
-        _release(call, vp, held)
+        _release(call, vp)
     if outcome is None:
         return _synchronous(call, vcpu)
     return _asynchronous(call, outcome)
@@ -122,18 +122,15 @@ def _end_epoch(vp: Vp) -> None:
 
 
 # ---------------------------------------------------------------- locks held while the guest runs
-def _hold(module: object, tdr: Entry, tdvpr: Entry) -> tuple[Entry, Entry]:
+def _hold(tdr: Entry, tdvpr: Entry) -> None:
     """Take the PAMT locks of TDR and TDVPR shared; other processors see them."""
-    del module
     for entry in (tdr, tdvpr):
         locks.hp_share(entry.view, entry.offset)
-    return tdr, tdvpr
 
 
-def _release(call: HostCall, vp: Vp, held: tuple[Entry, Entry]) -> None:
-    """Release them.  The views are looked up again: their pages may have left the cache meanwhile."""
+def _release(call: HostCall, vp: Vp) -> None:
+    """Release them.  They are looked up again: their pages may have left the cache meanwhile."""
     pamt = call.module.pamt
-    del held
     for hpa in (vp.td.tdr_hpa, vp.hpa):
         entry = pamt.owned(hpa, 0)
         locks.hp_unshare(entry.view, entry.offset)

@@ -154,7 +154,7 @@ def td_sysinfo(module: TdxModule) -> bytes:
         ("xfam_fixed1", XFAM_FIXED1),
         ("num_cpuid_config", len(CONFIG_ROWS)),
     ):
-        TDSYSINFO_STRUCT.fields[name].set(info, value)
+        getattr(TDSYSINFO_STRUCT, name).set(info, value)
     at = TDSYSINFO_STRUCT.cpuid_config.offset
     for row in CONFIG_ROWS:
         CPUID_CONFIG.leaf.set(info, row.leaf, at)

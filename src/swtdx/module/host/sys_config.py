@@ -60,7 +60,7 @@ class TdmrInfo:
     def decode(cls, data: bytes) -> TdmrInfo:
         """From the 320 bytes of the structure."""
         pairs = [
-            (TDMR_INFO.fields[f"pamt_{size}_base"], TDMR_INFO.fields[f"pamt_{size}_size"])
+            (getattr(TDMR_INFO, f"pamt_{size}_base"), getattr(TDMR_INFO, f"pamt_{size}_size"))
             for size in ("4k", "2m", "1g")
         ]
         first, second, third = ((base.get(data), size.get(data)) for base, size in pairs)
@@ -134,7 +134,7 @@ def _store(module: TdxModule, index: int, info: TdmrInfo) -> None:
     TDMR.base.set(view, info.base, at)
     TDMR.size_.set(view, info.size, at)
     for name, (base, _) in zip(("pamt_4k", "pamt_2m", "pamt_1g"), info.pamts, strict=True):
-        TDMR.fields[name].set(view, base, at)
+        getattr(TDMR, name).set(view, base, at)
     TDMR.initialised.set(view, info.base, at)
     used = [area for area in info.reserved if area[1]]
     TDMR.num_reserved.set(view, len(used), at)

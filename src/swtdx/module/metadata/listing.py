@@ -70,8 +70,9 @@ def _sequence(module: TdxModule, first: int, accessor: Accessor, room: int) -> t
     while identifier != NULL_ID and len(values) < _MOST_FIELDS * row.elements:
         here = _start_of_field(identifier)
         expected = (first & CODE_MASK) + len(values) * row.stride
-        apart = here is None or here.class_code != row.class_code or identifier & CODE_MASK != expected
-        if apart or here.elements != row.elements or here.size != row.size:
+        if here is None or here.class_code != row.class_code or identifier & CODE_MASK != expected:
+            break
+        if here.elements != row.elements or here.size != row.size:
             break
         if 8 * (1 + len(values) + row.elements) > room:
             break

@@ -87,7 +87,7 @@ def _config_values(module: TdxModule, index: int) -> int:
 
 
 def _handoff(name: str) -> Callable[[TdxModule, int], int]:
-    field = HANDOFF_DATA_HEADER.fields[name]
+    field = getattr(HANDOFF_DATA_HEADER, name)
 
     def read(module: TdxModule, _index: int) -> int:
         header = module.memory.read(module.sysinfo.data_region, HANDOFF_DATA_HEADER.size, SEAM)

@@ -52,7 +52,7 @@ def read(module: TdxModule, td: Td, field: MetadataField, index: int) -> int:
     value: int = SIZES[field.size].unpack_from(view, offset)[0]
     if field.special_read:
         if field.name == "HP_LOCK_TIMEOUT":
-            return value * _USEC // SYS.tsc_hz.get(module.data.sys)
+            return value * _USEC // int(SYS.tsc_hz.get(module.data.sys))
         if field.name == "NUM_CPUID_VALUES":
             return len(ROWS)
     return value

@@ -13,7 +13,7 @@ from swtdx.arch import status as st
 from swtdx.arch.states import PageType
 from swtdx.module import locks
 from swtdx.module.errors import LeafFailed
-from swtdx.module.globals import SYS, ModuleData, Tdmr
+from swtdx.module.globals import ModuleData, Tdmr
 from swtdx.module.keyhole import Keyhole
 
 _TWO: Final = struct.Struct("<QQ")
@@ -26,6 +26,9 @@ _HUGE: Final = 1 << 30
 _TYPE_SHIFT: Final = 16
 _OWNER_SHIFT: Final = 24
 _LOCK: Final = 0xFFFF
+_MOST_PLACES: Final = 4096
+#: A page of a PAMT and the byte where an entry starts.
+Place = tuple[memoryview, int]
 SIZES: Final = (_SMALL, _LARGE, _HUGE)
 
 NDA: Final = int(PageType.NDA)
@@ -80,10 +83,9 @@ class Pamt:
         self._keyhole = keyhole
         self._outside = -1 << hpa_bits
         self._max_pa = max_pa
-
-    @property
-    def _hkid(self) -> int:
-        return SYS.global_hkid.get(self._data.sys)
+        #: Where the three entries of a page are, biggest page last, by page number; valid at ``_mark``.
+        self._places: dict[int, tuple[Place, Place, Place]] = {}
+        self._mark = (-1, -1)
 
     def find(self, hpa: int) -> Tdmr | None:
         """The TDMR that covers ``hpa``, if its PAMT is initialised that far."""
@@ -92,17 +94,41 @@ class Pamt:
                 return tdmr if hpa < (tdmr.initialised & -_HUGE) else None
         return None
 
-    def _at(self, address: int, size: int) -> Entry:
-        return Entry(self._keyhole.map(address & -_PAGE, self._hkid), address & _PAGE - 1, size)
+    def _place(self, address: int) -> Place:
+        return self._keyhole.map(address & -_PAGE, self._data.global_hkid), address & _PAGE - 1
 
-    def entry_at(self, tdmr: Tdmr, hpa: int, size: int) -> Entry:
-        """The entry of the page of ``size`` (0..2) that contains ``hpa``."""
-        offset = hpa - tdmr.base
-        if size == 0:
-            return self._at(tdmr.pamt_4k + (offset >> 12) * _ENTRY, 0)
-        if size == 1:
-            return self._at(tdmr.pamt_2m + (offset >> 21) * _ENTRY, 1)
-        return self._at(tdmr.pamt_1g + (offset >> 30) * _ENTRY, 2)
+    def _places_of(self, hpa: int, operand: int) -> tuple[Place, Place, Place]:
+        """Where the 4 KiB, 2 MiB and 1 GiB entries of the page at ``hpa`` are.
+
+        The same few pages are asked for at every entry of a vCPU, so places are remembered as long as
+        views are valid and the TDMRs what they were.
+
+        Raises:
+            LeafFailed: OPERAND_ADDR_RANGE_ERROR.
+        """
+        mark = (self._keyhole.epoch, self._data.changes)
+        if mark != self._mark or len(self._places) >= _MOST_PLACES:
+            self._places.clear()
+        found = self._places.get(hpa >> 12)
+        if found is None:
+            tdmr = self.find(hpa)
+            if tdmr is None:
+                raise LeafFailed(st.TDX_OPERAND_ADDR_RANGE_ERROR | operand)
+            offset = hpa - tdmr.base
+            found = (
+                self._place(tdmr.pamt_4k + (offset >> 12) * _ENTRY),
+                self._place(tdmr.pamt_2m + (offset >> 21) * _ENTRY),
+                self._place(tdmr.pamt_1g + (offset >> 30) * _ENTRY),
+            )
+            after = (self._keyhole.epoch, self._data.changes)
+            if after != mark:
+                # Mapping pushed a page out of the cache: what was remembered, and perhaps this, is stale.
+                self._places.clear()
+                self._mark = after
+                return found
+            self._places[hpa >> 12] = found
+        self._mark = mark
+        return found
 
     def walk(self, hpa: int, operand: int, *, exclusive: bool, target: int = 0, exact: bool = True) -> Entry:
         """The leaf entry of the page at ``hpa``; with ``exact`` it must be of size ``target``.
@@ -110,12 +136,10 @@ class Pamt:
         Raises:
             LeafFailed: outside all TDMRs, a lock is held, or the leaf has another size.
         """
-        tdmr = self.find(hpa)
-        if tdmr is None:
-            raise LeafFailed(st.TDX_OPERAND_ADDR_RANGE_ERROR | operand)
+        places = self._places_of(hpa, operand)
         size = 2
         while True:
-            entry = self.entry_at(tdmr, hpa, size)
+            entry = Entry(*places[size], size)
             if entry.page_type == REG or size == (target if exact else 0):
                 if not (entry.ownable if exclusive else entry.shareable):
                     raise LeafFailed(st.TDX_OPERAND_BUSY | operand)
@@ -168,7 +192,7 @@ class Pamt:
         tdmr = self.find(hpa)
         assert tdmr is not None
         first = tdmr.pamt_4k + (hpa - tdmr.base >> 12) * _ENTRY
-        hkid = self._hkid
+        hkid = self._data.global_hkid
         return [self._keyhole.map(first + page * _PAGE, hkid) for page in range(2)]
 
     def is_2m_free(self, hpa: int) -> bool:
@@ -177,6 +201,4 @@ class Pamt:
 
     def owned(self, hpa: int, size: int) -> Entry:
         """The entry of a page that a TD is known to own at ``size`` (from its SEPT)."""
-        tdmr = self.find(hpa)
-        assert tdmr is not None, f"{hpa:#x} is in no TDMR"
-        return self.entry_at(tdmr, hpa, size)
+        return Entry(*self._places_of(hpa, 0)[size], size)

@@ -62,7 +62,7 @@ class SeptEntry:
 
 def top_level(td: Td) -> int:
     """The level of the root's entries: 3 with a 4-level Secure EPT, 4 with 5 levels."""
-    return TDCS.eptp.get(td.tdcs) >> 3 & 7
+    return int(TDCS.eptp.get(td.tdcs)) >> 3 & 7
 
 
 def walk(keyhole: Keyhole, td: Td, gpa: int, target: int) -> SeptEntry:

@@ -79,4 +79,4 @@ class Vp:
     @property
     def vmcs_hpa(self) -> int:
         """HPA of the TD VMCS page."""
-        return TDVPS.tdvps_page_pa.get(self.main, TDVPS_VMCS)
+        return int(TDVPS.tdvps_page_pa.get(self.main, TDVPS_VMCS))
