@@ -18,8 +18,13 @@ from swtdx.machine.engine.qemu.context import QemuContext
 from swtdx.machine.engine.qemu.npt import NestedTable, PagePool
 from swtdx.machine.engine.qemu.process import QemuProcess
 
-#: Polls of the mailbox before going to sleep until the doorbell rings (about 60 ns each).
+#: Polls of the mailbox before going to sleep until the doorbell rings (about 60 ns each): at most, and at
+#: least.  In between it is what has paid off after the last kind of stop, so that a host without processors
+#: to spare does not wait in vain.
 SPIN: Final = 1500
+_SPIN_LEAST: Final = 50
+#: Kinds of stops are the values of Stop; undefined instructions (TDCALL) are told apart by RAX[3:0].
+_CALL: Final = 32
 #: How long to sleep before looking again whether all is well, in seconds.
 _NAP: Final = 0.25
 #: How long a guest that was told to stop may take before it is told again, in seconds.
@@ -51,7 +56,21 @@ class _Port:
     first, so that any thread may give a command, or change what the processor translates addresses by.
     """
 
-    __slots__ = ("_kick", "armed", "base", "bell", "index", "live", "lock", "q", "seq", "w", "wanted")
+    __slots__ = (
+        "_kick",
+        "armed",
+        "base",
+        "bell",
+        "index",
+        "last",
+        "live",
+        "lock",
+        "q",
+        "seq",
+        "spins",
+        "w",
+        "wanted",
+    )
 
     def __init__(self, process: QemuProcess, index: int) -> None:
         self.index = index
@@ -67,6 +86,9 @@ class _Port:
         self.seq = self.w[at.MB_DONE >> 2]
         self.live: QemuContext | None = None
         self.armed: int | None = None
+        #: The kind of the last stop, and polls by kind of stop before.
+        self.last = 0
+        self.spins = [SPIN] * (_CALL + 16)
 
     def __enter__(self) -> _Port:
         if not self.lock.acquire(blocking=False):
@@ -283,9 +305,14 @@ class QemuEngine:
         if words[at.MB_ASLEEP >> 2]:
             self._process.wake(port.index, kick=False)
         done = at.MB_DONE >> 2
-        for _ in range(SPIN):
+        after, spins = port.last, port.spins
+        spin = spins[after]
+        for _ in range(spin):
             if words[done] == seq:
+                if spin < SPIN:
+                    spins[after] = min(SPIN, spin * 2)
                 return
+        spins[after] = max(_SPIN_LEAST, spin >> 1)
         self._sleep(port, seq)
 
     def _sleep(self, port: _Port, seq: int) -> None:
@@ -344,6 +371,7 @@ class QemuEngine:
         if self._host_tsc is None:
             self._keep_up(event.tsc)
         self._decode(port, context, event)
+        port.last = _CALL + (context.gpr[0] & 15) if event.stop is Stop.UNDEFINED else event.stop
         return event
 
     def _keep_up(self, tsc: int) -> None:
