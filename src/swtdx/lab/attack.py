@@ -22,12 +22,16 @@ class Attempt:
     answer: str
     refused: bool
     status: int | None = None
+    #: The operands of a SEAMCALL, by register.
+    operands: tuple[tuple[str, int], ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         shown: dict[str, Any] = {"attempt": self.what, "answer": self.answer, "refused": self.refused}
         if self.status is not None:
             shown["status"] = f"{self.status:#018x}"
+        if self.operands:
+            shown["operands"] = {register: hex(value) for register, value in self.operands}
         return shown
 
 

@@ -98,8 +98,9 @@ class Bench:
     def attempt(self, leaf: str, what: str, cpu: Processor | None = None, /, **registers: int) -> int:
         """A SEAMCALL that must be refused; RAX."""
         status = self.call(leaf, cpu, **registers)
-        operands = ", ".join(f"{name.upper()}={value:#x}" for name, value in registers.items())
-        self.note(f"{leaf} {what} ({operands})", status_text(status), st.is_error(status), status)
+        operands = tuple((name.upper(), value) for name, value in registers.items())
+        refused = st.is_error(status)
+        self.attempts.append(Attempt(f"{leaf} {what}", status_text(status), refused, status, operands))
         return status
 
     def must(self, leaf: str, **registers: int) -> int:

@@ -18,7 +18,7 @@ from swtdx.vmm.td_params import TdConfig
 
 PAGE: Final = 4096
 CODE: Final = 0x10_0000
-RAM: Final = 0x20_0000
+RAM: Final = 0x400_0000
 RAM_END: Final = RAM + (4 << 20)
 #: Where the secret is, and how many 8-byte words it has.
 WORDS: Final = 8

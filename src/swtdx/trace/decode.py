@@ -190,9 +190,8 @@ def _tdcall_return(record: Record, before: Registers) -> Event:
 def _exit(record: Record) -> list[Event]:
     out = record.exit
     assert out is not None
-    values = [
-        Value("exit qualification", out.qualification, "", qualification_bits(out.reason, out.qualification))
-    ]
+    bits = qualification_bits(out.reason, out.qualification)
+    values = [Value("exit qualification", out.qualification, "", bits)] if out.qualification else []
     if out.reason in (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIGURATION):
         values.append(Value("GPA", out.gpa, "guest-physical address"))
     if out.gla is not None:

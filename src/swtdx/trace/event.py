@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 HYPERVISOR = "hypervisor"
 MODULE = "TDX module"
 GUEST = "guest"
 
 
+class Part(NamedTuple):
+    """A bit range of a value: its name, what is in it, and whether it is a single bit."""
+
+    name: str
+    value: int
+    single: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A register that carries something across: its declared meaning, its bit ranges if it has any."""
+    """A register that carries something across: its declared meaning, and the bit ranges that are not 0."""
 
     register: str
     value: int
     meaning: str = ""
-    bits: tuple[tuple[str, int], ...] = ()
+    bits: tuple[Part, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """For JSON: numbers as hexadecimal strings, since 64 bits do not fit a JSON number."""
@@ -25,7 +33,7 @@ class Value:
         if self.meaning:
             shown["meaning"] = self.meaning
         if self.bits:
-            shown["bits"] = {name: hex(value) for name, value in self.bits}
+            shown["bits"] = {part.name: hex(part.value) for part in self.bits}
         return shown
 
 

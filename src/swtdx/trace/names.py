@@ -7,11 +7,11 @@ from typing import Final
 
 from swtdx.arch import exits, regs
 from swtdx.arch import status as st
-from swtdx.arch.bits import Bits, split
+from swtdx.arch.bits import Bits
 from swtdx.arch.exits import ExitReason
 from swtdx.arch.leaf import Input, Output
 from swtdx.arch.status_notes import decode
-from swtdx.trace.event import Value
+from swtdx.trace.event import Part, Value
 
 #: Register names in capitals, x86 order.
 REGISTERS: Final = tuple(name.upper() for name in regs.NAMES)
@@ -59,12 +59,12 @@ def mask_text(mask: int) -> str:
     return ", ".join(names) or "none"
 
 
-def bits_of(ranges: tuple[Bits, ...], value: int) -> tuple[tuple[str, int], ...]:
-    """The ranges of a value that are not zero, by name."""
-    return tuple((name, part) for name, part in split(ranges, value).items() if part)
+def bits_of(ranges: tuple[Bits, ...], value: int) -> tuple[Part, ...]:
+    """The ranges of a value that are not zero."""
+    return tuple(Part(r.name, r.of(value), r.high == r.low) for r in ranges if r.of(value))
 
 
-def qualification_bits(reason: int, qualification: int) -> tuple[tuple[str, int], ...]:
+def qualification_bits(reason: int, qualification: int) -> tuple[Part, ...]:
     """The bits of an exit qualification, where its format is declared."""
     return bits_of(_QUALIFICATIONS.get(reason & 0xFFFF, ()), qualification)
 

@@ -10,6 +10,7 @@ from swtdx.trace.event import GUEST, HYPERVISOR, MODULE, Event, Value
 
 WIDTH: Final = 100
 _INDENT: Final = 8
+_ONLY_FOR_PROGRAMS: Final = ("tsc",)
 
 
 class Line(NamedTuple):
@@ -33,7 +34,7 @@ def event_lines(event: Event, *, width: int = WIDTH, numbers: bool = True) -> It
     for value in event.values:
         yield from value_lines(value, width=width)
     for name, fact in event.facts.items():
-        if fact:
+        if fact and name not in _ONLY_FOR_PROGRAMS:
             yield from _wrapped(f"{'':{_INDENT}}{name}: {fact}", width, " " * (_INDENT + 4), "fact")
 
 
@@ -43,7 +44,7 @@ def value_lines(value: Value, *, width: int = WIDTH) -> Iterator[Line]:
     if value.meaning:
         text += f"  {value.meaning}"
     if value.bits:
-        shown = (name if part == 1 else f"{name}={part:#x}" for name, part in value.bits)
+        shown = (part.name if part.single else f"{part.name}={part.value:#x}" for part in value.bits)
         text += f"  [{' '.join(shown)}]"
     yield from _wrapped(text, width, " " * (_INDENT + 25), "register")
 
