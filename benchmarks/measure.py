@@ -5,7 +5,7 @@ if the promise of issue 4 is broken: ``swtdx measure`` reaches at least 50 % of 
 reaches on the same bytes in the same run.
 
 MRTD hashes 6272 bytes for each 4096 of an image that is measured whole, so 65 % is the most that there
-can be. Both sides alternate and count their best of several rounds.
+can be. Both sides alternate and count their best of several rounds, in processor time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from tests.measure.images import BFV, MR_EXTEND, TD_HOB, Image, Row
 
+from benchmarks.promise import Promise
 from swtdx.measure.mrtd import MEASURED_PAGE_BYTES, PAGE
 from swtdx.measure.tdvf import parse_tdvf
 
@@ -37,10 +38,10 @@ def firmware() -> bytes:
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Seconds that ``action`` takes."""
-    start = time.perf_counter()
+    """Seconds of processor time that ``action`` takes."""
+    start = time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> int:
@@ -54,10 +55,11 @@ def main() -> int:
         raw.append(timed(lambda: hashlib.sha384(data).digest()))
         ours.append(timed(lambda: parse_tdvf(data).measure().digest()))
     ratio = min(raw) / min(ours)
-    kept = ratio >= PROMISED_RATIO
+    promise = Promise(4, "MRTD of a 4 MiB image, against hashlib", ratio, PROMISED_RATIO, "%")
+    kept = promise.kept
     if options.json:
-        figures = {"hashlib_s": min(raw), "measure_s": min(ours), "ratio": ratio, "kept": kept}
-        print(json.dumps(figures, indent=2))
+        figures = {"hashlib_s": min(raw), "measure_s": min(ours), "ratio": ratio}
+        print(json.dumps(figures | {"promises": [promise.figures()], "kept": kept}, indent=2))
         return 0 if kept else 1
     print(f"hashlib SHA-384 of 4 MiB      {min(raw) * 1e3:6.2f} ms   {SIZE / min(raw) / 1e6:6.0f} MB/s")
     print(f"MRTD of the same image        {min(ours) * 1e3:6.2f} ms   {SIZE / min(ours) / 1e6:6.0f} MB/s")
