@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from swtdx.arch import vmcs as f
+from swtdx.machine.engine.qemu.process import find_qemu
 from swtdx.machine.machine import Machine
 from swtdx.machine.vmx import exit as reason
 from tests.assembler import assemble
@@ -137,6 +138,8 @@ def test_native_msrs_are_carried_out_and_others_exit(machine: Machine) -> None:
 def test_instructions_that_must_leave_the_guest_do(
     machine: Machine, code: str, expected: int, length: int
 ) -> None:
+    if code.startswith("vmxon") and find_qemu()[1] > (7, 2):
+        pytest.skip("later QEMUs decode VMXON as another instruction (docs/engine.md)")
     guest = Guest(machine, code)
     long_mode_tables(guest)
     out = guest.run()
