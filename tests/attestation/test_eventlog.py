@@ -200,7 +200,9 @@ def test_our_shims_log_reads_and_replays_the_same() -> None:
         shim.Event(2, 0xD, sha384(b"c"), b"kernel_cmdline: quiet"),
         shim.Event(2, 0x6, sha384(b"i"), shim.tagged_event(0x8F3B22EC, b"Linux initrd\0")),
     ]
-    read = parse(shim.encode_log(events) + b"\xff" * 100)
+    log = shim.encode_log(events)
+    assert log.startswith(FIRST)
+    read = parse(log + b"\xff" * 100)
     assert replay(read) == list(shim.replay(events))
     assert [each.text() for each in read] == [
         "kernel at 0xc0000000, 12345 bytes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from swtdx.cli.platform import Cmr, platform
 from swtdx.cli.sizes import Size
 from swtdx.firmware.image import build_module
 from swtdx.machine.memory import Integrity
+from swtdx.platform import Platform, PlatformConfig
 from tests.memory.test_matrix import COLUMNS, TABLE, expected
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -71,8 +73,23 @@ def test_json_of_another_machine() -> None:
     assert summary["keyids"]["integrity"] == "logical"
 
 
-def test_same_seed_same_machine() -> None:
-    assert described("--seed", "a") == described("--seed", "a")
+def test_a_seed_is_text_hex_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def boot(config: PlatformConfig) -> Platform:
+        seeds.append(config.machine.seed)
+        return real(config)
+
+    real = Platform.boot
+    monkeypatch.setattr(Platform, "boot", boot)
+    (tmp_path / "seed").write_bytes(b"\0\1")
+    for given in ("abc", "0x616263", f"@{tmp_path}/seed"):
+        described("--seed", given)
+    assert seeds == [b"abc", b"abc", b"\0\1"]
+    for bad in ("0xyz", "0x", f"@{tmp_path}/none"):
+        refused = invoke("--seed", bad)
+        assert refused.exit_code == 2
+        assert "'--seed'" in refused.output
 
 
 def test_the_table_says_the_same() -> None:

@@ -130,7 +130,8 @@ def parse_log(data: bytes) -> list[tuple[int, int, bytes, bytes]]:
     assert (kind, sha1) == (3, bytes(20))
     spec = data[32 : 32 + size]
     assert spec.startswith(b"Spec ID Event03\0")
-    assert struct.unpack_from("<I", spec, 24) == (1,)
+    # Class 0, version 2.0, errata 0, 64-bit, one algorithm.
+    assert struct.unpack_from("<I4BI", spec, 16) == (0, 0, 2, 0, 2, 1)
     assert struct.unpack_from("<HH", spec, 28) == (0xC, 48)
     records, at = [], 32 + size
     while data[at : at + 4] != b"\xff" * 4:

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size, size_text
 from swtdx.firmware.bios import BiosConfig
 from swtdx.firmware.errors import FirmwareError
@@ -49,7 +50,11 @@ class Cmr(_CmrBase):
 @click.option("--cpus", default=2, show_default=True, help="Logical processors of each package.")
 @click.option("--memory", type=Size(), default="4G", show_default=True, help="DRAM of the machine.")
 @click.option(
-    "--seed", default="swtdx", show_default=True, help="The machine's identity: same seed, same keys."
+    "--seed",
+    type=Seed(),
+    default="swtdx",
+    show_default=True,
+    help="The machine's identity, text or 0xHEX or @FILE: same seed, same keys.",
 )
 @click.option("--model", type=click.Choice(sorted(MODELS)), default=DEFAULT_MODEL, show_default=True)
 @click.option("--keyid-bits", default=6, show_default=True, help="KeyID bits in physical addresses.")
@@ -71,7 +76,7 @@ def platform(
     packages: int,
     cpus: int,
     memory: int,
-    seed: str,
+    seed: bytes,
     model: str,
     keyid_bits: int,
     tdx_keyid_bits: int,
@@ -90,7 +95,7 @@ def platform(
             packages=packages,
             processors_per_package=cpus,
             memory_bytes=memory,
-            seed=seed.encode(),
+            seed=seed,
             options={"model": model},
         ),
         bios=BiosConfig(

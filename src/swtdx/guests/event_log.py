@@ -49,9 +49,10 @@ def tagged_event(tag: int, text: bytes) -> bytes:
 def log_header() -> bytes:
     """The first record, in the old format, that names the format of all others.
 
-    The errata number 105 is what edk2 writes (``SecurityPkg``, UefiTcgPlatform.h).
+    The errata number is 0, as in logs of OVMF on TDs (edk2 ``OvmfPkg/Tcg/TdTcg2Dxe``, which takes
+    ``TCG_EfiSpecIDEventStruct_SPEC_ERRATA_TPM2``).
     """
-    spec_id = b"Spec ID Event03\0" + struct.pack("<IBBBB", 0, 0, 2, 105, 2)
+    spec_id = b"Spec ID Event03\0" + struct.pack("<IBBBB", 0, 0, 2, 0, 2)
     spec_id += struct.pack("<IHHB", 1, TPM_ALG_SHA384, DIGEST_BYTES, 0)
     # OVMF writes measurement register 1 here; nothing is extended for EV_NO_ACTION.
     return struct.pack("<II20sI", 1, EV_NO_ACTION, bytes(20), len(spec_id)) + spec_id

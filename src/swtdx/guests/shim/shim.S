@@ -440,7 +440,7 @@ log_header:
 spec_id:
     .asciz  "Spec ID Event03"
     .long   0                               # platform class: client
-    .byte   0, 2, 105, 2                    # version 2.00, errata 105, UINTN of 64 bits
+    .byte   0, 2, 0, 2                      # version 2.00, errata 0, UINTN of 64 bits
     .long   1
     .word   TPM_ALG_SHA384, DIGEST_BYTES
     .byte   0                               # no vendor information
