@@ -53,6 +53,9 @@ _LAST_LINES: Final = 12
 @click.option("--json", "json_file", metavar="FILE", help="Write a summary for programs; - is stdout.")
 @click.option("--serial", "serial_file", metavar="FILE", help="The guest's serial port goes to FILE.")
 @click.option("--log", "log_file", metavar="FILE", help="With --exec: the kernel's messages go to FILE.")
+@click.option(
+    "--trace", metavar="FILE", help="Write every SEAMCALL, VM exit, TDCALL ... as JSON lines (slow)."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say what boots, and what it took.")
 def run(
     kernel: Path | None,
@@ -74,6 +77,7 @@ def run(
     json_file: str | None,
     serial_file: str | None,
     log_file: str | None,
+    trace: str | None,
     verbose: bool,
 ) -> None:
     """Boot a Linux kernel, unmodified, as a trust domain.
@@ -94,7 +98,7 @@ def run(
             complain(f"booting {boot.label}" + (f" with {boot.cmdline!r}" if boot.cmdline else ""))
         with _Files(serial_file, log_file) as files:
             config = platform_config(memory, vcpus, cpus, seed)
-            result = _launch(boot, job, config, files, memory, vcpus, debug, timeout, qgs)
+            result = _launch(boot, job, config, files, memory, vcpus, debug, timeout, qgs, trace)
     except Exception as error:
         # A traceback, if the user wants one, or if it is a mistake of ours.
         if not is_expected(error) and not isinstance(error, OSError):
@@ -175,11 +179,13 @@ def _launch(
     debug: bool,
     timeout: float | None,
     qgs: str | None,
+    trace: str | None,
 ) -> RunResult:
+    from swtdx.cli.tracing import tracing
     from swtdx.platform import Platform
     from swtdx.quoting import Quoting
 
-    with Platform.boot(config) as platform, Quoting(platform, qgs) as quotes:
+    with Platform.boot(config) as platform, tracing(platform, trace), Quoting(platform, qgs) as quotes:
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.launch import LaunchConfig, launch
         from swtdx.vmm.td_params import ATTR_DEBUG, TdConfig

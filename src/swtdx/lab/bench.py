@@ -71,9 +71,9 @@ class Bench:
         """HPA of a free page of the attacker's."""
         return self.hypervisor.allocator.page("attacker")
 
-    def second_td(self, name: str = "accomplice") -> Victim:
-        """Another TD, that the attacker has built."""
-        other = Victim(self.hypervisor, self.machine.engine, self.seed, name)
+    def second_td(self, name: str = "accomplice", code: bytes | None = None) -> Victim:
+        """Another TD, that the attacker has built; with the victim's code, or ``code``."""
+        other = Victim(self.hypervisor, self.machine.engine, self.seed, name, code)
         other.enter()
         self.cpu.gpr[R10] = ghci.SUCCESS
         return other

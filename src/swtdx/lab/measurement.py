@@ -41,12 +41,16 @@ def write_MRTD(bench: Bench) -> None:
 
 
 @attack(FAMILY, "pass another TD off as the victim")
-def build_it_with_one_byte_changed(bench: Bench) -> None:
-    """The same TD from other code must have another MRTD."""
-    impostor = bench.second_td("impostor")
-    differs = mrtd(bench, impostor) != mrtd(bench, bench.victim)
+def build_it_with_one_bit_changed(bench: Bench) -> None:
+    """The same TD with one bit of its code changed must have another MRTD; without a change, the same."""
+    genuine = mrtd(bench, bench.victim)
+    code = bytearray(bench.victim.code)
+    code[-1] ^= 0x80
+    differs = mrtd(bench, bench.second_td("impostor", bytes(code))) != genuine
     answer = "another MRTD" if differs else "the victim's MRTD"
-    bench.note("a TD like the victim's, with other code", answer, differs)
+    bench.note("a TD like the victim's, with one bit of its code changed", answer, differs)
+    # Else the comparison would say nothing.
+    assert mrtd(bench, bench.second_td("twin")) == genuine, "a twin of the victim has another MRTD"
 
 
 @attack(FAMILY, "initialise the TD again, with other attributes")

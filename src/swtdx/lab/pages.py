@@ -109,7 +109,7 @@ def relocate_onto_another_page(bench: Bench) -> None:
     bench.attempt("TDH.MEM.PAGE.RELOCATE", "without BLOCK", rcx=RAM, rdx=bench.tdr, r8=bench.page())
     bench.must("TDH.MEM.RANGE.BLOCK", rcx=RAM, rdx=bench.tdr)
     bench.must("TDH.MEM.TRACK", rcx=bench.tdr)
-    bench.attempt("TDH.MEM.PAGE.RELOCATE", "onto another page of it", rcx=RAM, rdx=bench.tdr, r8=taken)
+    bench.attempt("TDH.MEM.PAGE.RELOCATE", "onto its own page", rcx=RAM, rdx=bench.tdr, r8=taken)
     bench.attempt("TDH.MEM.PAGE.RELOCATE", "onto the TDR", rcx=RAM, rdx=bench.tdr, r8=bench.tdr)
     bench.must("TDH.MEM.RANGE.UNBLOCK", rcx=RAM, rdx=bench.tdr)
 

@@ -44,14 +44,23 @@ def secret_words(seed: bytes, label: str, count: int = WORDS) -> list[int]:
 class Victim:
     """The TD.  Its vCPU is entered by hand, by :meth:`enter`: the hypervisor of the lab has no run loop."""
 
-    def __init__(self, hypervisor: Hypervisor, engine: Any, seed: bytes, name: str = "victim") -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        engine: Any,
+        seed: bytes,
+        name: str = "victim",
+        code: bytes | None = None,
+    ) -> None:
         self.name = name
         self.secret = secret_words(seed, name)
         #: What the victim found in its registers and memory that it had not put there.
         self.damage: list[str] = []
         self.script: Script = engine.add_program(self._program)
-        code = InitialPage(CODE, derive(seed, f"code of {name}", PAGE))
-        self.td = Td.build(hypervisor, TdConfig(), [code], ram=[(RAM, RAM_END)], name=name)
+        self.code = derive(seed, "code of the victim", PAGE) if code is None else code
+        self.td = Td.build(
+            hypervisor, TdConfig(), [InitialPage(CODE, self.code)], ram=[(RAM, RAM_END)], name=name
+        )
 
     # ------------------------------------------------------------------ in the guest
     def _program(self, cpu: Script) -> Any:

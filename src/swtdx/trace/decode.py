@@ -52,9 +52,16 @@ def leaf_of(rax: int) -> Leaf | None:
 
 
 def _event(
-    record: Record, kind: str, way: tuple[str, str], title: str, *values: Value, **facts: str
+    record: Record,
+    kind: str,
+    way: tuple[str, str],
+    title: str,
+    *values: Value,
+    name: str = "",
+    status: str = "",
+    **facts: str,
 ) -> Event:
-    return Event(record.number, record.lp, kind, *way, title, values, facts, record.tdvpr)
+    return Event(record.number, record.lp, kind, *way, title, values, facts, record.tdvpr, name, status)
 
 
 _IN: Final = (HYPERVISOR, MODULE)
@@ -71,8 +78,9 @@ def _seamcall(record: Record) -> list[Event]:
         return [_event(record, "SEAMCALL", _IN, f"leaf {rax:#x}, which does not exist")]
     title = leaf.name + (f" version {version}" if version else "")
     if record.tdvpr is None:
-        return [_event(record, "SEAMCALL", _IN, title, *inputs(leaf.inputs, gpr, version))]
-    events = [_event(record, "SEAMCALL", _IN, title, *inputs(leaf.inputs[:1], gpr, version))]
+        return [_event(record, "SEAMCALL", _IN, title, *inputs(leaf.inputs, gpr, version), name=leaf.name)]
+    handle = inputs(leaf.inputs[:1], gpr, version)
+    events = [_event(record, "SEAMCALL", _IN, title, *handle, name=leaf.name)]
     if record.mask is not None:
         values = tuple(Value(REGISTERS[n], gpr[n], "for the guest") for n in selected(record.mask))
         events.append(
@@ -87,13 +95,13 @@ def _seamret(record: Record) -> list[Event]:
     leaf, version = leaf_of(before[RAX]), before[RAX] >> 16 & 0xFF
     name = leaf.name if leaf is not None else f"leaf {before[RAX]:#x}"
     if not record.answered:
-        return [_event(record, "SEAMRET", _OUT, f"{name}: VMfailInvalid, nobody answers")]
+        return [_event(record, "SEAMRET", _OUT, f"{name}: VMfailInvalid, nobody answers", name=name)]
     status = gpr[RAX]
     if record.tdvpr is not None and not status >> 63:
         return _td_exit(record, name, status)
     values = () if leaf is None else outputs(leaf.outputs, gpr, version)
-    title = f"{name}: {status_text(status)}"
-    return [_event(record, "SEAMRET", _OUT, title, Value("RAX", status, "completion status"), *values)]
+    rax, text = Value("RAX", status, "completion status"), status_text(status)
+    return [_event(record, "SEAMRET", _OUT, f"{name}: {text}", rax, *values, name=name, status=text)]
 
 
 def _td_exit(record: Record, name: str, status: int) -> list[Event]:
@@ -101,14 +109,25 @@ def _td_exit(record: Record, name: str, status: int) -> list[Event]:
     gpr = record.gpr
     rax = Value("RAX", status, "completion status and exit reason")
     reason = exits.reason_name(status)
-    title = f"{name}: {status_text(status & ~0xFFFFFFFF)}, TD exit by {reason}"
+    code = status_text(status & ~0xFFFFFFFF)
+    title = f"{name}: {code}, TD exit by {reason}"
     if status == _TDCALL:
         mask = gpr[RCX]
-        facts = {"passed": mask_text(mask)}
+        facts = {"passed": mask_text(mask), "reason": reason}
         hidden = hidden_registers(record)
         if hidden:
             facts["hidden"] = ", ".join(REGISTERS[number] for number in hidden)
-        ret = _event(record, "SEAMRET", _OUT, title, rax, Value("RCX", mask, "registers passed"), **facts)
+        ret = _event(
+            record,
+            "SEAMRET",
+            _OUT,
+            title,
+            rax,
+            Value("RCX", mask, "registers passed"),
+            name=name,
+            status=code,
+            **facts,
+        )
         return [ret, _tdvmcall(record, gpr)]
     values = (
         rax,
@@ -118,7 +137,19 @@ def _td_exit(record: Record, name: str, status: int) -> list[Event]:
         Value("R9", gpr[R9], "interruption information", bits_of(exits.INTERRUPTION_BITS, gpr[R9])),
     )
     zero = [REGISTERS[n] for n in range(16) if n not in _ASYNCHRONOUS and not gpr[n]]
-    return [_event(record, "SEAMRET", _OUT, title, *values, zeroed=", ".join(zero))]
+    return [
+        _event(
+            record,
+            "SEAMRET",
+            _OUT,
+            title,
+            *values,
+            name=name,
+            status=code,
+            reason=reason,
+            zeroed=", ".join(zero),
+        )
+    ]
 
 
 def _tdvmcall(record: Record, gpr: Registers) -> Event:
@@ -128,7 +159,8 @@ def _tdvmcall(record: Record, gpr: Registers) -> Event:
         return _event(record, "TDVMCALL", (GUEST, HYPERVISOR), title)
     operands = inputs(call.inputs, gpr, 0)
     values = (Value("R10", gpr[R10], "GHCI"), Value("R11", gpr[R11], "sub-function"), *operands)
-    return _event(record, "TDVMCALL", (GUEST, HYPERVISOR), f"{call.name}: {call.summary}", *values)
+    title = f"{call.name}: {call.summary}"
+    return _event(record, "TDVMCALL", (GUEST, HYPERVISOR), title, *values, name=call.name)
 
 
 def hidden_registers(record: Record) -> list[int]:
@@ -171,7 +203,7 @@ def _changed(before: Sequence[int] | None, gpr: Sequence[int]) -> list[int]:
 def _injection(record: Record, name: str, last: ExitInfo | None) -> Event:
     facts = {} if last is None else {"because of": exits.reason_name(last.reason)}
     error = (Value("error code", record.error),) if record.event & exits.INTERRUPTION_ERROR_CODE else ()
-    return _event(record, "injection", _DOWN, name, *error, **facts)
+    return _event(record, "injection", _DOWN, name, *error, name=name, **facts)
 
 
 def _tdcall_return(record: Record, before: Registers) -> Event:
@@ -179,12 +211,13 @@ def _tdcall_return(record: Record, before: Registers) -> Event:
     leaf = GUEST_LEAVES.get(rax & 0xFFFF)
     name = leaf.name if leaf is not None else f"leaf {rax:#x}"
     status = Value("RAX", gpr[RAX], "completion status")
-    title = f"{name}: {status_text(gpr[RAX])}"
+    text = status_text(gpr[RAX])
+    title = f"{name}: {text}"
     if rax == _VMCALL and not is_error(gpr[RAX]):
         values = [Value(REGISTERS[n], gpr[n], "from the hypervisor") for n in selected(before[RCX])]
-        return _event(record, "TDCALL return", _DOWN, title, status, *values)
+        return _event(record, "TDCALL return", _DOWN, title, status, *values, name=name, status=text)
     declared = () if leaf is None else outputs(leaf.outputs, gpr, rax >> 16 & 0xFF)
-    return _event(record, "TDCALL return", _DOWN, title, status, *declared)
+    return _event(record, "TDCALL return", _DOWN, title, status, *declared, name=name, status=text)
 
 
 def _exit(record: Record) -> list[Event]:
@@ -200,9 +233,10 @@ def _exit(record: Record) -> list[Event]:
         values.append(Value("interruption", out.intr_info, event_name(out.intr_info)))
     if out.length:
         values.append(Value("length", out.length, "bytes of the instruction"))
-    title = f"{exits.reason_name(out.reason)} at RIP {record.rip:#x}"
+    reason = exits.reason_name(out.reason)
+    title = f"{reason} at RIP {record.rip:#x}"
     facts = {"delivering": event_name(out.idt_info)} if out.idt_info >> 31 & 1 else {}
-    events = [_event(record, "VM exit", _UP, title, *values, tsc=str(out.tsc), **facts)]
+    events = [_event(record, "VM exit", _UP, title, *values, name=reason, tsc=str(out.tsc), **facts)]
     if out.reason == _TDCALL:
         events.append(_tdcall(record))
     return events
@@ -216,7 +250,7 @@ def _tdcall(record: Record) -> Event:
     values = list(inputs(leaf.inputs, gpr, version))
     if leaf.number == _VMCALL:
         values += [Value(REGISTERS[n], gpr[n], "passed") for n in selected(gpr[RCX]) if n not in _OPERANDS]
-    return _event(record, "TDCALL", _UP, leaf.name, *values)
+    return _event(record, "TDCALL", _UP, leaf.name, *values, name=leaf.name)
 
 
 # ------------------------------------------------------------------ without an exit
@@ -229,7 +263,7 @@ def _converted(record: Record) -> list[Event]:
         Value("GPA", out.gpa, "guest-physical address, in the same place"),
     )
     title = f"#VE at RIP {record.rip:#x} instead of an EPT violation"
-    return [_event(record, "injection", ("processor", GUEST), title, *values)]
+    return [_event(record, "injection", ("processor", GUEST), title, *values, name="#VE")]
 
 
 def _posted(record: Record) -> list[Event]:

@@ -43,7 +43,8 @@ class Event:
 
     ``kind`` is one of SEAMCALL, SEAMRET, VM entry, VM exit, TDCALL, TDCALL return, TDVMCALL, TDVMCALL
     answer, injection, posted interrupts, virtual interrupt.  ``source`` and ``target`` are the parties.
-    ``facts`` say what no register says by itself.
+    ``facts`` say what no register says by itself.  ``name`` is what it is about, for programs: the leaf, the
+    exit reason, the sub-function, the exception; ``status`` the completion status by name, if there is one.
     """
 
     number: int
@@ -55,6 +56,8 @@ class Event:
     values: tuple[Value, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
     vcpu: int | None = None
+    name: str = ""
+    status: str = ""
 
     def plain(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -66,6 +69,10 @@ class Event:
             "to": self.target,
             "what": self.title,
         }
+        if self.name:
+            shown["name"] = self.name
+        if self.status:
+            shown["status"] = self.status
         if self.vcpu is not None:
             shown["tdvpr"] = hex(self.vcpu)
         if self.values:

@@ -10,7 +10,7 @@ from swtdx.trace.event import GUEST, HYPERVISOR, MODULE, Event, Value
 
 WIDTH: Final = 100
 _INDENT: Final = 8
-_ONLY_FOR_PROGRAMS: Final = ("tsc",)
+_ONLY_FOR_PROGRAMS: Final = ("tsc", "reason")
 
 
 class Line(NamedTuple):
