@@ -20,6 +20,7 @@ from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.apicv import VirtualApic, drain_posted
 from swtdx.machine.vmx.control_registers import ControlRegisters
 from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.instructions import Handler, Instructions
 from swtdx.machine.vmx.msrs import GuestMsrs
 from swtdx.machine.vmx.paging import cached_address, linear_to_gpa
 from swtdx.machine.vmx.translate import Translator
@@ -57,29 +58,12 @@ class VmxUnit:
         self.current: Vmcs | None = None
         self._translator = Translator(self)
         self._msrs = GuestMsrs(self.guest_tsc)
-        self._controls = ControlRegisters(self)
         self._keyid_shift = self.memory.addresses.hpa_bits
         self._words = self.memory.frames.cast("Q")
-        self._handlers: dict[Stop, Callable[[Vmcs, Event], VmExit | None]] = {
+        self._handlers: dict[Stop, Handler] = {
             Stop.MISS: self._miss,
-            Stop.UNDEFINED: self._undefined,
-            Stop.CPUID: self._plain(reason.CPUID, b"\x0f\xa2"),
-            Stop.HLT: self._plain(reason.HLT, b"\xf4"),
-            Stop.INVD: self._plain(reason.INVD, b"\x0f\x08"),
-            Stop.WBINVD: self._wbinvd,
-            Stop.MONITOR: self._plain(reason.MONITOR, b"\x0f\x01\xc8"),
-            Stop.MWAIT: self._plain(reason.MWAIT, b"\x0f\x01\xc9"),
-            Stop.RDPMC: self._plain(reason.RDPMC, b"\x0f\x33"),
-            Stop.RDMSR: self._rdmsr,
-            Stop.WRMSR: self._wrmsr,
-            Stop.IO: self._io,
-            Stop.RDTSC: self._rdtsc,
-            Stop.RDTSCP: self._rdtsc,
-            Stop.CR_ACCESS: self._controls.access,
-            Stop.SHUTDOWN: self._shutdown,
-            Stop.EXCEPTION: self._exception,
-            Stop.TASK_SWITCH: self._task_switch,
-            Stop.DEAD: self._dead,
+            Stop.CR_ACCESS: ControlRegisters(self).access,
+            **Instructions(self, self._msrs).handlers,
         }
 
     # ------------------------------------------------------------------ VMCS management
@@ -184,6 +168,15 @@ class VmxUnit:
             code += bytes(self.memory.frames[hpa : hpa + part])
             linear += part
         return code
+
+    def length(self, vmcs: Vmcs, usual: bytes) -> int:
+        """Length of the instruction at RIP, most likely ``usual``."""
+        code = self.fetch(vmcs)
+        if code.startswith(usual):
+            return len(usual)
+        if not code:
+            return len(usual)
+        return decode.length(code, vmcs.context.rip, self.code_bits(vmcs))
 
     def read_linear(self, vmcs: Vmcs, linear: int, count: int) -> int:
         """``count`` (at most 8) bytes of guest memory within one page, 0 where it is not mapped."""
@@ -304,13 +297,13 @@ class VmxUnit:
         for index in _ENGINE_MSRS:
             vmcs.context.allow_msr(
                 index,
-                read=not self._msr_exits(vmcs, index, False),
-                write=not self._msr_exits(vmcs, index, True),
+                read=not self.msr_exits(vmcs, index, False),
+                write=not self.msr_exits(vmcs, index, True),
             )
         vmcs.context.intercept_exceptions(vmcs.controls[f.EXCEPTION_BITMAP])
 
     @staticmethod
-    def _msr_exits(vmcs: Vmcs, index: int, write: bool) -> bool:
+    def msr_exits(vmcs: Vmcs, index: int, write: bool) -> bool:
         """The MSR bitmap's verdict (SDM volume 3, section 25.6.9)."""
         assert vmcs.msr_bitmap is not None
         if index < 0x2000:
@@ -363,110 +356,3 @@ class VmxUnit:
     # ------------------------------------------------------------------ stops
     def _miss(self, vmcs: Vmcs, event: Event) -> VmExit | None:
         return self._translator.miss(vmcs, event.gpa, event.access)
-
-    def _plain(self, why: int, usual: bytes) -> Callable[[Vmcs, Event], VmExit | None]:
-        """A handler for an instruction that always exits; ``usual`` is its usual encoding."""
-
-        def handle(vmcs: Vmcs, _event: Event) -> VmExit | None:
-            return self.exit.set(why, 0, self.length(vmcs, usual))
-
-        return handle
-
-    def _wbinvd(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
-        # QEMU 7.2 has one exit code for WBINVD and INVD (translate.c), so the bytes decide.
-        code = self.fetch(vmcs)
-        bits = self.code_bits(vmcs)
-        why = reason.INVD if decode.is_invd(code, bits) else reason.WBINVD
-        return self.exit.set(why, 0, decode.length(code, vmcs.context.rip, bits))
-
-    def length(self, vmcs: Vmcs, usual: bytes) -> int:
-        """Length of the instruction at RIP, most likely ``usual``."""
-        code = self.fetch(vmcs)
-        if code.startswith(usual):
-            return len(usual)
-        if not code:
-            return len(usual)
-        return decode.length(code, vmcs.context.rip, self.code_bits(vmcs))
-
-    def _undefined(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
-        code = self.fetch(vmcs)
-        why, length = decode.undefined_reason(code, self.code_bits(vmcs))
-        if why is None:
-            if vmcs.controls[f.EXCEPTION_BITMAP] >> _UD & 1:
-                outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
-                outcome.intr_info = _UD | _HARDWARE_EXCEPTION << 8 | _VALID
-                return outcome
-            vmcs.context.inject(_UD, _HARDWARE_EXCEPTION, None)
-            return None
-        if why == reason.TDCALL and vmcs.context.cpl:
-            raise GeneralProtection("TDCALL with CPL above 0")
-        return self.exit.set(why, 0, length)
-
-    def _rdmsr(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
-        context = vmcs.context
-        index = context.gpr[1] & 0xFFFFFFFF
-        length = self.length(vmcs, b"\x0f\x32")
-        if self._msr_exits(vmcs, index, False):
-            return self.exit.set(reason.RDMSR, 0, length)
-        value = self._msrs.read(vmcs, index)
-        context.gpr[0] = value & 0xFFFFFFFF
-        context.gpr[2] = value >> 32
-        context.rip += length
-        return None
-
-    def _wrmsr(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
-        context = vmcs.context
-        index = context.gpr[1] & 0xFFFFFFFF
-        length = self.length(vmcs, b"\x0f\x30")
-        if self._msr_exits(vmcs, index, True):
-            return self.exit.set(reason.WRMSR, 0, length)
-        self._msrs.write(vmcs, index, context.gpr[0] & 0xFFFFFFFF | (context.gpr[2] & 0xFFFFFFFF) << 32)
-        context.rip += length
-        return None
-
-    def _io(self, vmcs: Vmcs, event: Event) -> VmExit | None:
-        qualification = event.qualification
-        if event.length >= 2:
-            code = self.fetch(vmcs)[: event.length]
-            # IN/OUT with an immediate port are E4-E7: bit 6 of the qualification.
-            if len(code) >= 2 and code[-2] & 0xFC == 0xE4:
-                qualification |= 1 << 6
-        return self.exit.set(reason.IO, qualification, event.length)
-
-    def _rdtsc(self, vmcs: Vmcs, event: Event) -> VmExit | None:
-        """RDTSC of a guest whose TSC does not tick at the host's rate."""
-        context = vmcs.context
-        value = self.guest_tsc(vmcs)
-        context.gpr[0] = value & 0xFFFFFFFF
-        context.gpr[2] = value >> 32
-        if event.stop is Stop.RDTSCP:
-            context.gpr[1] = context.read_msr(0xC0000103) or 0
-            context.rip += self.length(vmcs, b"\x0f\x01\xf9")
-        else:
-            context.rip += self.length(vmcs, b"\x0f\x31")
-        return None
-
-    def _shutdown(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:
-        return self.exit.set(reason.TRIPLE_FAULT)
-
-    def _exception(self, vmcs: Vmcs, event: Event) -> VmExit | None:
-        outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
-        info = event.vector | _HARDWARE_EXCEPTION << 8 | _VALID
-        if event.vector in (8, 10, 11, 12, 13, 14, 17, 21):
-            info |= 1 << 11
-            outcome.intr_error = event.error_code or 0
-        outcome.intr_info = info
-        if event.vector == 14:
-            outcome.qualification = vmcs.context.cr2
-        return outcome
-
-    def _task_switch(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:
-        return self.exit.set(reason.TASK_SWITCH)
-
-    def _dead(self, vmcs: Vmcs, event: Event) -> VmExit | None:
-        # QEMU leaves the guest this way when it loads CR3 or CR4 with reserved bits.
-        code = self.fetch(vmcs)
-        access = decode.control_register_access(code, self.code_bits(vmcs)) if code else None
-        if access is not None and access[0] == "to":
-            raise GeneralProtection("a control register was loaded with reserved bits")
-        return self.exit.set(reason.INVALID_GUEST_STATE, event.qualification)

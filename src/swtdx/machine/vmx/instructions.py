@@ -1,0 +1,152 @@
+"""What instructions that stop an engine do: carried out as native, or turned into a VM exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from swtdx.arch import vmcs as f
+from swtdx.machine.engine.protocol import Event, Stop
+from swtdx.machine.faults import GeneralProtection
+from swtdx.machine.vmx import decode
+from swtdx.machine.vmx import exit as reason
+from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.msrs import GuestMsrs
+from swtdx.machine.vmx.vmcs import Vmcs
+
+if TYPE_CHECKING:
+    from swtdx.machine.vmx.unit import VmxUnit
+
+#: Returns the VM exit, or None when the guest goes on.
+Handler = Callable[[Vmcs, Event], VmExit | None]
+
+_VALID: Final = 1 << 31
+_UD: Final = 6
+_PF: Final = 14
+_HARDWARE_EXCEPTION: Final = 3
+_HAS_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
+
+
+class Instructions:
+    """The handlers of one logical processor, by the engine's reason to stop."""
+
+    def __init__(self, unit: VmxUnit, msrs: GuestMsrs) -> None:
+        self._unit = unit
+        self._msrs = msrs
+        self.handlers: dict[Stop, Handler] = {
+            Stop.UNDEFINED: self._undefined,
+            Stop.CPUID: self._plain(reason.CPUID, b"\x0f\xa2"),
+            Stop.HLT: self._plain(reason.HLT, b"\xf4"),
+            Stop.INVD: self._plain(reason.INVD, b"\x0f\x08"),
+            Stop.WBINVD: self._wbinvd,
+            Stop.MONITOR: self._plain(reason.MONITOR, b"\x0f\x01\xc8"),
+            Stop.MWAIT: self._plain(reason.MWAIT, b"\x0f\x01\xc9"),
+            Stop.RDPMC: self._plain(reason.RDPMC, b"\x0f\x33"),
+            Stop.RDMSR: self._rdmsr,
+            Stop.WRMSR: self._wrmsr,
+            Stop.IO: self._io,
+            Stop.RDTSC: self._rdtsc,
+            Stop.RDTSCP: self._rdtsc,
+            Stop.SHUTDOWN: self._shutdown,
+            Stop.EXCEPTION: self._exception,
+            Stop.TASK_SWITCH: self._task_switch,
+            Stop.DEAD: self._dead,
+        }
+
+    def _plain(self, why: int, usual: bytes) -> Handler:
+        """A handler for an instruction that always exits; ``usual`` is its usual encoding."""
+
+        def handle(vmcs: Vmcs, _event: Event) -> VmExit | None:
+            return self._unit.exit.set(why, 0, self._unit.length(vmcs, usual))
+
+        return handle
+
+    def _wbinvd(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        # QEMU 7.2 has one exit code for WBINVD and INVD (translate.c), so the bytes decide.
+        code = self._unit.fetch(vmcs)
+        bits = self._unit.code_bits(vmcs)
+        why = reason.INVD if decode.is_invd(code, bits) else reason.WBINVD
+        return self._unit.exit.set(why, 0, decode.length(code, vmcs.context.rip, bits))
+
+    def _undefined(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        code = self._unit.fetch(vmcs)
+        why, length = decode.undefined_reason(code, self._unit.code_bits(vmcs))
+        if why is None:
+            if vmcs.controls[f.EXCEPTION_BITMAP] >> _UD & 1:
+                outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI)
+                outcome.intr_info = _UD | _HARDWARE_EXCEPTION << 8 | _VALID
+                return outcome
+            vmcs.context.inject(_UD, _HARDWARE_EXCEPTION, None)
+            return None
+        if why == reason.TDCALL and vmcs.context.cpl:
+            raise GeneralProtection("TDCALL with CPL above 0")
+        return self._unit.exit.set(why, 0, length)
+
+    def _rdmsr(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        context = vmcs.context
+        index = context.gpr[1] & 0xFFFFFFFF
+        length = self._unit.length(vmcs, b"\x0f\x32")
+        if self._unit.msr_exits(vmcs, index, False):
+            return self._unit.exit.set(reason.RDMSR, 0, length)
+        value = self._msrs.read(vmcs, index)
+        context.gpr[0] = value & 0xFFFFFFFF
+        context.gpr[2] = value >> 32
+        context.rip += length
+        return None
+
+    def _wrmsr(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        context = vmcs.context
+        index = context.gpr[1] & 0xFFFFFFFF
+        length = self._unit.length(vmcs, b"\x0f\x30")
+        if self._unit.msr_exits(vmcs, index, True):
+            return self._unit.exit.set(reason.WRMSR, 0, length)
+        self._msrs.write(vmcs, index, context.gpr[0] & 0xFFFFFFFF | (context.gpr[2] & 0xFFFFFFFF) << 32)
+        context.rip += length
+        return None
+
+    def _io(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        qualification = event.qualification
+        if event.length >= 2:
+            code = self._unit.fetch(vmcs)[: event.length]
+            # IN/OUT with an immediate port are E4-E7: bit 6 of the qualification.
+            if len(code) >= 2 and code[-2] & 0xFC == 0xE4:
+                qualification |= 1 << 6
+        return self._unit.exit.set(reason.IO, qualification, event.length)
+
+    def _rdtsc(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        """RDTSC of a guest whose TSC does not tick at the host's rate."""
+        context = vmcs.context
+        value = self._unit.guest_tsc(vmcs)
+        context.gpr[0] = value & 0xFFFFFFFF
+        context.gpr[2] = value >> 32
+        if event.stop is Stop.RDTSCP:
+            context.gpr[1] = context.read_msr(0xC0000103) or 0
+            context.rip += self._unit.length(vmcs, b"\x0f\x01\xf9")
+        else:
+            context.rip += self._unit.length(vmcs, b"\x0f\x31")
+        return None
+
+    def _shutdown(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:
+        return self._unit.exit.set(reason.TRIPLE_FAULT)
+
+    def _exception(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI)
+        info = event.vector | _HARDWARE_EXCEPTION << 8 | _VALID
+        if event.vector in _HAS_ERROR_CODE:
+            info |= 1 << 11
+            outcome.intr_error = event.error_code or 0
+        outcome.intr_info = info
+        if event.vector == _PF:
+            outcome.qualification = vmcs.context.cr2
+        return outcome
+
+    def _task_switch(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:
+        return self._unit.exit.set(reason.TASK_SWITCH)
+
+    def _dead(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        # QEMU leaves the guest this way when it loads CR3 or CR4 with reserved bits.
+        code = self._unit.fetch(vmcs)
+        access = decode.control_register_access(code, self._unit.code_bits(vmcs)) if code else None
+        if access is not None and access[0] == "to":
+            raise GeneralProtection("a control register was loaded with reserved bits")
+        return self._unit.exit.set(reason.INVALID_GUEST_STATE, event.qualification)
