@@ -160,20 +160,16 @@ class PhysicalMemory:
     # -- plain accesses -------------------------------------------------------------------------------
 
     def _hits(self, state: memoryview, hpa: int, keyid: int, size: int, requestor: Requestor) -> bool:
-        """Whether the frame answers at once: one page, wholly in ``state`` under ``keyid``, permitted."""
-        page = hpa >> PAGE_SHIFT
-        return (
-            page < self._count
-            and state[page] == ALL_LINES
-            and self.pages.tag[page] == keyid
-            and 0 < size <= PAGE - (hpa & PAGE - 1)
-            and (
-                requestor is SEAM
-                or (
-                    (keyid < self._first_private or requestor is TD)
-                    and not self.bus.seam_base <= hpa < self.bus.seam_end
-                )
-            )
+        """Whether the frame answers at once: lines of one page in ``state`` under ``keyid``, permitted."""
+        page, offset = hpa >> PAGE_SHIFT, hpa & PAGE - 1
+        if page >= self._count or not 0 < size <= PAGE - offset or self.pages.tag[page] != keyid:
+            return False
+        lines = state[page]
+        if lines != ALL_LINES and line_mask(offset, size) & ~lines:
+            return False
+        return requestor is SEAM or (
+            (keyid < self._first_private or requestor is TD)
+            and not self.bus.seam_base <= hpa < self.bus.seam_end
         )
 
     def read(self, pa: int, size: int, requestor: Requestor = HOST) -> bytes:
