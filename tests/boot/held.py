@@ -38,6 +38,7 @@ class Held:
         self.output = ""
         self.log = bytearray()
         self._awaited: str | None = None
+        self._said = threading.Event()
         job = Exec(command)
         settings = LaunchConfig(
             guest.kernel_image(),
@@ -56,6 +57,7 @@ class Held:
         self.output += data.decode()
         if self._awaited is not None and self._awaited in self.output:
             self._awaited = None
+            self._said.set()
             self.launch.runner.stop(EndReason.TIMEOUT, "it has said what was waited for")
 
     @contextlib.contextmanager
@@ -66,8 +68,9 @@ class Held:
     def run_until(self, text: str, timeout: float = 150) -> None:
         """Let it run until it prints ``text``."""
         self.output, self._awaited = "", text
+        self._said.clear()
         result = self.launch.run(timeout)
-        assert self._awaited is None, (result, self.output, bytes(self.log[-2000:]))
+        assert self._said.is_set(), (result, self.output, bytes(self.log[-2000:]))
         assert result.reason is EndReason.TIMEOUT, result
 
     def run(self, timeout: float = 150) -> RunResult:

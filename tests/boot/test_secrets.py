@@ -102,7 +102,7 @@ class Scene:
     def hypervisor_finds(self, needles: list[bytes], keyid: int) -> list[bytes]:
         """Those of ``needles`` that are somewhere in all that the hypervisor can read under ``keyid``."""
         memory = self.host.memory
-        found = set()
+        found: set[bytes] = set()
         longest = max(map(len, needles))
         for base, size in self.machine.memory.populated:
             end = b""
