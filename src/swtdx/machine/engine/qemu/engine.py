@@ -23,6 +23,8 @@ from swtdx.machine.engine.qemu.process import QemuProcess
 #: to spare does not wait in vain.
 SPIN: Final = 1500
 _SPIN_LEAST: Final = 50
+#: A sleep that took no longer than this, in seconds, would better have been spent polling.
+_WORTH_SPINNING: Final = 150e-6
 #: Kinds of stops are the values of Stop; undefined instructions (TDCALL) are told apart by RAX[3:0].
 _CALL: Final = 32
 #: How long to sleep before looking again whether all is well, in seconds.
@@ -309,11 +311,13 @@ class QemuEngine:
         spin = spins[after]
         for _ in range(spin):
             if words[done] == seq:
-                if spin < SPIN:
-                    spins[after] = min(SPIN, spin * 2)
                 return
-        spins[after] = max(_SPIN_LEAST, spin >> 1)
+        before = time.perf_counter()
         self._sleep(port, seq)
+        if time.perf_counter() - before < _WORTH_SPINNING:
+            spins[after] = SPIN
+        else:
+            spins[after] = max(_SPIN_LEAST, spin >> 1)
 
     def _sleep(self, port: _Port, seq: int) -> None:
         """Wait for the doorbell."""
