@@ -10,9 +10,13 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from swtdx.machine.memory import ReservedBitFault
+
 _ENTRY: Final = struct.Struct("<Q").unpack_from
 _ADDRESS: Final = 0x000FFFFFFFFFF000
 SUPPRESS_VE: Final = 1 << 63
+#: Memory types that do not exist (2, 3) or not in an EPT (7).
+_RESERVED_TYPES: Final = (2, 3, 7)
 
 #: Maps a table page: (physical address with KeyID) to its 4096 bytes.
 MapTable = Callable[[int], memoryview]
@@ -46,14 +50,22 @@ def walk(eptp: int, gpa: int, keyid_bits: int, map_table: MapTable, found: Walk)
     level = eptp >> 3 & 7
     table = eptp & _ADDRESS
     while True:
-        view = map_table(table | keyid_bits)
+        try:
+            view = map_table(table | keyid_bits)
+        except ReservedBitFault:
+            # A private KeyID, or bits above MAXPA, in a shared table's address: reserved bits.
+            found.level = level
+            found.misconfigured = True
+            return found
         entry = _ENTRY(view, (gpa >> 12 + 9 * level & 511) * 8)[0]
         if not entry & 7 or level == 0 or entry & 0x80:
             found.entry = entry
             found.level = level
             found.table = view
-            # Write without read, or a leaf above 1 GiB, is a misconfiguration.
-            found.misconfigured = bool(entry & 7) and (entry & 3 == 2 or (level > 2 and bool(entry & 0x80)))
+            # Write without read, a leaf above 1 GiB, or a reserved memory type is a misconfiguration.
+            found.misconfigured = bool(entry & 7) and (
+                entry & 3 == 2 or (level > 2 and bool(entry & 0x80)) or entry >> 3 & 7 in _RESERVED_TYPES
+            )
             return found
         table = entry & _ADDRESS
         level -= 1

@@ -7,12 +7,14 @@ the access is an EPT violation: a #VE in the guest where the entry says so, else
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from swtdx.arch import vmcs as f
 from swtdx.machine.engine.protocol import Access
+from swtdx.machine.memory import BusAbort, MemoryFault, ReservedBitFault
 from swtdx.machine.vmx import decode
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.ept import SUPPRESS_VE, Walk, walk
@@ -22,6 +24,10 @@ from swtdx.machine.vmx.vmcs import Vmcs
 if TYPE_CHECKING:
     from swtdx.machine.vmx.unit import VmxUnit
 
+#: The hypervisor's EPT leads to a private KeyID (reserved bits: a misconfiguration, as on hardware), or to
+#: where there is no memory or the SEAM range.  Hardware aborts those on the bus; a translation cache of
+#: frames has nothing to show for it, and so this is a misconfiguration, too.
+_UNREACHABLE: Final = (BusAbort, ReservedBitFault)
 _LEAF: Final = 0x80
 _ADDRESS: Final = 0x000FFFFFFFFFF000
 _SMALL: Final = 4096
@@ -60,8 +66,11 @@ class Translator:
         if found.present and not found.misconfigured:
             wanted = int(access) & 7
             if found.entry & wanted == wanted:
-                self._fill(vmcs, gpa, found)
-                return None
+                try:
+                    self._fill(vmcs, gpa, found)
+                    return None
+                except _UNREACHABLE:
+                    found.misconfigured = True
         if found.misconfigured:
             outcome = self._unit.exit.set(reason.EPT_MISCONFIGURATION)
             outcome.gpa = gpa
@@ -78,7 +87,10 @@ class Translator:
         found = self._walk(vmcs, gpa)
         if found.misconfigured or not found.entry & 1:
             return None
-        self._fill(vmcs, gpa, found)
+        try:
+            self._fill(vmcs, gpa, found)
+        except _UNREACHABLE:
+            return None
         hpa = vmcs.space.lookup(gpa)
         return None if hpa is None else int(hpa)
 
@@ -136,7 +148,9 @@ class Translator:
         for index in range(max(0, here - 8), min(512, here + 64)):
             entry = int(entries[index])
             if entry & 7 and lookup(base + index * _SMALL) is None:
-                self._map(vmcs, base + index * _SMALL, entry & _ADDRESS | keyid, _SMALL, entry, shared)
+                # What is wrong with a neighbour is not wrong with this access.
+                with suppress(MemoryFault):
+                    self._map(vmcs, base + index * _SMALL, entry & _ADDRESS | keyid, _SMALL, entry, shared)
 
     def _fill_neighbours(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int) -> None:
         """Cache the other 2 MiB pages that the same table maps."""
@@ -148,7 +162,8 @@ class Translator:
             where = base + index * _LARGE
             if lookup(where) is None:
                 entry = int(entries[index])
-                self._map(vmcs, where, entry & _ADDRESS | keyid, _LARGE, entry, False)
+                with suppress(MemoryFault):
+                    self._map(vmcs, where, entry & _ADDRESS | keyid, _LARGE, entry, False)
 
     # ------------------------------------------------------------------ violations
     @staticmethod

@@ -16,6 +16,7 @@ from swtdx.machine.memory import SEAM
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.ept import SUPPRESS_VE, Walk
 from swtdx.machine.vmx.ept import walk as ept_walk
+from swtdx.module.checks import shared_buffer
 from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
 from swtdx.module.exits.ept import PENDING, to_host
 from swtdx.module.exits.inject import inject_ve
@@ -96,4 +97,10 @@ def _shared(vcpu: Vcpu, gpa: int, shared_bit: int, wanted: int) -> int:
             raise RetryTdcall
         raise to_host(gpa, qualification)
     size = _SIZES[found.level]
-    return found.entry & 0x000FFFFFFFFFF000 & -size | gpa & size - 1
+    pa = found.entry & 0x000FFFFFFFFFF000 & -size | gpa & size - 1
+    try:
+        # The module reaches memory with more rights than the hypervisor whose table this is.
+        shared_buffer(vcpu.module, pa & -_PAGE, _PAGE, 0)
+    except LeafFailed:
+        raise TdExit(st.TDX_SUCCESS, reason.EPT_MISCONFIGURATION, 0, 0, gpa & -_PAGE) from None
+    return pa

@@ -7,7 +7,8 @@ processors): those are found through the module's own declaration of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from swtdx.arch.control_structs import (
     TDVPS,
     TDVPS_MAX_PAGES,
 )
+from swtdx.arch.sept import SeptState
 from swtdx.arch.states import PAGE_BYTES, PageType, SysState
 from swtdx.machine.memory import MachineCheck, Requestor
 from swtdx.module.globals import KOT_ENTRY, LP_DATA, SYS, TDMR
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _ENTRY: Final = 16
+_ROWS: Final = _PAGE // _ENTRY
 _USED: Final = 3  # FILLED | WRITTEN in swtdx.machine.memory.pages: the page may hold more than zeros
 _GIB: Final = 1 << 30
 
@@ -112,27 +115,16 @@ class Reader:
             content = self.page((first + number) * _PAGE, self.picture.global_hkid)
             if content is None:
                 continue
-            words = np.frombuffer(content, "<u8").reshape(-1, 2)
-            for row in np.flatnonzero(words.any(axis=1)).tolist():
-                position = number * (_PAGE // _ENTRY) + row
-                if position < count:
-                    low, high = (int(word) for word in words[row])
-                    self._entry(base + position * PAGE_BYTES[level], level, low, high)
-
-    def _entry(self, hpa: int, level: int, low: int, high: int) -> None:
-        page = Page(hpa, level, low >> 16 & 0xFF, low >> 24 << 12, high, low & 0xFFFF)
-        picture = self.picture
-        if page.lock:
-            picture.locked.append(page)
-        if page.kind == PageType.NDA:
-            if page.owner or page.bepoch:
-                picture.leftovers.append(page)
-        elif page.kind == PageType.RSVD:
-            picture.reserved.append(page)
-        elif hpa in picture.pages:
-            picture.doubles.append((picture.pages[hpa], page))
-        else:
-            picture.pages[hpa] = page
+            rows = min(count - number * _ROWS, _ROWS)
+            at = base + number * _ROWS * PAGE_BYTES[level]
+            found = _parse_pamt(content, at, level, rows)
+            picture = self.picture
+            picture.locked += found.locked
+            picture.leftovers += found.leftovers
+            picture.reserved += found.reserved
+            for hpa in picture.pages.keys() & found.pages.keys() if level else ():
+                picture.doubles.append((picture.pages[hpa], found.pages[hpa]))
+            picture.pages |= found.pages
 
     # ------------------------------------------------------------------ TDs
     def _td(self, page: Page) -> None:
@@ -179,23 +171,12 @@ class Reader:
         content = self.page(hpa, td.hkid)
         if content is None or level > 4:
             return
-        entries = np.frombuffer(content, "<u8")
-        for index in np.flatnonzero(entries != np.uint64(sept.FREE_ENTRY)).tolist():
-            raw = int(entries[index]) & ~(sept_bits.TDHP | sept_bits.TDEL)
-            gpa = base + index * sept_bits.LEVEL_BYTES[level]
-            if raw == sept.FREE_ENTRY:
-                continue
-            try:
-                state = sept.state_of(raw)
-            except sept.SeptEntryError:
-                state = None
-            leaf = state is None or state.is_leaf
-            target = raw & sept_bits.HPA & (-sept_bits.LEVEL_BYTES[level] if leaf else -1)
-            td.mappings.append(Mapping(gpa, level, int(entries[index]), target, state))
-            if leaf or level == 0 or target in td.tables:
-                continue
-            td.tables.append(target)
-            self._table(td, target, level - 1, gpa)
+        mappings, tables = _parse_table(content, level, base)
+        td.mappings += mappings
+        for target, gpa in tables:
+            if target not in td.tables:
+                td.tables.append(target)
+                self._table(td, target, level - 1, gpa)
 
     def _vcpu(self, td: TdView, hpa: int) -> None:
         raw = self.page(hpa, td.hkid)
@@ -212,6 +193,62 @@ class Reader:
                 tuple(TDVPS.tdvps_page_pa.get(raw, index) for index in range(count)),
             )
         )
+
+
+class _Entries(NamedTuple):
+    """What a page of a PAMT holds."""
+
+    pages: dict[int, Page]
+    reserved: list[Page]
+    leftovers: list[Page]
+    locked: list[Page]
+
+
+# Most pages are as they were when they were read last; contents are remembered by value.
+@lru_cache(maxsize=1 << 14)
+def _parse_pamt(content: bytes, base: int, level: int, rows: int) -> _Entries:
+    """``rows`` entries of the size ``level``, for memory from ``base``."""
+    found = _Entries({}, [], [], [])
+    words = np.frombuffer(content, "<u8").reshape(-1, 2)[:rows]
+    for row in np.flatnonzero(words.any(axis=1)).tolist():
+        low, high = int(words[row, 0]), int(words[row, 1])
+        hpa = base + row * PAGE_BYTES[level]
+        page = Page(hpa, level, low >> 16 & 0xFF, low >> 24 << 12, high, low & 0xFFFF)
+        if page.lock:
+            found.locked.append(page)
+        if page.kind == PageType.NDA:
+            if page.owner or page.bepoch:
+                found.leftovers.append(page)
+        elif page.kind == PageType.RSVD:
+            found.reserved.append(page)
+        else:
+            found.pages[hpa] = page
+    return found
+
+
+@lru_cache(maxsize=1 << 12)
+def _parse_table(content: bytes, level: int, base: int) -> tuple[list[Mapping], list[tuple[int, int]]]:
+    """The entries of a Secure EPT page that are not free; (HPA, GPA) of the pages below."""
+    mappings: list[Mapping] = []
+    tables: list[tuple[int, int]] = []
+    entries = np.frombuffer(content, "<u8")
+    for index in np.flatnonzero(entries != np.uint64(sept.FREE_ENTRY)).tolist():
+        whole = int(entries[index])
+        raw = whole & ~(sept_bits.TDHP | sept_bits.TDEL)
+        if raw == sept.FREE_ENTRY:
+            continue
+        state: SeptState | None
+        try:
+            state = sept.state_of(raw)
+        except sept.SeptEntryError:
+            state = None
+        leaf = state is None or state.is_leaf
+        target = raw & sept_bits.HPA & (-sept_bits.LEVEL_BYTES[level] if leaf else -1)
+        gpa = base + index * sept_bits.LEVEL_BYTES[level]
+        mappings.append(Mapping(gpa, level, whole, target, state))
+        if not leaf and level:
+            tables.append((target, gpa))
+    return mappings, tables
 
 
 def _translations(lp: Any) -> dict[tuple[int, int], list[tuple[int, int, int]]]:
