@@ -7,8 +7,9 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS, TDVPS
 from swtdx.arch.leaves import GUEST_LEAVES
+from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.operands import OperandId
-from swtdx.arch.regs import RAX, RCX
+from swtdx.arch.regs import R8, RAX, RCX, RDX
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
 from swtdx.module.exits.inject import inject_gp
@@ -22,6 +23,7 @@ _LEAF_MODULES: Final = (l2_tlb, mem, mem_attr, mr, rdwr, servtd, vp)
 #: What :func:`tdcall` returns when the vCPU leaves to the host by TDG.VP.VMCALL.
 TDVMCALL: Final = object()
 _VMCALL: Final = 0
+_VM_RD: Final = 7
 _RESERVED: Final = 0xFFFFFFFFFF000000
 _INVALID_RAX: Final = st.TDX_OPERAND_INVALID | OperandId.RAX
 _INVALID_RCX: Final = st.TDX_OPERAND_INVALID | OperandId.RCX

@@ -119,7 +119,8 @@ def _td(picture: Picture, td: TdView) -> Iterator[str]:
         return
     if td.op_state not in tuple(OpState):
         yield f"operation state {td.op_state}"
-    yield from _vcpus(picture, td)
+    if len(td.vcpus) == len(by_kind[PageType.TDVPR]):  # else one is poisoned
+        yield from _vcpus(picture, td)
     if td.initialised:
         yield from _secure_ept(picture, td, by_kind)
     elif by_kind[PageType.EPT] or by_kind[PageType.REG] or by_kind[PageType.TDVPR]:
