@@ -25,6 +25,10 @@ from swtdx.vmm.processor import Processor
 PAGE: Final = 4096
 
 
+class Impossible(RuntimeError):
+    """A step that the module has to allow on the way to an attack was refused."""
+
+
 class Bench:
     """One attack's world.  ``close`` frees it; also a context manager.
 
@@ -107,11 +111,11 @@ class Bench:
         """A SEAMCALL that an attack needs on its way, and that the module allows; RAX.
 
         Raises:
-            AssertionError: it fails, so that the attack cannot be tried.
+            Impossible: it fails, so that the attack cannot be tried.
         """
         status = self.call(leaf, None, **registers)
         if st.is_error(status):
-            raise AssertionError(f"on the way to the attack, {leaf} gave {status_text(status)}")
+            raise Impossible(f"on the way to the attack, {leaf} gave {status_text(status)}")
         return status
 
     def note(self, what: str, answer: str, refused: bool, status: int | None = None) -> None:

@@ -7,7 +7,8 @@ from typing import Final
 
 from swtdx.lab import keys, measurement, memory, pages, registers, vcpus
 from swtdx.lab.attack import ATTACKS, Attack, Result
-from swtdx.lab.bench import Bench
+from swtdx.lab.bench import Bench, Impossible
+from swtdx.machine.memory import Requestor
 
 __all__ = ["attacks", "carry_out", "carry_out_all", "families"]
 #: The families, in the order in which they are shown.
@@ -33,11 +34,19 @@ def carry_out(
 
     Args:
         prepare: is given the bench before the attack (to attach a tracer, say).
+
+    Raises:
+        Impossible: a step on the way failed, so that the attack could not be tried.
     """
     with Bench(seed) as bench:
         if prepare is not None:
             prepare(bench)
-        attack.action(bench)
+        try:
+            attack.action(bench)
+        except Impossible:
+            # A step by the rules failed: no wonder if an attempt before it has got through.
+            if all(attempt.refused for attempt in bench.attempts):
+                raise
         harm = "" if bench.dead else bench.victim.report()
         if not harm:
             harm = _spilled(bench)
@@ -45,14 +54,20 @@ def carry_out(
 
 
 def _spilled(bench: Bench) -> str:
-    """Whether the secret lies anywhere in DRAM, or in a register of the hypervisor."""
+    """Whether the secret has got into the hypervisor's registers or memory, or lies in DRAM in clear."""
     for cpu in bench.hypervisor.processors:
         if bench.victim.leaked(cpu.gpr):
             return f"a word of the victim's secret is in a register of processor {cpu.index}"
-    bench.machine.memory.wbinvd()
-    for word in bench.victim.secret:
-        if bench.dram.find(word.to_bytes(8, "little")):
-            return "a word of the victim's secret is in DRAM, in clear"
+    memory = bench.machine.memory
+    memory.wbinvd()
+    words = [word.to_bytes(8, "little") for word in bench.victim.secret]
+    for base, size in list(bench.dram.written()):
+        seen = memory.read(base, size, Requestor.HOST)
+        raw = bench.dram.read(base, size)
+        for where, data in (("in the hypervisor's memory", seen), ("in DRAM, in clear", raw)):
+            for word in words:
+                if word in data:
+                    return f"a word of the victim's secret is {where}, at {base + data.find(word):#x}"
     return ""
 
 

@@ -8,10 +8,12 @@ from swtdx.arch import ghci
 from swtdx.arch.exits import ExitReason, ExtendedQualification
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
 from swtdx.arch.regs import R8, R9, R10, R11, R12, R13, R14, R15, RBP, RBX, RDI, RSI
+from swtdx.machine.engine.protocol import EngineError
 from swtdx.machine.engine.scripted import Pause, Read, Script, Tdcall, Write
 from swtdx.machine.random import derive
 from swtdx.vmm.exits import EptViolation
 from swtdx.vmm.hypervisor import Hypervisor
+from swtdx.vmm.private_memory import Verdict
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.td import InitialPage, Td
 from swtdx.vmm.td_params import TdConfig
@@ -103,7 +105,7 @@ class Victim:
     def enter(self, cpu: Processor | None = None) -> int:
         """Run until the next TDVMCALL or an exit that is not the hypervisor's everyday work; RAX.
 
-        Memory is given on demand, as to any TD.
+        Memory is given on demand, as to any TD; an EPT violation for which there is none to give ends it.
         """
         cpu = cpu or self.td.cpu
         while True:
@@ -112,8 +114,9 @@ class Victim:
             pending = cpu.gpr[2] & 0xF == ExtendedQualification.PENDING_EPT_VIOLATION
             if rax == _EPT_VIOLATION and not pending:
                 violation = EptViolation(cpu.gpr[1], cpu.gpr[2], cpu.gpr[8])
-                self.td.private.resolve(cpu, violation.gpa, violation.accept_level)
-                continue
+                verdict = self.td.private.resolve(cpu, violation.gpa, violation.accept_level)
+                if verdict is Verdict.RESOLVED:
+                    continue
             if rax == _INTERRUPT:
                 cpu.take_interrupts()
             return rax
@@ -122,9 +125,12 @@ class Victim:
         """Ask the victim whether all is well; what is wrong, in words, or nothing."""
         cpu = self.td.cpu
         for _ in range(2):
-            rax = self.enter()
-            if rax == _INTERRUPT:
+            try:
                 rax = self.enter()
+                if rax == _INTERRUPT:
+                    rax = self.enter()
+            except EngineError as error:
+                return f"the victim is not where it was: {error}"
             if rax != _TDCALL:
                 return f"the victim does not answer: TDH.VP.ENTER gives {rax:#x}"
             cpu.gpr[R10] = ghci.SUCCESS
