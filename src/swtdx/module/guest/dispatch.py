@@ -69,6 +69,9 @@ def tdcall(vcpu: Vcpu, out: VmExit) -> object:
     entry = TABLE.get(rax & 0xFFFF)
     if entry is None or rax & _RESERVED or rax >> 16 & 0xFF > entry[1]:
         status = _INVALID_RAX
+        if rax & (_RESERVED | 0xFFFF) == _VM_RD:
+            # It has versions, and refuses an unknown one itself, its outputs made ready.
+            gpr[RDX], gpr[R8] = NULL_ID, 0
     else:
         try:
             status = entry[0](vcpu)
