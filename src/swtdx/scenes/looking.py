@@ -31,11 +31,11 @@ def look(stage: Stage, td: Td, gpa: int) -> Rows:
     keyed = memory.addresses.join(hpa, hkid)
     last = next(r for r in reversed(stage.recorder.records) if r.kind is Kind.EXIT)
     rip, rbx = f"{last.rip:#x}", f"{last.gpr[RBX]:#x}"
-    inside = memory.read(keyed, 16, Requestor.TD).hex()
+    inside = _word(memory.read(keyed, 8, Requestor.TD))
     kept = memory.read(
         memory.addresses.join(vcpu.tdvpr + TDVPS.gpr.offset + 8 * RBX, hkid), 8, Requestor.SEAM
     )
-    saved = f"RBX {int.from_bytes(kept, 'little'):#x}"
+    saved = f"RBX {_word(kept)}"
     rows = (
         ("RIP", "TDH.VP.RD", _call(stage, "TDH.VP.RD", rcx=vcpu.tdvpr, rdx=_field("GUEST_RIP")), rip),
         ("RBX", "TDH.VP.RD", _call(stage, "TDH.VP.RD", rcx=vcpu.tdvpr, rdx=_field("RBX")), rbx),
@@ -43,7 +43,7 @@ def look(stage: Stage, td: Td, gpa: int) -> Rows:
         ("private page", f"load from {hpa:#x}", _load(stage, hpa), inside),
         ("private page", f"load with HKID {hkid}", _load(stage, keyed), inside),
         ("private page", "TDH.MEM.RD", _call(stage, "TDH.MEM.RD", rcx=gpa, rdx=root), inside),
-        ("private page", "a probe on the bus", Dram(memory).read(hpa, 16).hex(), inside),
+        ("private page", "a probe on the bus", _word(Dram(memory).read(hpa, 8)), inside),
     )
     return Rows("What the hypervisor cannot see", _COLUMNS, rows)
 
@@ -71,7 +71,11 @@ def _call(stage: Stage, leaf: str, **operands: int) -> str:
 
 def _load(stage: Stage, pa: int) -> str:
     try:
-        data = stage.hypervisor.host.memory.read(pa, 16)
+        data = stage.hypervisor.host.memory.read(pa, 8)
     except MemoryFault as fault:
         return str(fault).split(":")[0]
-    return data.hex() if any(data) else "zeros"
+    return _word(data) if any(data) else "zeros"
+
+
+def _word(data: bytes) -> str:
+    return f"{int.from_bytes(data, 'little'):#x}"
