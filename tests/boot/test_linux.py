@@ -26,7 +26,8 @@ REPORT_DATA = bytes(range(1, 65))
 COMMAND = r"""
 echo '=== tdx'; dmesg | grep -i tdx; grep -c tdx_guest /proc/cpuinfo; uname -r
 echo '=== cmdline'; cat /proc/cmdline
-echo '=== device'; ls /dev/tdx_guest; lsmod | grep -c '^tdx_guest'
+echo '=== device'; rmmod tdx_guest; ls /dev/tdx_guest 2>/dev/null
+modprobe tdx_guest; ls /dev/tdx_guest; lsmod | grep -c '^tdx_guest'
 echo '=== tdreport'; base64 -d /tmp/data | tdreport | base64
 echo '=== quote'; r=/sys/kernel/config/tsm/report/test; mkdir $r; base64 -d /tmp/data >$r/inblob
 base64 $r/outblob
@@ -63,7 +64,7 @@ class Boot:
         initrd.write_bytes(self.guest.initramfs(self.job))
         done = swtdx(
             "measure", "--kernel", str(self.guest.kernel), "--initrd", str(initrd), "--memory",
-            f"{MEMORY // MIB}M", "--append", default_cmdline(self.job), "--json",
+            f"{MEMORY // MIB}M", "--cmdline", default_cmdline(self.job), "--json",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found: dict[str, str] = json.loads(done.stdout)

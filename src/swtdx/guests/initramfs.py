@@ -27,7 +27,7 @@ from typing import Final
 from swtdx.guests import cpio
 from swtdx.guests.errors import GuestError
 from swtdx.guests.exec_protocol import default_token
-from swtdx.guests.modules import Module
+from swtdx.guests.modules import Module, modinfo
 
 #: Linux refuses a single argument of this size or longer (include/uapi/linux/binfmts.h, MAX_ARG_STRLEN).
 LONGEST_COMMAND: Final = 131072 - 1
@@ -88,8 +88,31 @@ def base_archive(busybox: bytes, modules: Iterable[Module] = (), extra: Iterable
         cpio.regular("lib/modules/order", "".join(f"{module.name}\n" for module in loaded).encode()),
     ]
     entries += [cpio.regular(f"lib/modules/{module.name}.ko", module.data) for module in loaded]
+    entries += _for_modprobe(loaded)
     entries += extra
     return cpio.archive(entries)
+
+
+def _for_modprobe(modules: list[Module]) -> list[cpio.Entry]:
+    """What modprobe looks for: a directory with the kernel's name, and who needs whom.
+
+    The kernel's name stands in its modules (``vermagic``); each module may need all that come before it.
+    """
+    try:
+        releases = {modinfo(module).get("vermagic", "").partition(" ")[0] for module in modules}
+    except GuestError:
+        # Not modules of Linux: insmod will say so.
+        return []
+    if len(releases) != 1 or "" in releases:
+        return []
+    lines = [
+        f"{module.name}.ko:{''.join(f' {earlier.name}.ko' for earlier in reversed(modules[:number]))}\n"
+        for number, module in enumerate(modules)
+    ]
+    return [
+        cpio.regular("lib/modules/modules.dep", "".join(lines).encode()),
+        cpio.symlink(f"lib/modules/{releases.pop()}", "."),
+    ]
 
 
 def job_archive(job: Job) -> bytes:
