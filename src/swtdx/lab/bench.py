@@ -107,13 +107,13 @@ class Bench:
         self.attempts.append(Attempt(f"{leaf} {what}", status_text(status), refused, status, operands))
         return status
 
-    def must(self, leaf: str, **registers: int) -> int:
+    def must(self, leaf: str, cpu: Processor | None = None, /, **registers: int) -> int:
         """A SEAMCALL that an attack needs on its way, and that the module allows; RAX.
 
         Raises:
             Impossible: it fails, so that the attack cannot be tried.
         """
-        status = self.call(leaf, None, **registers)
+        status = self.call(leaf, cpu, **registers)
         if st.is_error(status):
             raise Impossible(f"on the way to the attack, {leaf} gave {status_text(status)}")
         return status
@@ -152,6 +152,21 @@ class Bench:
             self.note(what, f"{type(fault).__name__}: {fault}", True)
             return
         self.note(what, answer or "done", answer is not None)
+
+    def while_it_runs(self, action: Callable[[], None]) -> int:
+        """Run the victim, and carry ``action`` out while it is in the guest; RAX of its TDH.VP.ENTER.
+
+        The action can use every processor but ``cpu``, which is inside the SEAMCALL.
+
+        Raises:
+            Impossible: the victim does not run.
+        """
+        self.victim.meanwhile = action
+        rax = self.victim.enter()
+        self.cpu.gpr[R10] = ghci.SUCCESS
+        if self.victim.meanwhile is not None:
+            raise Impossible("the victim did not get to run")
+        return rax
 
     # ------------------------------------------------------------------ the end
     def close(self) -> None:

@@ -57,6 +57,22 @@ def remove_without_tracking(bench: Bench) -> None:
     bench.must("TDH.MEM.RANGE.UNBLOCK", rcx=SECOND, rdx=bench.tdr)
 
 
+@attack(FAMILY, "take a page away from under a processor that is in the guest, with a TLB that knows it")
+def remove_while_the_victim_runs(bench: Bench) -> None:
+    """BLOCK and TRACK, then REMOVE and a second TRACK before the victim has left the old epoch."""
+    other = bench.other
+
+    def meanwhile() -> None:
+        bench.must("TDH.MEM.RANGE.BLOCK", other, rcx=SECOND, rdx=bench.tdr)
+        bench.must("TDH.MEM.TRACK", other, rcx=bench.tdr)
+        bench.attempt("TDH.MEM.PAGE.REMOVE", "in the old epoch", other, rcx=SECOND, rdx=bench.tdr)
+        bench.attempt("TDH.MEM.TRACK", "before it has left", other, rcx=bench.tdr)
+
+    # The victim goes on with the translation that it has, and finds its own page there.
+    bench.while_it_runs(meanwhile)
+    bench.must("TDH.MEM.RANGE.UNBLOCK", other, rcx=SECOND, rdx=bench.tdr)
+
+
 @attack(FAMILY, "make the victim read a fresh page where its secret was")
 def remove_and_replace(bench: Bench) -> None:
     """All by the rules: BLOCK, TRACK, REMOVE, and AUG of another page.  The victim must notice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch.metadata import Context
 from swtdx.lab.attack import attack
 from swtdx.lab.bench import Bench
 from swtdx.vmm.td import Td
@@ -16,6 +17,21 @@ FAMILY: Final = "vCPUs"
 def run_a_vCPU_twice(bench: Bench) -> None:
     """TDH.VP.ENTER on the second processor while the first holds the vCPU."""
     bench.attempt("TDH.VP.ENTER", "on another processor", bench.other, rcx=bench.victim.tdvpr)
+
+
+@attack(FAMILY, "get at the vCPU from another processor while it is in the guest")
+def run_a_vCPU_that_is_running(bench: Bench) -> None:
+    """TDH.VP.ENTER, TDH.VP.RD and TDH.VP.FLUSH on the second processor, and the end of the TD."""
+    vcpu, other = bench.victim.tdvpr, bench.other
+
+    def meanwhile() -> None:
+        bench.attempt("TDH.VP.ENTER", "of a running vCPU", other, rcx=vcpu)
+        field = bench.field(Context.VP, "VCPU_INDEX")
+        bench.attempt("TDH.VP.RD", "of a running vCPU", other, rcx=vcpu, rdx=field)
+        bench.attempt("TDH.VP.FLUSH", "of a running vCPU", other, rcx=vcpu)
+        bench.attempt("TDH.MNG.VPFLUSHDONE", "of a running TD", other, rcx=bench.tdr)
+
+    bench.while_it_runs(meanwhile)
 
 
 @attack(FAMILY, "run a page of the attacker's making as a vCPU")

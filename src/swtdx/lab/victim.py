@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from swtdx.arch import ghci
@@ -58,6 +59,8 @@ class Victim:
         self.secret = secret_words(seed, name)
         #: What the victim found in its registers and memory that it had not put there.
         self.damage: list[str] = []
+        #: Called once, from another processor's point of view, while the vCPU is in the guest.
+        self.meanwhile: Callable[[], None] | None = None
         self.script: Script = engine.add_program(self._program)
         self.code = derive(seed, "code of the victim", PAGE) if code is None else code
         self.td = Td.build(
@@ -80,6 +83,10 @@ class Victim:
             # Time in which an interrupt can come, with the secret in every register that holds one.
             yield Pause(100_000)
             self._look_at_registers(cpu)
+            # The scripted engine runs this code between two instructions of the guest.
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
             for number, word in enumerate(self.secret):
                 self._expect((yield Read(RAM + 8 * number)), word, f"GPA {RAM + 8 * number:#x}")
                 self._expect((yield Read(SECOND + 8 * number)), word ^ _U64, f"GPA {SECOND + 8 * number:#x}")
