@@ -161,10 +161,16 @@ class Bench:
         Raises:
             Impossible: the victim does not run.
         """
-        self.victim.meanwhile = action
+        done: list[bool] = []
+
+        def meanwhile() -> None:
+            action()
+            done.append(True)
+
+        self.victim.meanwhile = meanwhile
         rax = self.victim.enter()
         self.cpu.gpr[R10] = ghci.SUCCESS
-        if self.victim.meanwhile is not None:
+        if not done:
             raise Impossible("the victim did not get to run")
         return rax
 
