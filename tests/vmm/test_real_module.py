@@ -37,6 +37,7 @@ from swtdx.vmm.errors import SeamcallError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
 from swtdx.vmm.result import EndReason, RunResult
+from swtdx.vmm.seamcalls import tdh_mng_rd, tdh_vp_rd
 from swtdx.vmm.sysinfo import read_all_fields, read_field
 from swtdx.vmm.td import InitialPage, Td
 from swtdx.vmm.td_params import ATTR_DEBUG, TdConfig
@@ -47,6 +48,7 @@ CODE = 0x100000
 RAM, RAM_END = 2 * MIB, 16 * MIB
 HLT, IO, WRMSR = 12, 30, 32
 ACCEPT, VMCALL = 6, 0
+TDCX_PA, TDVPS_PAGE_PA = 0x8010000300000010, 0xA020000300000010
 ALREADY, MISMATCH = 0x00000B0A, 0xC0000B0B
 
 
@@ -617,3 +619,20 @@ def test_a_wild_guest_never_breaks_the_hypervisor(one: Machine, programs: list[l
     result = place.run(1000)
     assert result.reason is not EndReason.ERROR, result
     one.finish()
+
+
+def test_addresses_of_control_pages_carry_the_key_id(machine: Machine) -> None:
+    """As Intel's module keeps them (``tdh_mng_addcx.c``, ``tdh_vp_addcx.c``), a debug host reads them."""
+    place = machine.td(lambda _cpu: power_off(), attributes=ATTR_DEBUG)
+    cpu, td = machine.hypervisor.processors[0], place.td
+    assert td.hkid is not None
+    vcpu = td.vcpus[0]
+    for read, root, first in ((tdh_mng_rd, td.tdr, TDCX_PA), (tdh_vp_rd, vcpu.tdvpr, TDVPS_PAGE_PA)):
+        for index in range(5):
+            status, address = read(cpu, root, first + index)
+            assert status == 0
+            page = address & (1 << machine.hypervisor.host.keyid_shift) - 1
+            assert address == page | td.hkid << machine.hypervisor.host.keyid_shift
+            assert page % PAGE == 0 < page
+    assert tdh_vp_rd(cpu, vcpu.tdvpr, TDVPS_PAGE_PA)[1] & (1 << 46) - 1 == vcpu.tdvpr
+    vcpu.flush()

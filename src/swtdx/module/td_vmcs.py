@@ -96,14 +96,14 @@ def initialise(module: TdxModule, lp: LogicalProcessor, vp: Vp) -> None:
     """Make and fill the TD VMCS; it is active on ``lp`` afterwards."""
     td = vp.td
     tdcs = td.tdcs
-    vmcs = lp.vmx.load(module.private(td, vp.vmcs_hpa))
+    vmcs = lp.vmx.load(vp.vmcs_pa)
     write = vmcs.write
     for field, value in (*_CONTROLS.items(), *_GUEST_STATE.items()):
         write(field, value)
     pages = TDVPS.tdvps_page_pa
-    write(f.VIRTUAL_APIC_PAGE, pages.get(vp.main, TDVPS_VAPIC))
-    write(f.VE_INFORMATION_ADDRESS, pages.get(vp.main, 0))
     mask = (1 << module.hpa_bits) - 1
+    write(f.VIRTUAL_APIC_PAGE, pages.get(vp.main, TDVPS_VAPIC) & mask)
+    write(f.VE_INFORMATION_ADDRESS, pages.get(vp.main, 0) & mask)
     write(f.MSR_BITMAP, TDR.tdcx_pa.get(td.tdr, TDCS_MSR_BITMAPS) & mask)
     write(f.SHARED_EPTP, TDR.tdcx_pa.get(td.tdr, 4) & mask)
     write(f.HKID, td.hkid)

@@ -118,7 +118,7 @@ def flush_translations(lp: LogicalProcessor, td: Td) -> None:
 
 def vmcs_of(module: TdxModule, lp: LogicalProcessor, vp: Vp) -> Vmcs:
     """The vCPU's VMCS, active and current on ``lp``, with the rest of its registers loaded."""
-    pa = module.private(vp.td, vp.vmcs_hpa)
+    pa = vp.vmcs_pa
     known = pa in lp.vmx.active
     vmcs = lp.vmx.load(pa)
     if not known:

@@ -35,7 +35,7 @@ def vp_create(call: HostCall) -> int:
     TDVPS.vcpu_state.set(tdvps, VcpuState.UNINITIALIZED)
     TDVPS.assoc_lpid.set(tdvps, 0xFFFFFFFF)
     TDVPS.num_tdvps_pages.set(tdvps, 1)
-    TDVPS.tdvps_page_pa.set(tdvps, 0, i[RCX])
+    TDVPS.tdvps_page_pa.set(tdvps, 0, module.private(td, i[RCX]))
     module.memory.direct_store(module.private(td, i[RCX]), bytes(tdvps), SEAM)
     td.add_children(1)
     page.set(_TDVPR, td.tdr_hpa)
@@ -56,7 +56,7 @@ def vp_addcx(call: HostCall) -> int:
         raise LeafFailed(st.TDX_TDCX_NUM_INCORRECT)
     page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
     module.memory.direct_zero(module.private(td, i[RCX]), _PAGE, SEAM)
-    TDVPS.tdvps_page_pa.set(main, count, i[RCX])
+    TDVPS.tdvps_page_pa.set(main, count, module.private(td, i[RCX]))
     TDVPS.num_tdvps_pages.set(main, count + 1)
     td.add_children(1)
     page.set(_TDCX, td.tdr_hpa)
@@ -105,7 +105,7 @@ def vp_flush(call: HostCall) -> int:
     if TDVPS.assoc_lpid.get(vp.main) != lp.index:
         raise LeafFailed(st.TDX_VCPU_NOT_ASSOCIATED)
     flush_translations(lp, td)
-    vmcs = lp.vmx.active.get(module.private(td, vp.vmcs_hpa))
+    vmcs = lp.vmx.active.get(vp.vmcs_pa)
     if vmcs is not None:
         save_state(lp, vp, vmcs)
         lp.vmx.clear(vmcs.pa)

@@ -72,11 +72,14 @@ class Vp:
     def map_pages(self, keyhole: Keyhole) -> None:
         """Map the TDCX pages added so far."""
         count = TDVPS.num_tdvps_pages.get(self.main)
+        # TDVPS_PAGE_PA is kept with the HKID in it, too.
+        mask = (1 << keyhole.shift) - 1
         self.pages = [self.main] + [
-            keyhole.map(TDVPS.tdvps_page_pa.get(self.main, index), self.td.hkid) for index in range(1, count)
+            keyhole.map(TDVPS.tdvps_page_pa.get(self.main, index) & mask, self.td.hkid)
+            for index in range(1, count)
         ]
 
     @property
-    def vmcs_hpa(self) -> int:
-        """HPA of the TD VMCS page."""
+    def vmcs_pa(self) -> int:
+        """Physical address of the TD VMCS page, with the TD's HKID."""
         return int(TDVPS.tdvps_page_pa.get(self.main, TDVPS_VMCS))

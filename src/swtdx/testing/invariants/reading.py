@@ -182,6 +182,7 @@ class Reader:
         raw = self.page(hpa, td.hkid)
         if raw is None:
             return
+        mask = (1 << self._shift) - 1
         count = min(TDVPS.num_tdvps_pages.get(raw), TDVPS_MAX_PAGES)
         td.vcpus.append(
             VcpuView(
@@ -190,7 +191,7 @@ class Reader:
                 TDVPS.vcpu_index.get(raw),
                 TDVPS.assoc_lpid.get(raw),
                 TDVPS.vcpu_epoch.get(raw),
-                tuple(TDVPS.tdvps_page_pa.get(raw, index) for index in range(count)),
+                tuple(TDVPS.tdvps_page_pa.get(raw, index) & mask for index in range(count)),
             )
         )
 
