@@ -18,17 +18,23 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as some
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
 from swtdx.arch.regs import R8, RAX, RCX, RDX
 from swtdx.arch.sept_bits import LEVEL_BYTES
 from swtdx.arch.states import NO_LP
 from swtdx.machine.engine.scripted import Cpuid, GuestFault, Hlt, Read, Script, Tdcall, Write
+from swtdx.testing.conformance.world import LARGE
 from swtdx.testing.fuzz import plans
 from swtdx.testing.fuzz.operands import Call, make_call
 from swtdx.testing.fuzz.situation import LARGES, SMALL_GPAS, runnable
-from swtdx.testing.conformance.world import LARGE
 from tests.module.room import Room
 
 NIGHTLY = os.environ.get("SWTDX_HYPOTHESIS") == "nightly"
@@ -82,7 +88,9 @@ class Guest:
             self.memory[gpa] = value
         elif kind == "read":
             found = yield Read(gpa)
-            assert found == self.memory.get(gpa, found), f"{gpa:#x} holds {found:#x}, not {self.memory[gpa]:#x}"
+            assert found == self.memory.get(gpa, found), (
+                f"{gpa:#x} holds {found:#x}, not {self.memory[gpa]:#x}"
+            )
         elif kind == "accept":
             level = value % 2
             base = gpa & -LEVEL_BYTES[level]
@@ -169,7 +177,9 @@ class Module(RuleBasedStateMachine):
         elif guest is not None and leaf.name in ("TDH.MEM.RD", "TDH.MEM.WR"):
             gpa = call.gpr[RCX]
             assert before[tdr].attributes & 1, "the host read a TD that cannot be debugged"
-            assert after[R8] == guest.memory.get(gpa, after[R8]), f"MEM.RD/WR of {gpa:#x} found {after[R8]:#x}"
+            assert after[R8] == guest.memory.get(gpa, after[R8]), (
+                f"MEM.RD/WR of {gpa:#x} found {after[R8]:#x}"
+            )
             if leaf.name == "TDH.MEM.WR":
                 guest.memory[gpa] = call.gpr[R8]
         return after
@@ -249,7 +259,9 @@ class Module(RuleBasedStateMachine):
     @precondition(lambda self: self.situation.tds)
     @rule(
         which=some.integers(0, 2),
-        gpa=some.sampled_from([(0x1000, 0), (0x2000, 0), (0x3000, 0), (LARGE, 1), (LARGE, 0), (0, 1), (0, 2)]),
+        gpa=some.sampled_from(
+            [(0x1000, 0), (0x2000, 0), (0x3000, 0), (LARGE, 1), (LARGE, 0), (0, 1), (0, 2)]
+        ),
         name=some.sampled_from(plans.ENDINGS),
         count=some.integers(1, 3),
     )
@@ -335,7 +347,7 @@ PROFILE = settings(
     suppress_health_check=list(HealthCheck),
     derandomize=not NIGHTLY,
     print_blob=True,
-    phases=[Phase.generate] if os.environ.get('SWTDX_NOSHRINK') else list(Phase),
+    phases=[Phase.generate] if os.environ.get("SWTDX_NOSHRINK") else list(Phase),
 )
 
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Lazy] = {
     "demo": Lazy("swtdx.cli.demo:demo", "Play scenes: #VE, interrupts, a TD's life, an attack."),
     "explain": Lazy("swtdx.cli.explain:explain", "Explain a status code, leaf, field, TDVMCALL or exit."),
     "abi": Lazy("swtdx.cli.abi:abi", "List every leaf: implemented or not, and its statuses."),
+    "fuzz": Lazy("swtdx.cli.fuzz:fuzz", "Fuzz the TDX Module, as host and as guest."),
     "platform": Lazy("swtdx.cli.platform:platform", "Print the machine: CPUs, memory, keys, SEAM."),
     "measure": Lazy("swtdx.cli.measure:measure", "Compute the MRTD of an image without a machine."),
     "quote": Lazy("swtdx.cli.quote:quote", "Have a TD make a quote."),

@@ -132,6 +132,9 @@ class Translator:
     def _map(self, vmcs: Vmcs, gpa: int, pa: int, size: int, entry: int, shared: bool) -> None:
         unit = self._unit
         hpa, keyid = unit.split(pa)
+        if shared and keyid and unit.memory.addresses.is_private(keyid):
+            # In a shared EPT the bits of private KeyIDs are reserved, for TDs as for everybody else.
+            raise ReservedBitFault(hpa, keyid, "a private KeyID in a shared EPT")
         unit.memory.acquire(hpa, size, keyid, unit.guest)
         unit.claim(vmcs, gpa, hpa, size, code=not shared)
         vmcs.space.map(gpa, hpa, size, Access(entry & 7), code=not shared)

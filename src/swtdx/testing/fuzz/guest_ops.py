@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from swtdx.arch import regs
@@ -69,14 +69,22 @@ _CONTEXTS: Final = {7: Context.TD, 8: Context.TD, 9: Context.VP, 10: Context.VP,
 _ALIGN: Final = {2: 64, 4: 1024, 12: 4096, 22: 256, 6: 4096, 23: 4096, 24: 4096}
 
 
-def tdcall(choose: Choose, leaf: Leaf | None = None) -> Tdcall:
-    """A TDCALL with all registers given."""
+Gpas = Sequence[int]
+
+
+def _some(choose: Choose, mapped: Gpas) -> int:
+    """A page's GPA, rather one that the guest has."""
+    return pick(choose, mapped) if mapped and choose(4) else pick(choose, GPAS)
+
+
+def tdcall(choose: Choose, mapped: Gpas, leaf: Leaf | None = None) -> Tdcall:
+    """A TDCALL with all registers given; ``mapped`` are GPAs of pages that the guest has accepted."""
     if leaf is None:
         leaf = _ACCEPT if not choose(4) else pick(choose, _LEAVES)
     g = [0xF111_0000_0000_0F1F + (number << 32) for number in range(16)]
     number = leaf.number
     g[RAX] = number | choose(leaf.max_version + 1) << 16
-    g[RCX] = pick(choose, GPAS) & -_ALIGN.get(number, 1)
+    g[RCX] = _some(choose, mapped) & -_ALIGN.get(number, 1)
     if number == _ACCEPT.number:
         g[RCX] = pick(choose, (*SMALL_GPAS, LARGE | 1, LARGE | 1, LARGE, LARGE + 0x1FF000, 1))
     elif number in _CONTEXTS:
@@ -84,13 +92,15 @@ def tdcall(choose: Choose, leaf: Leaf | None = None) -> Tdcall:
         g[RDX] = Situation.field(choose, _CONTEXTS[number])
         g[R8], g[R9] = Situation.odd(choose), ALL_ONES if choose(2) else Situation.odd(choose)
     elif number == 4:
-        g[RDX], g[R8] = pick(choose, GPAS) & -64, 0 if choose(8) else choose(300)
+        g[RDX], g[R8] = _some(choose, mapped) & -64, 0 if choose(8) else choose(300)
     elif number == 2:
         g[RDX] = choose(5)
     elif number == 12:
-        g[RDX], g[R8] = pick(choose, GPAS) & -4096, Situation.field(choose, Context.SYS)
+        g[RDX], g[R8] = _some(choose, mapped) & -4096, Situation.field(choose, Context.SYS)
     elif number in (3, 5):
         g[RCX] = choose(4)
+    elif number in (24, 26, 27):
+        g[RCX], g[RDX], g[R8] = pick(choose, (g[RCX], 0, 0, 1 << 52)), 0, 0
     if not choose(3):
         register = choose(16)
         if register != RSP:
@@ -114,46 +124,49 @@ def vmcall(choose: Choose) -> Tdcall:
     return call_of(g)
 
 
-def _gpa(choose: Choose) -> int:
-    return pick(choose, GPAS) + choose(512) * 8 & ALL_ONES
+def _gpa(choose: Choose, mapped: Gpas) -> int:
+    return _some(choose, mapped) + choose(512) * 8 & ALL_ONES
+
+
+def _cpuid_leaf(choose: Choose) -> int:
+    return pick(choose, (choose(0x30), 0x80000000 + choose(9), 0x40000000, choose(1 << 32)))
 
 
 #: (weight, what makes the operation).
-_OTHERS: Final[tuple[tuple[int, Callable[[Choose], Operation]], ...]] = (
-    (12, lambda choose: Read(_gpa(choose), pick(choose, (1, 2, 4, 8)))),
-    (12, lambda choose: Write(_gpa(choose), choose(256), pick(choose, (1, 2, 4, 8)))),
-    (4, lambda choose: Write(pick(choose, SMALL_GPAS), choose(1 << 64), 8)),
-    (5, lambda choose: Cpuid(pick(choose, (choose(0x30), 0x80000000 + choose(9), 0x40000000, choose(1 << 32))),
-                             choose(4))),
-    (6, lambda choose: Rdmsr(pick(choose, MSRS))),
-    (6, lambda choose: Wrmsr(pick(choose, MSRS), Situation.odd(choose))),
-    (2, lambda choose: Rdmsr(choose(1 << 32))),
-    (2, lambda choose: Hlt()),
-    (2, lambda choose: In(choose(1 << 16), pick(choose, (1, 2, 4)))),
-    (2, lambda choose: Out(choose(1 << 16), choose(256), pick(choose, (1, 2, 4)))),
-    (2, lambda choose: MovToCr(pick(choose, (0, 3, 4, 8)), Situation.odd(choose))),
-    (1, lambda choose: MovToCr(pick(choose, (0, 4)), 1 << choose(32))),
-    (2, lambda choose: MovFromCr(pick(choose, (0, 3, 4, 8)))),
-    (1, lambda choose: Xsetbv(pick(choose, ODD_VALUES), choose(2))),
-    (1, lambda choose: Monitor()),
-    (1, lambda choose: Mwait()),
-    (1, lambda choose: Rdpmc(choose(8))),
-    (1, lambda choose: Invd()),
-    (1, lambda choose: Wbinvd()),
-    (1, lambda choose: Rdtsc()),
-    (1, lambda choose: Rdtscp()),
-    (1, lambda choose: Vmcall()),
-    (1, lambda choose: Undefined(b"\x0f\x0b")),
-    (2, lambda choose: Pause(choose(100_000))),
+_OTHERS: Final[tuple[tuple[int, Callable[[Choose, Gpas], Operation]], ...]] = (
+    (12, lambda choose, mapped: Read(_gpa(choose, mapped), pick(choose, (1, 2, 4, 8)))),
+    (12, lambda choose, mapped: Write(_gpa(choose, mapped), choose(256), pick(choose, (1, 2, 4, 8)))),
+    (4, lambda choose, mapped: Write(_some(choose, mapped) & -8, choose(1 << 64), 8)),
+    (5, lambda choose, mapped: Cpuid(_cpuid_leaf(choose), choose(4))),
+    (6, lambda choose, mapped: Rdmsr(pick(choose, MSRS))),
+    (6, lambda choose, mapped: Wrmsr(pick(choose, MSRS), Situation.odd(choose))),
+    (2, lambda choose, mapped: Rdmsr(choose(1 << 32))),
+    (2, lambda choose, mapped: Hlt()),
+    (2, lambda choose, mapped: In(choose(1 << 16), pick(choose, (1, 2, 4)))),
+    (2, lambda choose, mapped: Out(choose(1 << 16), choose(256), pick(choose, (1, 2, 4)))),
+    (2, lambda choose, mapped: MovToCr(pick(choose, (0, 3, 4, 8)), Situation.odd(choose))),
+    (1, lambda choose, mapped: MovToCr(pick(choose, (0, 4)), 1 << choose(32))),
+    (2, lambda choose, mapped: MovFromCr(pick(choose, (0, 3, 4, 8)))),
+    (1, lambda choose, mapped: Xsetbv(pick(choose, ODD_VALUES), choose(2))),
+    (1, lambda choose, mapped: Monitor()),
+    (1, lambda choose, mapped: Mwait()),
+    (1, lambda choose, mapped: Rdpmc(choose(8))),
+    (1, lambda choose, mapped: Invd()),
+    (1, lambda choose, mapped: Wbinvd()),
+    (1, lambda choose, mapped: Rdtsc()),
+    (1, lambda choose, mapped: Rdtscp()),
+    (1, lambda choose, mapped: Vmcall()),
+    (1, lambda choose, mapped: Undefined(b"\x0f\x0b")),
+    (2, lambda choose, mapped: Pause(choose(100_000))),
 )  # fmt: skip
 _WEIGHTED: Final = tuple(make for weight, make in _OTHERS for _ in range(weight))
 
 
-def other(choose: Choose) -> Operation:
+def other(choose: Choose, mapped: Gpas) -> Operation:
     """An instruction that is no TDCALL; very seldom a triple fault."""
     if not choose(3000):
         return TripleFault()
-    return pick(choose, _WEIGHTED)(choose)
+    return pick(choose, _WEIGHTED)(choose, mapped)
 
 
 def registers_of(operation: Tdcall) -> list[int]:

@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from swtdx.arch import regs, status
+from swtdx.arch import regs, sept, status
 from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES
-from swtdx.arch.regs import RAX, RCX, RSP
-from swtdx.arch.states import NO_LP
+from swtdx.arch.regs import R8, RAX, RCX, RSP
+from swtdx.arch.states import NO_LP, VcpuState
 from swtdx.machine.engine.scripted import GuestFault, Operation, Script, ScriptError, Tdcall
 from swtdx.machine.engine.scripted.script import WINDOW
 from swtdx.testing.conformance.stages import STAGES
@@ -73,6 +73,7 @@ class Fuzzer:
         self._stale = True
         self._depth = 0
         self._budget = 0
+        self._mapped: list[int] = []
         self._attacked = False
         self._next_life = 0
         self._next_look = 0
@@ -126,6 +127,7 @@ class Fuzzer:
         world = self._world = World()
         self._attacked, self._depth = False, 0
         self._stuck: set[int] = set()
+        self._scripts: list[Script] = []
         self.report.machines += 1
         for stage in _EARLY_STAGES:
             STAGES[stage](world)
@@ -219,9 +221,14 @@ class Fuzzer:
         except FuzzFailure:
             raise
         except Exception as error:
-            raise self._fail(f"{type(error).__name__}: {error}\n{traceback.format_exc()}", str(call)) from error
+            raise self._fail(
+                f"{type(error).__name__}: {error}\n{traceback.format_exc()}", str(call)
+            ) from error
         if self._pending is not None:
             raise self._pending
+        for script in self._scripts:
+            if script.error is not None and not isinstance(script.error, GuestFault):
+                raise self._fail(f"the guest's program: {script.error!r}", str(call)) from script.error
         after = list(processor.gpr)
         if outer is not None:
             processor.gpr[:] = outer
@@ -253,14 +260,22 @@ class Fuzzer:
     def _enter(self, s: Situation, lp: int | None = None) -> None:
         """TDH.VP.ENTER of some vCPU, with a timer that may go off."""
         choose = self._choose
-        found = [vcpu for td in s.tds if runnable(td) for vcpu in td.vcpus]
+        found = [
+            (td, vcpu)
+            for td in s.tds
+            if runnable(td)
+            for vcpu in td.vcpus
+            if vcpu.state == VcpuState.READY or not choose(10)
+        ]
         if not found:
             call = self._plan(s)
             if call is not None:
+                call.lp = call.lp if lp is None else lp
                 self._seamcall(call)
             return
-        vcpu = pick(choose, found)
-        call = Call(vcpu.holder if vcpu.holder != NO_LP and choose(8) else choose(2))
+        td, vcpu = pick(choose, found)
+        self._mapped = [each.gpa for each in td.mappings[:64] if each.state is sept.MAPPED]
+        call = Call(vcpu.holder if vcpu.holder != NO_LP and choose(16) else choose(2))
         if lp is not None:
             call.lp = lp
         assert self._world is not None
@@ -271,13 +286,13 @@ class Fuzzer:
             call.gpr[RCX] |= 1 << pick(choose, (0, 11, 52, 53, 54, 63))
         if not choose(5):
             processor.arm_timer(self._world.machine.tsc() + choose(20_000), 32 + choose(224))
-        self._budget = 1 + choose(12)
+        self._budget = 1 + choose(24)
         after = self._seamcall(call)
         self.report.entries += 1
         if after[RAX] & status.CODE_MASK == 0:
             self.report.exits[after[RAX] & 0xFFFF] += 1
-            if after[RAX] & 0xFFFF == _EPT_VIOLATION and choose(2):
-                self._give_up(call.lp)
+            if after[RAX] & 0xFFFF == _EPT_VIOLATION:
+                self._missed(s, call, after[R8])
         for vector in list(processor.pending):
             processor.acknowledge(vector)
         processor.arm_timer(None, 0)
@@ -285,7 +300,7 @@ class Fuzzer:
     def _prepare_engine(self, world: World) -> None:
         """Guests of the engine are ours, and give up accesses that nobody will ever serve."""
         engine: Any = world.machine.engine
-        engine.program_for = lambda _context: engine.script(self._guest)
+        engine.program_for = self._new_script
         run = engine.run
 
         def run_or_give_up(lp: int, context: Any, space: Any, deadline: int | None) -> Any:
@@ -297,6 +312,23 @@ class Fuzzer:
             return run(lp, context, space, deadline)
 
         engine.run = run_or_give_up
+
+    def _new_script(self, _context: Any) -> Script:
+        assert self._world is not None
+        engine: Any = self._world.machine.engine
+        script: Script = engine.script(self._guest)
+        self._scripts = [each for each in self._scripts if not each.done] + [script]
+        return script
+
+    def _missed(self, s: Situation, entry: Call, gpa: int) -> None:
+        """An EPT violation: the host gives the page, or the guest gives up, or it is tried again."""
+        td = next((td for td in s.tds if any(v.tdvpr == entry.gpr[RCX] for v in td.vcpus)), None)
+        step = plans.serve(s, td, gpa) if td is not None and self._choose(3) else None
+        if step is not None:
+            step.lp = entry.lp
+            self._seamcall(step)
+        elif self._choose(8):
+            self._give_up(entry.lp)
 
     def _give_up(self, lp: int) -> None:
         """The guest that left this processor shall not try the same instruction for ever."""
@@ -325,9 +357,11 @@ class Fuzzer:
         if self._depth < _DEPTH and self._side == "both" and not choose(12):
             self._call_beside()
         if self._side == "host":
-            tame = guest_ops.tdcall(choose, GUEST_LEAVES[6])
+            tame = guest_ops.tdcall(choose, self._mapped, GUEST_LEAVES[6])
             return tame if choose(2) else Tdcall(rax=0, rcx=0)
-        return guest_ops.tdcall(choose) if choose(3) else guest_ops.other(choose)
+        if choose(3):
+            return guest_ops.tdcall(choose, self._mapped)
+        return guest_ops.other(choose, self._mapped)
 
     def _perform(self, cpu: Script, operation: Operation) -> Iterator[Operation]:
         self.report.instructions += 1
@@ -358,7 +392,7 @@ class Fuzzer:
 
     def _call_beside(self) -> None:
         """SEAMCALLs on the other processor, while this one runs the guest and holds its locks."""
-        assert self._world is not None and self._situation is not None
+        assert self._world is not None
         busy = [lp.index for lp in self._world.lps if lp.in_guest]
         idle = [lp.index for lp in self._world.lps if not lp.in_guest]
         if not idle or not busy:
@@ -397,5 +431,3 @@ class Fuzzer:
             found.append(f"poisoned pages: {picture.poisoned}")
         if found:
             raise self._fail("after this call: " + "; ".join(found))
-
-

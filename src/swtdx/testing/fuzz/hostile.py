@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 from swtdx.arch.leaves import BY_NAME
@@ -72,8 +71,7 @@ def _shared_ept(s: Situation, choose: Choose) -> None:
     vcpu = pick(choose, s.vcpus)
     processor = s.world.platform.host.processors[vcpu.holder if vcpu.holder < 2 else 0]
     root = pick(choose, s.scratch) if choose(4) else s.wrong_page(choose)
-    for register, value in (
-        (RAX, BY_NAME["TDH.VP.WR"].number), (RCX, vcpu.tdvpr), (RDX, _SHARED_EPTP), (R8, root), (R9, ALL_ONES),
-    ):  # fmt: skip
+    operands = {RCX: vcpu.tdvpr, RDX: _SHARED_EPTP, R8: root, R9: ALL_ONES}
+    for register, value in {RAX: BY_NAME["TDH.VP.WR"].number, **operands}.items():
         processor.gpr[register] = value
     processor.seamcall()

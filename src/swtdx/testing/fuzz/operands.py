@@ -156,7 +156,10 @@ FILLS: Final[dict[str, dict[int, Fill]]] = {
     "TDH.VP.CREATE": {RCX: _new, RDX: _tdr},
     "TDH.VP.ADDCX": {RCX: _new, RDX: _tdvpr},
     "TDH.VP.INIT": {RCX: _tdvpr, RDX: _odd},
-    "TDH.VP.ENTER": {RCX: _tdvpr, **dict.fromkeys((RDX, RBX, 5, 6, 7, R8, R9, R10, R11, 12, 13, 14, 15), _odd)},
+    "TDH.VP.ENTER": {
+        RCX: _tdvpr,
+        **dict.fromkeys((RDX, RBX, 5, 6, 7, R8, R9, R10, R11, 12, 13, 14, 15), _odd),
+    },
     "TDH.VP.FLUSH": {RCX: _tdvpr},
     "TDH.VP.RD": {RCX: _tdvpr, RDX: _field(Context.VP)},
     "TDH.VP.WR": {RCX: _tdvpr, RDX: _field(Context.VP), **_WRITE},

@@ -8,7 +8,7 @@ from swtdx.arch.control_structs import TDCS_MIN_PAGES, TDVPS_MIN_PAGES
 from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.regs import R8, R9, R10, R11, RAX, RCX, RDX
 from swtdx.arch.sept_bits import LEVEL_BYTES
-from swtdx.arch.states import NO_LP, KotState, Lifecycle, OpState, PageType, VcpuState
+from swtdx.arch.states import NO_LP, KotState, Lifecycle, OpState, VcpuState
 from swtdx.testing.conformance.world import LARGE
 from swtdx.testing.fuzz.operands import Call
 from swtdx.testing.fuzz.situation import ALL_ONES, Situation
@@ -94,6 +94,13 @@ def _finish(s: Situation, td: TdView, lp: int) -> Call | None:
     return None
 
 
+def serve(s: Situation, td: TdView, gpa: int) -> Call | None:
+    """Give the TD the page that its guest missed, if there is one and a tree above it."""
+    if s.free and _takes(td, gpa & -4096, 0):
+        return _call("TDH.MEM.PAGE.AUG", rcx=gpa & -4096, rdx=td.tdr, r8=s.free[0])
+    return None
+
+
 def retire(s: Situation, td: TdView) -> Call | None:
     """The next step towards its end; after the last there is no such TD any more."""
     for vcpu in td.vcpus:
@@ -141,7 +148,12 @@ def promotion(s: Situation, td: TdView, gpa: int = LARGE) -> Call | None:
 
 
 #: What may be done to an entry that is blocked and tracked.
-ENDINGS: Final = ("TDH.MEM.RANGE.UNBLOCK", "TDH.MEM.PAGE.REMOVE", "TDH.MEM.PAGE.RELOCATE", "TDH.MEM.SEPT.REMOVE")
+ENDINGS: Final = (
+    "TDH.MEM.RANGE.UNBLOCK",
+    "TDH.MEM.PAGE.REMOVE",
+    "TDH.MEM.PAGE.RELOCATE",
+    "TDH.MEM.SEPT.REMOVE",
+)
 
 
 def ending(s: Situation, td: TdView, gpa: int, level: int, name: str) -> Call | None:
@@ -152,8 +164,3 @@ def ending(s: Situation, td: TdView, gpa: int, level: int, name: str) -> Call | 
     if entry.state.is_leaf == (name == "TDH.MEM.SEPT.REMOVE"):
         name = "TDH.MEM.RANGE.UNBLOCK"
     return blocked(s, td, gpa, level) or _call(name, rcx=gpa | level, rdx=td.tdr, r8=s.free[0])
-
-
-def owned_by_nobody(s: Situation) -> bool:
-    """Whether every page has come back."""
-    return not s.picture.of_kind(PageType.TDR) and not s.picture.pages

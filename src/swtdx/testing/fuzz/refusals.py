@@ -35,9 +35,7 @@ def unlawful(
     """
     tables = {hpa for td in before.tds.values() for hpa in td.tables}
     tables |= {
-        td.tdcx[TDCS_SEPT_ROOT_PAGE]
-        for td in before.tds.values()
-        if len(td.tdcx) > TDCS_SEPT_ROOT_PAGE
+        td.tdcx[TDCS_SEPT_ROOT_PAGE] for td in before.tds.values() if len(td.tdcx) > TDCS_SEPT_ROOT_PAGE
     }
     controls = {td.tdcx[0] for td in before.tds.values() if td.tdcx}
     vcpus = {vcpu.tdvpr for td in before.tds.values() for vcpu in td.vcpus}

@@ -67,7 +67,8 @@ class FuzzReport:
             "statuses_reached": reached,
             "statuses_declared": declared_count,
             "statuses": {
-                f"{leaf} {status_text(value)}": count for (leaf, value), count in sorted(self.statuses.items())
+                f"{leaf} {status_text(value)}": count
+                for (leaf, value), count in sorted(self.statuses.items())
             },
             "exit_reasons": {str(reason): count for reason, count in sorted(self.exits.items())},
         }

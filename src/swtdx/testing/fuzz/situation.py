@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from swtdx.arch import sept_bits
 from swtdx.arch.leaf import Leaf
 from swtdx.arch.metadata import NULL_ID, TABLES, Context
-from swtdx.arch.states import Lifecycle, OpState, PageType
+from swtdx.arch.states import Lifecycle, OpState
 from swtdx.testing.conformance.stages import td_params
 from swtdx.testing.conformance.world import LARGE, OUTSIDE, PAGE, PAMT_4K, TDMR, World
 from swtdx.testing.invariants import Picture, TdView, read
@@ -84,9 +84,7 @@ class Situation:
         if not self.tds:
             return None
         if leaf is not None and leaf.op_states is not None and choose(8):
-            allowed = [
-                td for td in self.tds if td.op_state is not None and leaf.op_states >> td.op_state & 1
-            ]
+            allowed = [td for td in self.tds if td.op_state is not None and leaf.op_states >> td.op_state & 1]
             if allowed:
                 return pick(choose, allowed)
         return pick(choose, self.tds)
@@ -189,11 +187,3 @@ def retired(td: TdView) -> bool:
 def runnable(td: TdView) -> bool:
     """Whether its vCPUs may be entered."""
     return td.keyed and td.op_state == OpState.RUNNABLE and not td.fatal
-
-
-def is_private(picture: Picture, hpa: int) -> bool:
-    """Whether a page belongs to a TD."""
-    page = picture.pages.get(hpa)
-    return page is not None and page.kind != PageType.RSVD
-
-

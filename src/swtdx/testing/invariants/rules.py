@@ -13,7 +13,7 @@ from typing import Final
 from swtdx.arch import sept_bits as bits
 from swtdx.arch.control_structs import TDCS_MIN_PAGES
 from swtdx.arch.states import NO_LP, KotState, Lifecycle, OpState, PageType, VcpuState
-from swtdx.testing.invariants.picture import Mapping, Page, Picture, TdView
+from swtdx.testing.invariants.picture import Mapping, Picture, TdView
 
 _OWNED: Final = frozenset({PageType.REG, PageType.TDR, PageType.TDCX, PageType.TDVPR, PageType.EPT})
 _PRIORITY: Final = 2  # host-priority bit of a lock: left behind by a refusal, for the guest to see
@@ -86,7 +86,7 @@ def _keys(picture: Picture) -> Iterator[str]:
 def _locks(picture: Picture) -> Iterator[str]:
     """Without a guest that runs nobody holds any lock; guests hold some shared."""
     held = [(f"the PAMT entry of {page}", page.lock) for page in picture.locked]
-    held += [(f"the lock of {name}", value << 1 & ~3) for name, value in picture.system_locks.items()]
+    held += [(f"the lock of {name}", value & 1 | value << 1 & ~3) for name, value in picture.system_locks.items()]
     for td in picture.tds.values():
         for name, value in td.locks.items():
             plain = name in ("secure_ept_lock", "epoch_lock")
@@ -212,11 +212,12 @@ def _entry(picture: Picture, td: TdView, each: Mapping) -> Iterator[str]:
 
 def _mapped_once(picture: Picture) -> Iterator[str]:
     """No private page in two TDs, nor parts of one."""
-    spans: list[tuple[int, int, TdView]] = []
-    for td in picture.tds.values():
-        for each in td.mappings:
-            if each.state is None or each.state.is_leaf:
-                spans.append((each.hpa, each.hpa + bits.LEVEL_BYTES[each.level], td))
+    spans = [
+        (each.hpa, each.hpa + bits.LEVEL_BYTES[each.level], td)
+        for td in picture.tds.values()
+        for each in td.mappings
+        if each.state is None or each.state.is_leaf
+    ]
     spans.sort(key=lambda span: span[0])
     for (_, end, td), (start, _, other) in pairwise(spans):
         if start < end:
@@ -259,8 +260,3 @@ def _stale(picture: Picture, td: TdView, lp: int, held: list[tuple[int, int, int
         page = picture.pages.get(each.hpa)
         if each.state and each.state.blocked and page and page.bepoch < td.epoch:
             yield f"processor {lp} still translates {gpa:#x} of TD {td.tdr:#x}, blocked and tracked"
-
-
-def describe(page: Page) -> str:
-    """A page in words."""
-    return f"{page}, owner {page.owner:#x}"
