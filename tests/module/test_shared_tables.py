@@ -95,6 +95,25 @@ def test_memory_types_that_do_not_exist(memory_type: int) -> None:
         assert world.enter()[RAX] == EPT_MISCONFIGURATION
 
 
+def test_no_alias_above_the_shared_bit() -> None:
+    """GPA bits that a 4-level EPT does not translate: #PF with RSVD, not the page below."""
+    with bring_up(World(), "running") as world:
+        seen = []
+
+        def guest(_cpu: Any) -> Any:
+            yield Read(FIRST)
+            for bit in (48, 50, 51):
+                try:
+                    yield Read(1 << bit | FIRST)
+                except GuestFault as fault:
+                    seen.append((fault.vector, fault.error_code))
+            yield Tdcall(rax=0, rcx=0)
+
+        world.guest(guest)
+        assert world.enter()[RAX] == TDCALL_EXIT
+        assert seen == [(14, 9)] * 3  # P and RSVD
+
+
 def test_shared_memory_is_there() -> None:
     with bring_up(World(), "running") as world:
         buffer = world.buffer(b"shared..")

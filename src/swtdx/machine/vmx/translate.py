@@ -62,6 +62,9 @@ class Translator:
         if access & Access.FETCH and gpa & self._unit.shared_bit(vmcs):
             self._shared_fetch(vmcs, gpa)
             return None
+        if gpa >= self._unit.shared_bit(vmcs) << 1:
+            # Bits that the tables do not translate: an EPT violation, and never a #VE.
+            return self._violation(vmcs, gpa, access, SUPPRESS_VE)
         found = self._walk(vmcs, gpa)
         if found.present and not found.misconfigured:
             wanted = int(access) & 7

@@ -44,6 +44,7 @@ def _tables(s: Situation, choose: Choose) -> bool:
         pick(choose, s.owned) if to_td else 0x1000,
         pick(choose, (0, 1 << 40, 3 << 30, 1 << 33, s.world.machine.memory.size)),
         s.world.seam_range,
+        _with_key(s, choose),
         pick(choose, s.scratch) | (1 + choose(63)) << s.shift,
     )
     page = pick(choose, s.scratch)
@@ -52,6 +53,14 @@ def _tables(s: Situation, choose: Choose) -> bool:
         entry = pick(choose, targets) | rights | 6 << 3 | choose(2) << 7 | choose(2) << 63
         s.world.memory.write_u64(page + pick(choose, (0, 0, 8, choose(512) * 8)), entry)
     return to_td
+
+
+def _with_key(s: Situation, choose: Choose) -> int:
+    """A TD's private page, with the TD's key in its address."""
+    td = pick(choose, s.tds) if s.tds else None
+    if td is None or not td.mappings:
+        return 0x2000
+    return pick(choose, td.mappings).hpa | td.hkid << s.shift
 
 
 def _parameters(s: Situation, choose: Choose) -> None:

@@ -39,6 +39,16 @@ class Mapping(NamedTuple):
     state: SeptState | None
 
 
+class Translation(NamedTuple):
+    """A translation that a processor has cached.  ``low`` and ``high``: KeyIDs of the frames' lines."""
+
+    gpa: int
+    hpa: int
+    bytes: int
+    low: int
+    high: int
+
+
 @dataclass(frozen=True, slots=True)
 class VcpuView:
     """A vCPU: what page 0 of its TDVPS says.  ``pages`` are the HPAs that it lists."""
@@ -111,6 +121,7 @@ class Picture:
 
     ready: bool
     global_hkid: int = 0
+    first_private: int = 1
     packages: int = 1
     processors: int = 1
     #: (base, end) of what the PAMTs describe so far.
@@ -127,9 +138,9 @@ class Picture:
     #: Pages that could not be read: (HPA, why).
     poisoned: list[tuple[int, str]] = field(default_factory=list)
     system_locks: dict[str, int] = field(default_factory=dict)
-    #: By processor: TDVPR that ran there last, and cached translations (EPTP, HKID) -> [(GPA, HPA, bytes)].
+    #: By processor: TDVPR that ran there last, and cached translations by (EPTP, HKID).
     last_vcpu: list[int] = field(default_factory=list)
-    translations: list[dict[tuple[int, int], list[tuple[int, int, int]]]] = field(default_factory=list)
+    translations: list[dict[tuple[int, int], list[Translation]]] = field(default_factory=list)
     guests_running: int = 0
 
     def of_kind(self, kind: int) -> list[Page]:

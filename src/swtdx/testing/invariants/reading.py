@@ -26,7 +26,7 @@ from swtdx.arch.sept import SeptState
 from swtdx.arch.states import PAGE_BYTES, PageType, SysState
 from swtdx.machine.memory import MachineCheck, Requestor
 from swtdx.module.globals import KOT_ENTRY, LP_DATA, SYS, TDMR
-from swtdx.testing.invariants.picture import KeyView, Mapping, Page, Picture, TdView, VcpuView
+from swtdx.testing.invariants.picture import KeyView, Mapping, Page, Picture, TdView, Translation, VcpuView
 
 if TYPE_CHECKING:
     from swtdx.machine.machine import Machine
@@ -73,6 +73,8 @@ class Reader:
         picture.global_hkid = SYS.global_hkid.get(sys)
         picture.system_locks = {"SYS": SYS.sys_lock.get(sys), "KOT": SYS.kot_lock.get(sys)}
         self._keys(data)
+        addresses = self._memory.addresses
+        picture.first_private = addresses.first_private
         if not picture.ready:
             return picture
         self._pamts(data)
@@ -81,7 +83,7 @@ class Reader:
         for lp in self._machine.processors:
             view, at = data.lp(lp.index)
             picture.last_vcpu.append(LP_DATA.last_tdvpr.get(view, at))
-            picture.translations.append(_translations(lp))
+            picture.translations.append(_translations(lp, self._memory.pages.tags))
         return picture
 
     def _keys(self, data: Any) -> None:
@@ -252,14 +254,15 @@ def _parse_table(content: bytes, level: int, base: int) -> tuple[list[Mapping], 
     return mappings, tables
 
 
-def _translations(lp: Any) -> dict[tuple[int, int], list[tuple[int, int, int]]]:
+def _translations(lp: Any, tags: Any) -> dict[tuple[int, int], list[Translation]]:
     """What the scripted engine's translation caches of a processor hold; nothing with other engines."""
-    found: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    found: dict[tuple[int, int], list[Translation]] = {}
     for key, space in lp.spaces.items():
         held = found.setdefault((key[0], key[1]), [])
         entries = getattr(space, "entries", None)
-        if entries is not None:
-            held.extend(entries())
+        for gpa, hpa, size in entries() if entries is not None else ():
+            frames = tags[hpa // _PAGE : (hpa + size) // _PAGE]
+            held.append(Translation(gpa, hpa, size, int(frames.min()), int(frames.max())))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from swtdx.arch import sept_bits as bits
 from swtdx.arch.control_structs import TDCS_MIN_PAGES
 from swtdx.arch.states import NO_LP, KotState, Lifecycle, OpState, PageType, VcpuState
-from swtdx.testing.invariants.picture import Mapping, Picture, TdView
+from swtdx.testing.invariants.picture import Mapping, Picture, TdView, Translation
 
 _OWNED: Final = frozenset({PageType.REG, PageType.TDR, PageType.TDCX, PageType.TDVPR, PageType.EPT})
 _PRIORITY: Final = 2  # host-priority bit of a lock: left behind by a refusal, for the guest to see
@@ -86,7 +86,9 @@ def _keys(picture: Picture) -> Iterator[str]:
 def _locks(picture: Picture) -> Iterator[str]:
     """Without a guest that runs nobody holds any lock; guests hold some shared."""
     held = [(f"the PAMT entry of {page}", page.lock) for page in picture.locked]
-    held += [(f"the lock of {name}", value & 1 | value << 1 & ~3) for name, value in picture.system_locks.items()]
+    held += [
+        (f"the lock of {name}", value & 1 | value << 1 & ~3) for name, value in picture.system_locks.items()
+    ]
     for td in picture.tds.values():
         for name, value in td.locks.items():
             plain = name in ("secure_ept_lock", "epoch_lock")
@@ -228,7 +230,9 @@ def _translations(picture: Picture) -> Iterator[str]:
     """A processor's cached translations that its next guest would use agree with the Secure EPT."""
     by_hkid = {td.hkid: td for td in picture.tds.values() if td.keyed and td.initialised and not td.fatal}
     for lp, spaces in enumerate(picture.translations):
-        for (_, hkid), held in spaces.items():
+        for (eptp, hkid), held in spaces.items():
+            bits_of_gpa = 51 if eptp >> 3 & 7 == 4 else 47
+            yield from _isolation(picture, lp, hkid, bits_of_gpa, held)
             td = by_hkid.get(hkid)
             if td is None or not held:
                 continue
@@ -241,9 +245,23 @@ def _translations(picture: Picture) -> Iterator[str]:
                 yield from _stale(picture, td, lp, held)
 
 
-def _stale(picture: Picture, td: TdView, lp: int, held: list[tuple[int, int, int]]) -> Iterator[str]:
+def _isolation(
+    picture: Picture, lp: int, hkid: int, private_bits: int, held: list[Translation]
+) -> Iterator[str]:
+    """Private memory is reached with the TD's key, shared memory with none of a TD's."""
+    for each in held:
+        shared = each.gpa >> private_bits
+        if each.high >= picture.first_private if shared else (each.low, each.high) != (hkid, hkid):
+            kind = "shared" if shared else "private"
+            yield (
+                f"processor {lp}: the {kind} GPA {each.gpa:#x} of HKID {hkid} reaches {each.hpa:#x},"
+                f" whose lines have KeyID {each.low}..{each.high}"
+            )
+
+
+def _stale(picture: Picture, td: TdView, lp: int, held: list[Translation]) -> Iterator[str]:
     leaves = {(each.gpa, each.level): each for each in td.mappings if each.state and each.state.is_leaf}
-    for gpa, hpa, _ in held:
+    for gpa, hpa, *_ in held:
         if gpa >> td.private_bits:
             continue
         for level in (0, 1, 2):
