@@ -6,7 +6,6 @@ board, so that what the tables say is also true there.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import struct
@@ -23,6 +22,10 @@ from swtdx.devices.power import (
     SLEEP_CONTROL_PORT,
     SLEEP_STATUS_PORT,
 )
+from swtdx.guests.errors import CacheError, FetchError
+from swtdx.guests.fetch import fetch_guest
+from swtdx.guests.guest import newest_guest
+from tests.fetching import cannot_fetch
 
 TABLES = 0x800_0000
 _QEMU = shutil.which("qemu-system-x86_64")
@@ -30,17 +33,18 @@ _QEMU = shutil.which("qemu-system-x86_64")
 pytestmark = [
     pytest.mark.boot,
     pytest.mark.qemu,
+    pytest.mark.network,
     pytest.mark.skipif(_QEMU is None, reason="qemu-system-x86_64 is not installed"),
 ]
 
 
-def find_kernel() -> Path | None:
-    """The kernel of ``SWTDX_TEST_KERNEL``, or any that ``swtdx guest fetch`` has left in the cache."""
-    named = os.environ.get("SWTDX_TEST_KERNEL")
-    if named:
-        return Path(named)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swtdx"
-    return next(iter(sorted(cache.rglob("vmlinuz-6.12*"))), None)
+@pytest.fixture(scope="module")
+def kernel() -> Path:
+    """The kernel that ``swtdx run`` boots."""
+    try:
+        return (newest_guest() or fetch_guest()).kernel
+    except (FetchError, CacheError) as error:
+        cannot_fetch(str(error))
 
 
 def powering_off() -> bytes:
@@ -64,11 +68,8 @@ def powering_off() -> bytes:
     return archive
 
 
-def boot(tmp_path: Path, config: AcpiConfig, machine: list[str]) -> str:
+def boot(kernel: Path, tmp_path: Path, config: AcpiConfig, machine: list[str]) -> str:
     """Boot with the tables of ``config`` until /init asks to power off; the kernel's log."""
-    kernel = find_kernel()
-    if kernel is None:
-        pytest.skip("no kernel: run 'swtdx guest fetch' or set SWTDX_TEST_KERNEL")
     assert _QEMU is not None
     (tmp_path / "acpi").write_bytes(build_acpi(config, TABLES).image())
     (tmp_path / "initrd").write_bytes(powering_off())
@@ -104,14 +105,14 @@ def check_common(log: str) -> None:
     assert re.search(r"\[1af4:1043\]", log)
 
 
-def test_linux_accepts_the_tables(tmp_path: Path) -> None:
-    log = boot(tmp_path, AcpiConfig(), ["-machine", "q35,hpet=off,smm=off,usb=off"])
+def test_linux_accepts_the_tables(kernel: Path, tmp_path: Path) -> None:
+    log = boot(kernel, tmp_path, AcpiConfig(), ["-machine", "q35,hpet=off,smm=off,usb=off"])
     check_common(log)
     assert "root bus resource [mem 0xc0000000-0xfebfffff window]" in log
     assert "PCI: Using configuration type 1 for base access" in log
 
 
-def test_linux_powers_off_restarts_and_uses_ecam(tmp_path: Path) -> None:
+def test_linux_powers_off_restarts_and_uses_ecam(kernel: Path, tmp_path: Path) -> None:
     """QEMU's microvm has nothing at our ACPI ports, so that we can listen there, and no 0xCF8 either."""
     machine = ["-machine", "microvm,pcie=on,acpi=on,pit=off,pic=off,rtc=on,auto-kernel-cmdline=off"]
     heard = {}
@@ -120,7 +121,7 @@ def test_linux_powers_off_restarts_and_uses_ecam(tmp_path: Path) -> None:
         machine += ["-chardev", f"file,id=p{port:x},path={heard[port]}"]
         machine += ["-device", f"isa-debugcon,iobase={port:#x},chardev=p{port:x}"]
     config = AcpiConfig(ecam=(0xE000_0000, 1 << 20), memory_windows=((0xC000_0000, 0x2000_0000),))
-    log = boot(tmp_path, config, machine)
+    log = boot(kernel, tmp_path, config, machine)
     check_common(log)
     assert "ECAM [mem 0xe0000000-0xe00fffff]" in log
     assert "Using configuration type 1" not in log
