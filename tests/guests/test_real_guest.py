@@ -18,6 +18,7 @@ from swtdx.guests.guest import Guest
 from swtdx.guests.initramfs import Exec
 from swtdx.guests.memory_map import ACPI_GPA
 from swtdx.guests.tdx_support import Answer, tdx_support
+from tests.fetching import cannot_fetch
 from tests.guests.td_model import GPAW, SHARED_BIT, TdModel
 
 pytestmark = pytest.mark.network
@@ -35,7 +36,7 @@ def guests() -> list[Guest]:
         versions = [release for release in available_kernels() if "6.12." in release][:2]
         return [fetch_guest(version) for version in versions]
     except FetchError as error:
-        pytest.skip(f"nothing can be fetched here: {error}")
+        cannot_fetch(str(error))
 
 
 def test_real_kernels_are_understood(guests: list[Guest]) -> None:
