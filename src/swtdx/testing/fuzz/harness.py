@@ -169,6 +169,7 @@ class Fuzzer:
         elif kind < 98:
             self._seamcall(self._raw())
         else:
+            s.look()  # a page that was free a moment ago must not be written to by mistake
             self._attacked |= hostile.act(s, choose)
 
     def _look(self) -> Situation:

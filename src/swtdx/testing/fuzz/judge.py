@@ -53,8 +53,8 @@ def guest(before: list[int], after: list[int]) -> list[str]:
 
 def _judge(leaf: Leaf | None, before: list[int], after: list[int], unknown: frozenset[int]) -> list[str]:
     value = after[RAX]
-    if leaf is None:
-        wrong = [] if value in unknown else [f"a leaf that does not exist answered {status_text(value)}"]
+    if leaf is None or not leaf.supported:
+        wrong = [] if value in unknown else [f"a leaf that there is not answered {status_text(value)}"]
         changed = [n for n in range(1, 16) if before[n] != after[n] and n != 4]
         return wrong + ([f"registers {changed} changed"] if changed else [])
     found = []
