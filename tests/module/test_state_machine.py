@@ -146,23 +146,24 @@ class Module(RuleBasedStateMachine):
         self.room = room()
         self.situation = self.room.situation
         self.guests: dict[int, Guest] = {}
-        self.inside = False
-        self.engine: Any = self.room.world.machine.engine
-        self.engine.program_for = self._program_for
+        engine: Any = self.room.world.machine.engine
+        engine.program_for = self._program_for
+        self.engine = engine
+        self.scripts: list[Script] = []
         self.entering = (0, 0)
 
     # ------------------------------------------------------------------ the parts
     def _program_for(self, _context: Any) -> Script:
         tdr, tdvpr = self.entering
         script: Script = self.engine.script(self.guests[tdr].program(tdvpr))
-        self.scripts = [*getattr(self, "scripts", []), script]
+        self.scripts.append(script)
         return script
 
     def call(self, call: Call) -> list[int]:
         """A call, and what the guests must know of it."""
         before = {td.tdr: td for td in self.situation.tds}
         after = self.room.seamcall(call)
-        for script in getattr(self, "scripts", []):
+        for script in self.scripts:
             if script.error is not None and not isinstance(script.error, GuestFault):
                 raise script.error
         leaf, value = call.leaf, after[RAX]
@@ -360,4 +361,4 @@ def _machine() -> Iterator[None]:
 
 
 def test_any_sequence_of_calls() -> None:
-    run_state_machine_as_test(Module, settings=PROFILE)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Module, settings=PROFILE)

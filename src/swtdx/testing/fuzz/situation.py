@@ -95,7 +95,7 @@ class Situation:
 
     def wrong_page(self, choose: Choose) -> int:
         """A page operand that is not a free page, mostly."""
-        kinds = (
+        kinds: tuple[Callable[[], int], ...] = (
             lambda: pick(choose, self.owned) if self.owned else 0,
             lambda: pick(choose, POOL) | 1 << choose(12),
             lambda: OUTSIDE,

@@ -172,7 +172,8 @@ def _secure_ept(picture: Picture, td: TdView, by_kind: dict[int, set[int]]) -> I
     poisoned = {hpa for hpa, _ in picture.poisoned}
     if len(td.tdcx) < TDCS_MIN_PAGES or poisoned & {*td.tdcx, *td.tables}:
         return
-    tables, leaves = [], []
+    tables: list[Mapping] = []
+    leaves: list[Mapping] = []
     for each in td.mappings:
         where = f"the entry {each.raw:#x} for {each.gpa:#x} at level {each.level}"
         if each.state is None:

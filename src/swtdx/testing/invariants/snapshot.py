@@ -62,10 +62,8 @@ class MemorySnapshot:
         if np.array_equal(before.pages, after.pages) and all(
             np.array_equal(before.masks[name], after.masks[name]) for name in before.masks
         ):
-            rows, words = np.nonzero(before.frames != after.frames)
-            return [
-                self._change(before, after, row, row, word) for row, word in zip(rows, words, strict=True)
-            ]
+            different = np.argwhere(before.frames != after.frames).tolist()
+            return [self._change(before, after, row, row, word) for row, word in different]
         return self._slowly(before, after)
 
     def _change(self, before: _State, after: _State, old: int, new: int, word: int) -> Change:
