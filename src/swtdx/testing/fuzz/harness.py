@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from swtdx.arch import regs, sept, status
 from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES
-from swtdx.arch.regs import R8, RAX, RCX, RSP
+from swtdx.arch.regs import R8, RAX, RCX, RDX, RSP
 from swtdx.arch.states import NO_LP, VcpuState
 from swtdx.machine.engine.scripted import GuestFault, Operation, Script, ScriptError, Tdcall
 from swtdx.machine.engine.scripted.script import WINDOW
@@ -38,6 +38,8 @@ _VE: Final = 20
 _PF: Final = 14
 _EPT_VIOLATION: Final = 48
 _DEPTH: Final = 2
+#: Registers of TDH.SYS.INFO and RDALL that point to what the module fills.
+_BUFFERS: Final = {32: (RCX, R8), 37: (RDX,)}
 _LEAVES: Final = tuple(leaf for leaf in HOST_LEAVES.values() if leaf.supported)
 _TD_LEAVES: Final = tuple(leaf for leaf in _LEAVES if not leaf.name.startswith("TDH.SYS") and leaf.number)
 _TDCALL_EXIT: Final = 77
@@ -233,6 +235,7 @@ class Fuzzer:
         after = list(processor.gpr)
         if outer is not None:
             processor.gpr[:] = outer
+        self._attacked |= self._overwrites(call, after[RAX])
         if not answered:
             self._machine_check(call)
             return after
@@ -247,6 +250,17 @@ class Fuzzer:
             report.tds += 1
         self._stale |= not value or name == "TDH.VP.ENTER"
         return after
+
+    def _overwrites(self, call: Call, value: int) -> bool:
+        """Whether the host had the module write, for it and with its KeyID, over what may be a TD's page.
+
+        On hardware, too, a buffer operand is checked for its KeyID and the SEAM range, and for nothing else.
+        """
+        buffers = _BUFFERS.get(call.gpr[RAX] & 0xFFFF, ())
+        if not buffers or value & status.CODE_MASK not in (0, status.TDX_METADATA_LIST_OVERFLOW):
+            return False
+        mine = self._situation.scratch if self._situation is not None else ()
+        return any(call.gpr[register] & -4096 not in mine for register in buffers)
 
     def _machine_check(self, call: Call) -> None:
         """Nobody answered: only after poison was consumed in SEAM, and then the machine is of no use."""
