@@ -171,3 +171,20 @@ def test_messages_name_the_way_out() -> None:
         allocator.join(block)
     with pytest.raises(VmmError, match="changes hands"):
         allocator.give(7, "b")
+
+
+def test_a_block_of_used_and_unused_pages_is_a_block() -> None:
+    cleared = []
+    allocator = PageAllocator(lambda hpa, size: cleared.append((hpa, size)))
+    allocator.add(BLOCK - PAGE, BLOCK + 2 * PAGE)
+    top = allocator.contiguous(3 * PAGE, "PAMT")
+    assert top == 2 * BLOCK - 2 * PAGE
+    with pytest.raises(OutOfMemory):
+        allocator.block("TD")
+    allocator.free(top)
+    assert allocator.block("TD") == BLOCK
+    assert cleared == [(top, 3 * PAGE), (BLOCK, BLOCK - 2 * PAGE)]
+    # Its neighbours are still there.
+    assert sorted([allocator.page("TD"), allocator.page("TD")]) == [BLOCK - PAGE, 2 * BLOCK]
+    with pytest.raises(OutOfMemory):
+        allocator.page("TD")

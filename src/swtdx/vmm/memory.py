@@ -173,6 +173,8 @@ class PageAllocator:
             if hpa is not None:
                 self._clear(hpa, BLOCK)
                 return hpa
+            if self._complete_a_block():
+                return self._blocks.pop()
             if self.refill is None or not self.refill():
                 raise OutOfMemory(
                     f"the hypervisor is out of memory: {self._used >> 20} of {self._total >> 20} MiB are in "
@@ -193,6 +195,26 @@ class PageAllocator:
                 self._fresh.remove(extent)
             return start
         return None
+
+    def _complete_a_block(self) -> bool:
+        """Make a block of free pages and pages that were never used, if there is one; whether there is."""
+        for block, mask in self._partial.items():
+            end = block + BLOCK
+            fresh = [(max(first, block), min(last, end)) for first, last in self._fresh]
+            fresh = [(first, last) for first, last in fresh if first < last]
+            for first, last in fresh:
+                mask |= (1 << (last - block) // PAGE) - (1 << (first - block) // PAGE)
+            if mask == _ALL:
+                break
+        else:
+            return False
+        for first, last in fresh:
+            self._clear(first, last - first)
+        around = [([base, min(top, block)], [max(base, end), top]) for base, top in self._fresh]
+        self._fresh = [piece for pieces in around for piece in pieces if piece[0] < piece[1]]
+        del self._partial[block]
+        self._blocks.append(block)
+        return True
 
     # ------------------------------------------------------------------ giving back
     def free(self, hpa: int, *, clear: bool = True) -> None:
