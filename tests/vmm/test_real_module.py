@@ -627,7 +627,7 @@ def test_addresses_of_control_pages_carry_the_key_id(machine: Machine) -> None:
     cpu, td = machine.hypervisor.processors[0], place.td
     assert td.hkid is not None
     vcpu = td.vcpus[0]
-    for read, root, first in ((tdh_mng_rd, td.tdr, TDCX_PA), (tdh_vp_rd, vcpu.tdvpr, TDVPS_PAGE_PA)):
+    for read, root, first in ((tdh_mng_rd, td.root, TDCX_PA), (tdh_vp_rd, vcpu.tdvpr, TDVPS_PAGE_PA)):
         for index in range(5):
             status, address = read(cpu, root, first + index)
             assert status == 0
