@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.swtdx
 DEV := $(VENV)/.swtdx-dev
 
+# As an installation does; where PYTHONDONTWRITEBYTECODE is set, Python would do it anew at every start.
+COMPILE = $(BIN)/python -m compileall -q src
+
 .PHONY: run test lint bench clean
 
 run: $(BASE)
@@ -29,6 +32,7 @@ lint: $(DEV)
 	@$(BIN)/lint-imports
 
 bench: $(DEV)
+	@$(COMPILE)
 	@$(BIN)/python -m benchmarks
 
 $(BIN)/python:
@@ -39,11 +43,13 @@ $(BIN)/python:
 $(BASE): pyproject.toml | $(BIN)/python
 	@echo "Installing swtdx into $(VENV) (once) ..." >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(COMPILE)
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
 	@echo "Installing swtdx and its test tools into $(VENV) (once) ..." >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(COMPILE)
 	@touch $@ $(BASE)
 
 clean:

@@ -232,5 +232,8 @@ def fill(
             if hpa is None:
                 raise VmmError(f"GPA {gpa + done:#x} is not shared memory")
             part = min(len(view) - done, PAGE - (gpa + done) % PAGE)
+            # Pages that follow each other in memory go in one piece.
+            while done + part < len(view) and translate(gpa + done + part) == hpa + part:
+                part += min(len(view) - done - part, PAGE)
             memory.write(hpa, view[done : done + part])
             done += part

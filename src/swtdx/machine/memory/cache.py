@@ -316,6 +316,22 @@ class Cache:
         pages.dirties[first:end] = ALL
         pages.flags[first:end] |= FILLED
 
+    def overwrite(self, first: int, end: int, data: memoryview, key: Key) -> bool:
+        """Put ``data`` into pages ``first .. end-1`` at once, if nothing of them is cached or pending.
+
+        ``key`` is one without owner bit and MAC: nothing need be read for it first.
+        """
+        pages, window = self.pages, slice(first, end)
+        if pages.valids[window].any() or pages.pends[window].any():
+            return False
+        self.frames.map[first << PAGE_SHIFT : end << PAGE_SHIFT] = data
+        pages.touch(first, end)
+        pages.tags[window] = key.keyid
+        pages.valids[window] = ALL
+        pages.dirties[window] = ALL
+        pages.flags[window] |= FILLED
+        return True
+
     # -- direct stores --------------------------------------------------------------------------------
 
     def store_lines(self, page: int, mask: int, data: memoryview, key: Key) -> None:

@@ -435,6 +435,27 @@ class PhysicalMemory:
         return b"".join(parts)
 
     def _write(self, hpa: int, keyid: int, data: memoryview, requestor: Requestor) -> None:
+        first, end = hpa + PAGE - 1 >> PAGE_SHIFT, hpa + len(data) >> PAGE_SHIFT
+        if end - first > 1 and self._overwrite(first, end, keyid, data, hpa, requestor):
+            head, tail = (first << PAGE_SHIFT) - hpa, (end << PAGE_SHIFT) - hpa
+            self._write_pages(hpa, keyid, data[:head], requestor)
+            self._write_pages(end << PAGE_SHIFT, keyid, data[tail:], requestor)
+            return
+        self._write_pages(hpa, keyid, data, requestor)
+
+    def _overwrite(
+        self, first: int, end: int, keyid: int, data: memoryview, hpa: int, requestor: Requestor
+    ) -> bool:
+        """Write the whole pages of ``data`` at once, where memory is fresh."""
+        at, size = first << PAGE_SHIFT, end - first << PAGE_SHIFT
+        if not self.bus.admits(at, size, keyid, requestor):
+            return False
+        key = self.keys.key(keyid)
+        if key.owner or key.mac is not None:
+            return False
+        return self.cache.overwrite(first, end, data[at - hpa : at - hpa + size], key)
+
+    def _write_pages(self, hpa: int, keyid: int, data: memoryview, requestor: Requestor) -> None:
         for at, length, usable in self.bus.pieces(hpa, len(data), keyid, requestor):
             if not usable:
                 continue
