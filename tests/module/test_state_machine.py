@@ -228,6 +228,16 @@ class Module(RuleBasedStateMachine):
                 return
             assert self.call(step)[RAX] == 0, step
 
+    @precondition(lambda self: any(td.op_state == 0 for td in self.situation.tds))
+    @rule(wrong=some.integers(0, 6))
+    def wrong_parameters(self, wrong: int) -> None:
+        """TDH.MNG.INIT with TD_PARAMS that it refuses."""
+        td = next(td for td in self.situation.tds if td.op_state == 0)
+        call = Call(0)
+        call.gpr[RAX], call.gpr[RCX] = BY_NAME["TDH.MNG.INIT"].number, td.tdr
+        call.gpr[RDX] = self.situation.bad_params[wrong]
+        assert self.call(call)[RAX]
+
     @precondition(lambda self: self.situation.tds)
     @rule(which=some.integers(0, 2), count=some.integers(1, 5))
     def large_page(self, which: int, count: int) -> None:

@@ -173,12 +173,19 @@ def mng_init(call: HostCall) -> int:
     shared_buffer(module, i[RDX], TD_PARAMS.size, OperandId.RDX)
     params = module.memory.read(i[RDX], TD_PARAMS.size, SEAM)
     tdcs = td.tdcs
+    before = [bytes(page) for page in td.pages]
     TDCS.num_vcpus.set(tdcs, 0)
     TDCS.num_assoc_vcpus.set(tdcs, 0)
     TDCS.td_epoch.set(tdcs, 1)
     TDCS.refcount.set(tdcs, 0, 0)
     TDCS.refcount.set(tdcs, 1, 0)
-    configure(module, lp, td, params)
+    try:
+        configure(module, lp, td, params)
+    except LeafFailed:
+        # Intel's module leaves the fields that it had set by then, where nobody can see them.
+        for page, content in zip(td.pages, before, strict=True):
+            page[:] = content
+        raise
     measurement.start(tdcs)
     for field in TDCS_RTMRS:
         field.set(tdcs, bytes(48))
