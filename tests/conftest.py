@@ -15,7 +15,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test needs an id of its own: of those that share one, ``--dist loadfile`` runs only one."""
+    """Long tests first, so that no process is left alone with one at the end; and every id only once.
+
+    Of tests that share an id ``--dist loadfile`` runs only one.
+    """
     shared = [nodeid for nodeid, count in Counter(item.nodeid for item in items).items() if count > 1]
     if shared:
         raise pytest.UsageError(f"several tests have the id {shared[0]}")
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("boot")}
+    items.sort(key=lambda item: item.path not in long)
