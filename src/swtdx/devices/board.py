@@ -30,6 +30,7 @@ from swtdx.devices.virtio.pci import BAR_SIZE, VirtioPci
 PCI_WINDOW_END: Final = 0xFEC0_0000
 #: What Linux expects of ECAM: 256 buses; the tables offer only bus 0 of it.
 _ECAM_BUS: Final = 1 << 20
+_ECAM_BYTES: Final = 256 << 20
 _CONSOLE_SLOT: Final = 1
 _LPC_SLOT: Final = 31
 
@@ -77,7 +78,7 @@ class BoardConfig:
         if self.ecam is None and not self.mechanism1:
             raise BoardError("without mechanism1 configuration space needs an ecam address")
         if self.ecam is not None and (
-            self.ecam % (256 << 20) or not self.pci_window <= self.ecam < PCI_WINDOW_END - (256 << 20)
+            self.ecam % _ECAM_BYTES or not self.pci_window <= self.ecam < PCI_WINDOW_END - _ECAM_BYTES
         ):
             raise BoardError(
                 f"ecam {self.ecam:#x} must be a multiple of 256 MiB and lie, with 256 MiB, in the PCI window"
@@ -165,6 +166,14 @@ class Board:
             if function.failure is not None
         }
 
+    def _memory_windows(self) -> tuple[tuple[int, int], ...]:
+        """Where devices' memory may be: the PCI window without ECAM, as (GPA, bytes)."""
+        start, ecam = self.config.pci_window, self.config.ecam
+        if ecam is None:
+            return ((start, PCI_WINDOW_END - start),)
+        parts = ((start, ecam), (ecam + _ECAM_BYTES, PCI_WINDOW_END))
+        return tuple((low, high - low) for low, high in parts if low < high)
+
     def acpi(
         self, base_gpa: int, *, ccel: tuple[int, int] | None = None, wakeup_mailbox: int | None = None
     ) -> AcpiBlob:
@@ -182,7 +191,7 @@ class Board:
             AcpiConfig(
                 apic_ids=config.apic_ids,
                 wakeup_mailbox=wakeup_mailbox,
-                memory_windows=((config.pci_window, PCI_WINDOW_END - config.pci_window),),
+                memory_windows=self._memory_windows(),
                 serial_port=serial.COM1 if config.serial else None,
                 ccel=ccel,
                 ecam=None if config.ecam is None else (config.ecam, _ECAM_BUS),

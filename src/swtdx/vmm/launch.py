@@ -251,9 +251,20 @@ def plan(config: LaunchConfig) -> DirectBoot:
     return _lay_out(config, board)
 
 
+#: Where configuration space is, in the PCI window.
+_ECAM_GPA: Final = 0xE000_0000
+
+
 def _board_config(config: LaunchConfig, console_size: tuple[int, int] | None) -> BoardConfig:
     apic_ids = tuple(range(config.td.vcpus))
-    return BoardConfig(apic_ids=apic_ids, pci_window=PCI_MMIO_GPA, console_size=console_size)
+    # ECAM alone: each access to configuration space by ports would be two, with three VM exits each.
+    return BoardConfig(
+        apic_ids=apic_ids,
+        pci_window=PCI_MMIO_GPA,
+        console_size=console_size,
+        ecam=_ECAM_GPA,
+        mechanism1=False,
+    )
 
 
 def _lay_out(config: LaunchConfig, board: Board) -> DirectBoot:
