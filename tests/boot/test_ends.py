@@ -108,7 +108,7 @@ def test_code_in_shared_memory(hypervisor: Hypervisor) -> None:
         mov rdi, SHARED_WINDOW; add rdi, {RAM}; mov byte ptr [rdi], 0xF4
         mov eax, offset shared_pdpt; btr qword ptr [rax], 63; mov rax, cr3; mov cr3, rax
         mov al, 'x'; call put; jmp rdi"""
-    result, said = end_of(hypervisor, code, timeout=5)
+    result, said = end_of(hypervisor, code)
     assert said == b"x"
     assert result.reason in (EndReason.STUCK, EndReason.TRIPLE_FAULT, EndReason.TD_FATAL), result
 
