@@ -35,14 +35,15 @@ class BareGuest:
         self.machine = machine
         self.memory = machine.memory
         self.lp = machine.processors[lp]
+        self.vmx = self.lp.vmx
+        # First: VMCLEAR writes the VMCS of an earlier guest into its region.
+        self.vmx.clear(VMCS | HKID << 46)
         for hpa, size in ((VMCS, EPT + 0x10000 - VMCS), (GUEST, 8 * MIB)):
             self.memory.direct_zero(hpa | HKID << 46, size, SEAM)
         for space in self.lp.spaces.values():
             space.flush()
         self.page(MSR_BITMAP)[:] = b"\xff" * 4096
         self._build_ept()
-        self.vmx = self.lp.vmx
-        self.vmx.clear(VMCS | HKID << 46)
         self.vmcs: Vmcs = self.vmx.load(VMCS | HKID << 46)
         self._initial_state()
 
