@@ -38,6 +38,7 @@ _VE: Final = 20
 _PF: Final = 14
 _EPT_VIOLATION: Final = 48
 _DEPTH: Final = 2
+_HELPLESS: Final = 50
 #: Registers of TDH.SYS.INFO and RDALL that point to what the module fills.
 _BUFFERS: Final = {32: (RCX, R8), 37: (RDX,)}
 _LEAVES: Final = tuple(leaf for leaf in HOST_LEAVES.values() if leaf.supported)
@@ -353,7 +354,8 @@ class Fuzzer:
             self._stuck.add(vmcs.context.rip & -WINDOW)
 
     def _guest(self, cpu: Script) -> Iterator[Operation]:
-        """A guest's program; it never ends."""
+        """A guest's program; it never ends of its own accord."""
+        helpless = 0
         while True:
             operation = self._operation()
             try:
@@ -361,8 +363,15 @@ class Fuzzer:
             except GuestFault as fault:
                 if fault.vector == _VE and self._choose(8):
                     yield from self._perform(cpu, Tdcall(rax=3))
+                helpless = 0
             except ScriptError:
-                continue
+                # No such instruction in this mode.  A host that can write to a debug TD's registers may put
+                # the guest into a mode in which there are none at all: then it ends, in a triple fault.
+                helpless += 1
+                if helpless > _HELPLESS:
+                    return
+            else:
+                helpless = 0
 
     def _operation(self) -> Operation:
         choose = self._choose
