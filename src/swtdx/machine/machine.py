@@ -127,7 +127,7 @@ class Machine:
     def _frames_leave(self, hpa: int, size: int) -> None:
         """Frames leave the cache: no translation may reach them any more."""
         for lp in self.processors:
-            for space in lp.spaces.values():
+            for space in tuple(lp.spaces.values()):
                 space.drop(hpa, size)
 
     def close(self) -> None:

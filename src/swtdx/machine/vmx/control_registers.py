@@ -55,7 +55,11 @@ class ControlRegisters:
         """
         unit = self._unit
         context = vmcs.context
-        decoded = decode.control_register_access(unit.fetch(vmcs), unit.code_bits(vmcs))
+        code = unit.fetch(vmcs)
+        if not code:
+            # The guest's own tables have changed under the instruction: it will fault by itself.
+            return None
+        decoded = decode.control_register_access(code, unit.code_bits(vmcs))
         if decoded is None:
             return unit.exit.set(reason.INVALID_GUEST_STATE)
         kind, number, gpr, length = decoded

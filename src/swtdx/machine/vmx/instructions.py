@@ -70,6 +70,9 @@ class Instructions:
 
     def _undefined(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
         code = self._unit.fetch(vmcs)
+        if not code:
+            # The guest's own tables have changed under the instruction: it will fault by itself.
+            return None
         why, length = decode.undefined_reason(code, self._unit.code_bits(vmcs))
         if why is None:
             if vmcs.controls[f.EXCEPTION_BITMAP] >> _UD & 1:

@@ -90,12 +90,14 @@ class Translator:
         found = self._walk(vmcs, gpa)
         if found.misconfigured or not found.entry & 1:
             return None
+        size = (_SMALL, _LARGE, _HUGE)[found.level]
+        hpa = self._unit.split(found.entry & _ADDRESS)[0] & -size | gpa & size - 1
         try:
             self._fill(vmcs, gpa, found)
         except _UNREACHABLE:
             return None
-        hpa = vmcs.space.lookup(gpa)
-        return None if hpa is None else int(hpa)
+        # Not what the cache says now: another processor may have made it forget everything meanwhile.
+        return hpa
 
     def _walk(self, vmcs: Vmcs, gpa: int) -> Walk:
         unit = self._unit

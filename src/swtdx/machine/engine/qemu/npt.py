@@ -160,7 +160,8 @@ class NestedTable:
 
     def drop(self, hpa: int, size: int) -> None:
         """Frames ``hpa .. hpa+size-1`` leave the cache: no translation may reach them any more."""
-        units = self._units
+        # A copy: the table's own processor may flush it meanwhile.
+        units = frozenset(self._units)
         if len(units) < size >> 21:
             hit = any(hpa >> 21 <= unit <= hpa + size - 1 >> 21 for unit in units)
         else:
