@@ -11,20 +11,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch.cpuid_table import NA, ROWS, Quad
+from swtdx.arch.td_config import ATTR_DEBUG, ATTR_PKS, ATTR_SEPT_VE_DISABLE, XFAM_FIXED0
 from swtdx.machine.cpu import msr_table as msr
 
 if TYPE_CHECKING:
     from swtdx.machine.machine import Machine
 
-#: XFAM bits that the module knows (TDX_XFAM_FIXED0 in ``td_control_structures.h``).
-XFAM_KNOWN: Final = 0x0006DBE7
 #: ATTRIBUTES bits that a TD may set: DEBUG, SEPT_VE_DISABLE, PKS.  The reference module also has
 #: MIGRATABLE and PERFMON, which this one does not implement.
-ATTRIBUTES_FIXED0: Final = 1 << 0 | 1 << 28 | 1 << 30
-ATTRIBUTES_FIXED1: Final = 0
-XFAM_FIXED1: Final = 0x3
-CONFIG_FLAGS_FIXED0: Final = 0x7
-CONFIG_FLAGS_FIXED1: Final = 0
+ATTRIBUTES_FIXED0: Final = ATTR_DEBUG | ATTR_SEPT_VE_DISABLE | ATTR_PKS
 _XCR0_USER: Final = 0x000602E7
 _XSS_SUPERVISOR: Final = 0x0001D900
 _OSXSAVE: Final = 1 << 27
@@ -74,7 +69,7 @@ class ProcessorFacts:
     @cached_property
     def xfam_fixed0(self) -> int:
         """XFAM bits that a TD may set."""
-        return XFAM_KNOWN & (self.xcr0_supported | self.xss_supported)
+        return XFAM_FIXED0 & (self.xcr0_supported | self.xss_supported)
 
     @cached_property
     def five_level_ept(self) -> bool:

@@ -21,6 +21,7 @@ from swtdx.arch.platform_structs import (
     TSC_FREQUENCY_MIN,
     TSC_FREQUENCY_UNIT_HZ,
 )
+from swtdx.arch.td_config import CONFIG_FLAGS_FIXED0, XFAM_FIXED1
 from swtdx.module import virtual_msrs
 from swtdx.module.errors import LeafFailed
 from swtdx.module.exits.msr import features
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
     from swtdx.module.entry import TdxModule
 
 _MASK64: Final = (1 << 64) - 1
-#: ATTRIBUTES that a TD may have: DEBUG, SEPT_VE_DISABLE, MIGRATABLE (not here), PKS, PERFMON.
-ATTRIBUTES_DEBUG: Final = 1 << 0
-ATTRIBUTES_SEPT_VE_DISABLE: Final = 1 << 28
-ATTRIBUTES_PKS: Final = 1 << 30
-ATTRIBUTES_PERFMON: Final = 1 << 63
-XFAM_FIXED1: Final = 0x3
-CONFIG_FLAGS_FIXED0: Final = 0x7
 #: EPTP_CONTROLS: memory type WB, and the page-walk length minus 1 in bits 5:3.
 _WRITE_BACK: Final = 6
 _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}

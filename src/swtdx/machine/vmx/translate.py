@@ -174,11 +174,10 @@ class Translator:
                     self._map(vmcs, where, entry & _ADDRESS | keyid, _LARGE, entry, False)
 
     # ------------------------------------------------------------------ violations
-    @staticmethod
-    def _shared_fetch(vmcs: Vmcs, gpa: int) -> None:
+    def _shared_fetch(self, vmcs: Vmcs, gpa: int) -> None:
         """Code in shared memory is not executed: #PF, as for an execute-disabled page."""
         context = vmcs.context
-        linear = context.rip if context.long_mode else context.cs_base + context.rip & 0xFFFFFFFF
+        linear = self._unit.linear_rip(vmcs)
         if (linear ^ gpa) & _SMALL - 1:
             # The instruction begins on the page before.
             linear = (linear | _SMALL - 1) + 1

@@ -131,6 +131,12 @@ class VmxUnit:
             return 64
         return 32 if vmcs.context.read(f.GUEST_CS_ACCESS_RIGHTS) & 1 << 14 else 16
 
+    @staticmethod
+    def linear_rip(vmcs: Vmcs) -> int:
+        """The linear address of CS:RIP."""
+        context = vmcs.context
+        return int(context.rip if context.long_mode else context.cs_base + context.rip & 0xFFFFFFFF)
+
     def _read_qword(self, vmcs: Vmcs) -> Callable[[int], int | None]:
         lookup, frames, reach = vmcs.space.lookup, self.memory.frames, self._translator.reach
 
@@ -151,7 +157,7 @@ class VmxUnit:
         known = context.code
         if known is not None:
             return known
-        linear = context.rip if context.long_mode else context.cs_base + context.rip & 0xFFFFFFFF
+        linear = self.linear_rip(vmcs)
         if linear & 4095 <= 4096 - count and context.efer & _LMA and not context.cr4 & _LA57:
             # The usual case, some ten thousand times in a boot: everything is cached.
             hpa = cached_address(linear, context.cr3, vmcs.space.lookup, self._words)

@@ -7,12 +7,11 @@ from typing import Final
 from swtdx.arch import sept
 from swtdx.arch import sept_bits as bits
 from swtdx.arch import status as st
-from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import RCX
 from swtdx.machine.memory import SEAM
 from swtdx.module.exits.ept import ACCEPT, refused
 from swtdx.module.guest.register import guest_leaf
-from swtdx.module.objects.sept import page_info, walk
+from swtdx.module.objects.sept import lock_entry_guest, page_info, walk
 from swtdx.module.vcpu import Vcpu
 
 _READABLE: Final = sept.GUEST_READABLE
@@ -29,10 +28,7 @@ def page_accept(vcpu: Vcpu) -> int:
         if state.flags & _READABLE:
             return st.TDX_PAGE_ALREADY_ACCEPTED | entry.level
         raise refused(gpa, level, entry, ACCEPT)
-    if entry.raw & (bits.TDEL | bits.TDHP):
-        # The host holds the entry, or waits for it.
-        busy = st.TDX_OPERAND_BUSY if entry.raw & bits.TDEL else st.TDX_OPERAND_BUSY_HOST_PRIORITY
-        return busy | OperandId.RCX
+    lock_entry_guest(entry)
     if not state.is_leaf and state is not sept.FREE and state is not sept.REMOVED:
         return st.TDX_PAGE_SIZE_MISMATCH | level
     if state.flags & _READABLE:

@@ -13,25 +13,13 @@ from swtdx.arch.regs import R8, RCX, RDX
 from swtdx.module.errors import LeafFailed
 from swtdx.module.exits.ept import refused, to_host
 from swtdx.module.guest.register import guest_leaf
-from swtdx.module.objects.sept import SeptEntry, page_info, walk
+from swtdx.module.objects.sept import SeptEntry, lock_entry_guest, page_info, walk
 from swtdx.module.vcpu import Vcpu
 
 #: Type of the extended exit qualification of a failed ATTR.WR.
 _ATTR_WR: Final = 5
 _PENDING: Final = 1 << 62
 _READ, _WRITE = 23, 24
-
-
-def _lock(entry: SeptEntry) -> None:
-    """The guest takes the entry's lock: not while the host holds it or waits for it.
-
-    Raises:
-        LeafFailed: OPERAND_BUSY|RCX.
-    """
-    if entry.raw & bits.TDEL:
-        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
-    if entry.raw & bits.TDHP:
-        raise LeafFailed(st.TDX_OPERAND_BUSY_HOST_PRIORITY | OperandId.RCX)
 
 
 def _allowed(leaf: int, state: sept.SeptState) -> bool:
@@ -57,7 +45,7 @@ def attr_rd(vcpu: Vcpu) -> int:
         if gpa >= td.shared_bit:
             raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
         entry = walk(vcpu.module.keyhole, td, gpa, 0)
-        _lock(entry)
+        lock_entry_guest(entry)
     except LeafFailed:
         gpr[RCX] = gpr[RDX] = 0
         raise
@@ -76,7 +64,7 @@ def attr_wr(vcpu: Vcpu) -> int:
         entry = walk(vcpu.module.keyhole, td, gpa, level)
         if entry.level != level:
             raise refused(gpa, level, entry, _ATTR_WR)
-        _lock(entry)
+        lock_entry_guest(entry)
         state = sept.state_of(entry.raw)
         if not state.is_leaf and state is not sept.FREE:
             raise LeafFailed(st.TDX_PAGE_SIZE_MISMATCH | level)

@@ -19,6 +19,7 @@ from swtdx.arch.platform_structs import (
 )
 from swtdx.arch.regs import R8, R9, RCX, RDX
 from swtdx.arch.states import SysState
+from swtdx.arch.td_config import ATTRIBUTES_FIXED1, XFAM_FIXED1
 from swtdx.machine.memory import SEAM
 from swtdx.module import locks, version
 from swtdx.module.call import HostCall
@@ -27,7 +28,6 @@ from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import LP_DATA, NO_PAGE, SYS
 from swtdx.module.host.platform_checks import check_platform, check_processor
 from swtdx.module.host.register import host_leaf
-from swtdx.module.processor_facts import ATTRIBUTES_FIXED1, XFAM_FIXED1
 
 if TYPE_CHECKING:
     from swtdx.module.entry import TdxModule

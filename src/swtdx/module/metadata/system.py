@@ -10,15 +10,10 @@ from swtdx.arch.cpuid_table import CONFIG_ROWS
 from swtdx.arch.metadata import MetadataField
 from swtdx.arch.platform_structs import MAX_CMRS, MAX_RESERVED_PER_TDMR, MAX_TDMRS, PAMT_ENTRY_BYTES
 from swtdx.arch.seam_structs import HANDOFF_DATA_HEADER, SYS_INFO_TABLE
+from swtdx.arch.td_config import ATTRIBUTES_FIXED1, CONFIG_FLAGS_FIXED0, CONFIG_FLAGS_FIXED1, XFAM_FIXED1
 from swtdx.machine.memory import SEAM
 from swtdx.module import version
 from swtdx.module.host.sys import TDCS_BYTES, TDVPS_BYTES, configurable
-from swtdx.module.processor_facts import (
-    ATTRIBUTES_FIXED1,
-    CONFIG_FLAGS_FIXED0,
-    CONFIG_FLAGS_FIXED1,
-    XFAM_FIXED1,
-)
 
 if TYPE_CHECKING:
     from swtdx.module.entry import TdxModule

@@ -133,6 +133,18 @@ def lock_entry(entry: SeptEntry) -> None:
         entry.store(entry.raw & ~bits.TDHP)
 
 
+def lock_entry_guest(entry: SeptEntry) -> None:
+    """The guest side takes the entry's lock: not while the host holds it or waits for it.
+
+    Raises:
+        LeafFailed: OPERAND_BUSY|RCX.
+    """
+    if entry.raw & bits.TDEL:
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+    if entry.raw & bits.TDHP:
+        raise LeafFailed(st.TDX_OPERAND_BUSY_HOST_PRIORITY | OperandId.RCX)
+
+
 def require(entry: SeptEntry, allowed: int) -> SeptState:
     """The entry's state, which must be one of the bits (by state index) of ``allowed``.
 
