@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from swtdx.arch import status
 from swtdx.arch.leaves import BY_NAME, GUEST_LEAVES, HOST_LEAVES
 from swtdx.cli.abi import abi
-from swtdx.testing.conformance import reasons, suite
-from swtdx.testing.conformance.registers import wrong_registers
-from swtdx.testing.conformance.registry import CASES, Case, add, status_text
-from swtdx.testing.conformance.runner import Bench, in_order
+from swtdx.proof.conformance import reasons, suite
+from swtdx.proof.conformance.registers import wrong_registers
+from swtdx.proof.conformance.registry import CASES, Case, add, status_text
+from swtdx.proof.conformance.runner import Bench, in_order
 
 _NAMES = [case.leaf for case in in_order(CASES.values())]
 

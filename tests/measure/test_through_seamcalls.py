@@ -9,8 +9,8 @@ import pytest
 from swtdx.guests.fetch import fetch_ovmf
 from swtdx.measure.mrtd import Region, mrtd
 from swtdx.measure.tdvf import parse_tdvf
-from swtdx.testing.conformance import stages
-from swtdx.testing.conformance.world import Td, World
+from swtdx.proof.conformance import stages
+from swtdx.proof.conformance.world import Td, World
 from tests.measure.images import Image
 from tests.measure.test_mrtd import ZERO_PAGE
 

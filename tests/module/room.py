@@ -7,14 +7,14 @@ from typing import Any, Final
 from swtdx.arch import status
 from swtdx.arch.regs import RAX, RCX
 from swtdx.arch.states import PageType
-from swtdx.testing.conformance.registry import status_text
-from swtdx.testing.conformance.stages import bring_up
-from swtdx.testing.conformance.world import PAMT_1G, PAMT_4K, World
-from swtdx.testing.fuzz import judge
-from swtdx.testing.fuzz.operands import Call
-from swtdx.testing.fuzz.refusals import unlawful
-from swtdx.testing.fuzz.situation import POOL, Situation
-from swtdx.testing.invariants import MemorySnapshot, check
+from swtdx.proof.conformance.registry import status_text
+from swtdx.proof.conformance.stages import bring_up
+from swtdx.proof.conformance.world import PAMT_1G, PAMT_4K, World
+from swtdx.proof.fuzz import judge
+from swtdx.proof.fuzz.operands import Call
+from swtdx.proof.fuzz.refusals import unlawful
+from swtdx.proof.fuzz.situation import POOL, Situation
+from swtdx.proof.invariants import MemorySnapshot, check
 
 RECLAIM: Final = 28
 PAMTS: Final = ((PAMT_4K, PAMT_1G + 0x1000),)

@@ -14,10 +14,10 @@ from swtdx.cli.fuzz import fuzz
 from swtdx.machine.engine.scripted import Hlt, Read
 from swtdx.module.host import dispatch
 from swtdx.module.objects.td import Td
-from swtdx.testing.conformance.stages import FIRST, bring_up
-from swtdx.testing.conformance.world import World
-from swtdx.testing.fuzz import Fuzzer, FuzzFailure
-from swtdx.testing.invariants import InvariantError, check
+from swtdx.proof.conformance.stages import FIRST, bring_up
+from swtdx.proof.conformance.world import World
+from swtdx.proof.fuzz import Fuzzer, FuzzFailure
+from swtdx.proof.invariants import InvariantError, check
 
 NIGHTLY = os.environ.get("SWTDX_HYPOTHESIS") == "nightly"
 CALLS = {"both": 12_000, "host": 4_000, "guest": 4_000}

@@ -14,9 +14,9 @@ from swtdx.arch.states import PageType
 from swtdx.machine.engine.scripted import Write
 from swtdx.module.globals import KOT_ENTRY, SYS
 from swtdx.module.objects.sept import walk
-from swtdx.testing.conformance.stages import FIRST, HUGE, PENDING, bring_up, make_td
-from swtdx.testing.conformance.world import TDMR, Td, World
-from swtdx.testing.invariants import InvariantError, MemorySnapshot, check
+from swtdx.proof.conformance.stages import FIRST, HUGE, PENDING, bring_up, make_td
+from swtdx.proof.conformance.world import TDMR, Td, World
+from swtdx.proof.invariants import InvariantError, MemorySnapshot, check
 
 
 @pytest.fixture(scope="module")

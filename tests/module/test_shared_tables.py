@@ -9,9 +9,9 @@ import pytest
 
 from swtdx.arch.regs import RAX, RCX
 from swtdx.machine.engine.scripted import GuestFault, Read, Tdcall
-from swtdx.testing.conformance.stages import FIRST, bring_up, make_td
-from swtdx.testing.conformance.world import World
-from swtdx.testing.invariants import check
+from swtdx.proof.conformance.stages import FIRST, bring_up, make_td
+from swtdx.proof.conformance.world import World
+from swtdx.proof.invariants import check
 
 SHARED = 1 << 47
 EPT_MISCONFIGURATION, TDCALL_EXIT = 49, 77

@@ -31,10 +31,10 @@ from swtdx.arch.regs import R8, RAX, RCX, RDX
 from swtdx.arch.sept_bits import LEVEL_BYTES
 from swtdx.arch.states import NO_LP
 from swtdx.machine.engine.scripted import Cpuid, GuestFault, Hlt, Read, Script, Tdcall, Write
-from swtdx.testing.conformance.world import LARGE
-from swtdx.testing.fuzz import plans
-from swtdx.testing.fuzz.operands import Call, make_call
-from swtdx.testing.fuzz.situation import LARGES, SMALL_GPAS, runnable
+from swtdx.proof.conformance.world import LARGE
+from swtdx.proof.fuzz import plans
+from swtdx.proof.fuzz.operands import Call, make_call
+from swtdx.proof.fuzz.situation import LARGES, SMALL_GPAS, runnable
 from tests.module.room import Room
 
 NIGHTLY = os.environ.get("SWTDX_HYPOTHESIS") == "nightly"

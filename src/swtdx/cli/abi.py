@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from swtdx.testing.conformance.suite import Row
+    from swtdx.proof.conformance.suite import Row
 
 
 @click.command()
@@ -29,8 +29,8 @@ def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, as_json: bool) 
     """
     from swtdx.arch.leaves import BY_NAME
     from swtdx.explain.find import near
-    from swtdx.testing.conformance import suite
-    from swtdx.testing.conformance.runner import run_all
+    from swtdx.proof.conformance import suite
+    from swtdx.proof.conformance.runner import run_all
 
     names = [name.upper() for name in leaves]
     for name in names:
@@ -56,7 +56,7 @@ def _progress(done: int, total: int) -> None:
 
 
 def _show(rows: list[Row], cases: int, *, ran: bool, missing: bool) -> None:
-    from swtdx.testing.conformance.registry import status_text
+    from swtdx.proof.conformance.registry import status_text
 
     width = max(len(row.leaf.name) for row in rows)
     click.echo(f"{'Leaf':<{width}}  Number  Statuses  {'Provoked' if ran else ''}  State".rstrip())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from swtdx.testing.fuzz import FuzzReport
+    from swtdx.proof.fuzz import FuzzReport
 
 
 @click.command()
@@ -49,7 +49,7 @@ def fuzz(calls: int, seed: int | None, side: str, check_every: int, as_json: boo
     must end in a status that the leaf declares, in a TD exit, or in a machine check that was provoked, and
     the module's tables must agree with each other.  The seed determines the run.
     """
-    from swtdx.testing.fuzz import Fuzzer, FuzzFailure
+    from swtdx.proof.fuzz import Fuzzer, FuzzFailure
 
     seed = secrets.randbits(32) if seed is None else seed
     fuzzer = Fuzzer(seed, side, check_every)

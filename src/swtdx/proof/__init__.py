@@ -1,0 +1,1 @@
+"""What shows that the TDX Module does as the ABI says: conformance suite, fuzzer and invariants."""

@@ -1,0 +1,192 @@
+"""TDH.VP.ENTER: what keeps a VCPU from running, and how it leaves."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from unittest import mock
+
+from swtdx.arch import status as s
+from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.arch.sept_bits import TDHP
+from swtdx.machine import seamops
+from swtdx.machine.engine.scripted import Read, Tdcall, TripleFault
+from swtdx.module.objects.sept import walk
+from swtdx.proof.conformance import common
+from swtdx.proof.conformance.cases_vp import retired_vcpu
+from swtdx.proof.conformance.common import Good
+from swtdx.proof.conformance.registry import add, provokes
+from swtdx.proof.conformance.stages import EMPTY, FIRST, PENDING, make_td
+from swtdx.proof.conformance.world import World
+
+_LEAF: Final = "TDH.VP.ENTER"
+_TRIPLE_FAULT, _EPT_VIOLATION, _TDCALL = 2, 48, 77
+_HINT: Final = 1 << 52
+_RESUME_L1: Final = 1 << 53
+
+ENTER: Final = Good(_LEAF, "running", lambda w: {"rcx": w.td.tdvpr})
+common.rax(_LEAF, "running", ENTER.operands)
+add(_LEAF, s.TDX_SYS_NOT_READY, "before TDH.SYS.CONFIG", lambda w: _unready(w), stage="processors")
+common.boot_nt4(ENTER)
+common.tdvpr(ENTER, "rcx", exclusive=False)
+common.fatal(ENTER)
+common.op_state_lock(ENTER)
+common.tsc_adjust(ENTER)
+ENTER.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", rcx=retired_vcpu)
+ENTER.refused(s.TDX_OP_STATE_INCORRECT, "the TD is not finalised", rcx=lambda w: make_td(w, "vpinit").tdvpr)
+ENTER.refused(s.TDX_OPERAND_INVALID, "bit 54", "RCX", rcx=lambda w: w.td.tdvpr | 1 << 54)
+ENTER.refused(s.TDX_OPERAND_INVALID, "a hint after no trap", "RCX", rcx=lambda w: w.td.tdvpr | _HINT)
+ENTER.refused(s.TDX_OPERAND_INVALID, "to L1, not from L2", "RCX", rcx=lambda w: w.td.tdvpr | _RESUME_L1)
+
+
+def _unready(world: World) -> None:
+    world.provoke()
+
+
+def _with_another_vcpu(world: World, pages: int) -> int:
+    """A VCPU of a TD that runs, with as many TDCX pages; it is not initialised."""
+    from swtdx.proof.conformance.stages import TD_STEPS, add_vpcx, create, create_vcpu
+
+    td = create(world)
+    for name, step in TD_STEPS:
+        if name == "running":
+            first = td.tdvpr
+            create_vcpu(world, td)
+            add_vpcx(world, td, pages)
+            second, td.tdvpr = td.tdvpr, first
+            step(world, td)
+            return second
+        step(world, td)
+    raise AssertionError("a TD has no stage 'running'")
+
+
+ENTER.refused(s.TDX_TDCX_NUM_INCORRECT, "pages are missing", rcx=lambda w: _with_another_vcpu(w, 4))
+ENTER.refused(s.TDX_VCPU_STATE_INCORRECT, "not initialised", rcx=lambda w: _with_another_vcpu(w, 5))
+add(
+    _LEAF, s.TDX_VCPU_ASSOCIATED, "another processor holds it",
+    lambda w: w.provoke(lp=1, rcx=w.td.tdvpr), stage="running", reusable=True,
+)  # fmt: skip
+
+
+@provokes(_LEAF, s.TDX_VCPU_STATE_INCORRECT, "after a triple fault", stage="running")
+def _disabled(world: World) -> None:
+    world.guest(_triple_fault)
+    world.enter()
+    world.provoke(rcx=world.td.tdvpr)
+
+
+@provokes(_LEAF, s.TDX_TSC_ROLLBACK, "the TSC went back", stage="running", reusable=True)
+def _rollback(world: World) -> None:
+    vp = world.module.vp(world.td.tdvpr, world.module_td(world.td))
+    with world.poked(vp.main, TDVPS.last_exit_tsc.offset, world.machine.tsc() + (1 << 40), 8):
+        world.provoke(rcx=world.td.tdvpr)
+
+
+@provokes(
+    _LEAF, s.TDX_OPERAND_BUSY, "the TLB epoch changes", details="TD_EPOCH", stage="running", reusable=True
+)
+def _epoch(world: World) -> None:
+    with world.locked(world.module_td(world.td).tdcs, TDCS.epoch_lock.offset):
+        world.provoke(rcx=world.td.tdvpr)
+
+
+# ------------------------------------------------------------------ TD exits
+def _triple_fault(_cpu: Any) -> Any:
+    yield TripleFault()
+
+
+def _reads(gpa: int) -> Any:
+    def program(_cpu: Any) -> Any:
+        yield Read(gpa)
+
+    return program
+
+
+add(
+    _LEAF, s.TDX_SUCCESS, "TDG.VP.VMCALL",
+    lambda w: w.exits(_vmcall), details=_TDCALL, stage="running",
+)  # fmt: skip
+add(
+    _LEAF, s.TDX_NON_RECOVERABLE_VCPU, "a triple fault",
+    lambda w: w.exits(_triple_fault), details=_TRIPLE_FAULT, stage="running",
+)  # fmt: skip
+
+
+def _vmcall(_cpu: Any) -> Any:
+    yield Tdcall(rax=0, rcx=0xFC00, r10=0, r11=0x10000, r12=0)
+
+
+@provokes(_LEAF, s.TDX_SUCCESS, "an EPT violation", details=_EPT_VIOLATION, stage="running")
+def _violation(world: World) -> None:
+    after = world.exits(_reads(EMPTY + 0x123))
+    assert after[8] == EMPTY, f"R8 is {after[8]:#x}, not the page's GPA"
+    assert after[1] & 7 == 1, f"RCX is {after[1]:#x}, not a read"
+    zeroed = [after[number] for number in (3, 5, 6, 7, *range(10, 16))]
+    assert not any(zeroed), f"registers of the guest are shown: {zeroed}"
+
+
+def _many_faults(world: World) -> None:
+    """The same instruction faults until the module looks at every entry."""
+    world.guest(_reads(EMPTY))
+    for _ in range(8):
+        world.enter()
+
+
+@provokes(
+    _LEAF, s.TDX_OPERAND_BUSY, "looks zero-stepped, and the tree is locked", details="SEPT_TREE",
+    stage="running",
+)  # fmt: skip
+def _stepping(world: World) -> None:
+    _many_faults(world)
+    with world.locked(world.module_td(world.td).tdcs, TDCS.secure_ept_lock.offset):
+        world.provoke(rcx=world.td.tdvpr)
+
+
+@provokes(
+    _LEAF, s.TDX_NON_RECOVERABLE_TD_CORRUPTED_MD, "no report from the processor", details=0,
+    stage="running",
+)  # fmt: skip
+def _no_report(world: World) -> None:
+    def program(_cpu: Any) -> Any:
+        yield Tdcall(rax=4, rcx=FIRST, rdx=FIRST, r8=0)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise seamops.SeamOpsError(seamops.Result.SUCCESS, "the bench says no")
+
+    world.guest(program)
+    with mock.patch.object(seamops, "seamreport", refuse):
+        world.provoke(rcx=world.td.tdvpr)
+
+
+@provokes(
+    _LEAF, s.TDX_HOST_PRIORITY_BUSY_TIMEOUT, "the guest waits too long for a lock", stage="running"
+)  # fmt: skip
+def _timeout(world: World) -> None:
+    td = world.module_td(world.td)
+
+    def program(_cpu: Any) -> Any:
+        for _ in range(2_000):
+            yield Tdcall(rax=6, rcx=PENDING)
+
+    world.guest(program)
+    entry = walk(world.module.keyhole, td, PENDING, 0)
+    # A host-priority bit that nobody clears, and a short time-out.
+    timeout = TDCS.hp_lock_timeout
+    with (
+        world.poked(entry.view, entry.offset, entry.raw | TDHP, 8),
+        world.poked(td.tdcs, timeout.offset, 200_000, timeout.size),
+    ):
+        world.provoke(rcx=world.td.tdvpr)
+
+
+@provokes(
+    _LEAF, s.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE, "a machine check on another processor meanwhile",
+    details=_TDCALL, stage="running",
+)  # fmt: skip
+def _machine_check(world: World) -> None:
+    tdr = world.module_td(world.td).tdr
+
+    def program(_cpu: Any) -> Any:
+        tdr[TDR.fatal.offset] = 1
+        yield Tdcall(rax=1)
+
+    world.exits(program)

@@ -1,0 +1,342 @@
+"""TDH.MEM.* and TDH.MR.*."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch import status as s
+from swtdx.module.objects.sept import walk
+from swtdx.proof.conformance import common
+from swtdx.proof.conformance.buffers import shared
+from swtdx.proof.conformance.common import Good, Operands
+from swtdx.proof.conformance.registry import add, provokes
+from swtdx.proof.conformance.stages import (
+    EMPTY,
+    FAR,
+    FIRST,
+    HUGE,
+    PENDING,
+    PRODUCTION,
+    add_sept,
+    add_tdcx,
+    block,
+    create,
+    give_keys,
+    initialise,
+    make_td,
+    track,
+)
+from swtdx.proof.conformance.world import NONE, PAGE, World
+
+GIB: Final = 1 << 30
+
+
+def _td(world: World) -> Operands:
+    return {"rdx": world.td.tdr}
+
+
+def _uninitialised(good: Good, register: str = "rdx") -> None:
+    """The common checks of a TD, with another one that is not initialised."""
+    common.td_state(good, register, wrong_stage="tdcs")
+
+
+# ------------------------------------------------------------------ TDH.MEM.SEPT.ADD
+SEPT_ADD: Final = Good(
+    "TDH.MEM.SEPT.ADD", "running", lambda w: _td(w) | {"rcx": 2 * HUGE | 1, "r8": w.page()}
+)
+SEPT_ADD_1: Final = Good(
+    "TDH.MEM.SEPT.ADD", "running",
+    lambda w: _td(w) | {"rcx": 2 * HUGE | 1, "r8": w.page(), "r9": NONE, "r10": NONE, "r11": NONE}, 1,
+)  # fmt: skip
+common.basics(SEPT_ADD)
+common.tdr(SEPT_ADD, "rdx", exclusive=False)
+_uninitialised(SEPT_ADD)
+common.gpa_and_level(SEPT_ADD, levels=range(1, 4), wrong_levels=(0, 4, 5, 7))
+common.sept(SEPT_ADD, entry=(2 * HUGE, 1))
+common.new_page(SEPT_ADD, "r8")
+SEPT_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a page is there already", "RCX", rcx=0 | 1)
+SEPT_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a 2-MiB page is there", "RCX", rcx=HUGE | 1)
+add("TDH.MEM.SEPT.ADD", s.TDX_SUCCESS, "version 1", SEPT_ADD_1.but(), stage="running")
+SEPT_ADD_1.refused(
+    s.TDX_OPERAND_INVALID, "version 1: reserved bits of RDX", "RDX", rdx=lambda w: w.td.tdr | 2
+)
+for _n in (9, 10, 11):
+    SEPT_ADD_1.refused(
+        s.TDX_OPERAND_INVALID, f"a page for an L2 VM in R{_n}", f"R{_n}", at={f"r{_n}": lambda w: w.page()}
+    )
+
+# ------------------------------------------------------------------ TDH.MEM.PAGE.ADD, TDH.MR.*
+PAGE_ADD: Final = Good(
+    "TDH.MEM.PAGE.ADD", "vcpu", lambda w: _td(w) | {"rcx": EMPTY, "r8": w.page(), "r9": w.buffer()}
+)
+common.basics(PAGE_ADD)
+common.tdr(PAGE_ADD, "rdx", exclusive=True)
+common.td_state(PAGE_ADD, "rdx", lock=False, wrong_stage="tdcs")
+PAGE_ADD.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rdx=lambda w: make_td(w, "running").tdr)
+common.gpa_and_level(PAGE_ADD, levels=range(1), wrong_levels=(1, 7))
+common.sept(PAGE_ADD, tree=False)
+PAGE_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a page is there already", "RCX", rcx=FIRST)
+shared(PAGE_ADD, "r9", PAGE)
+common.new_page(PAGE_ADD, "r8")
+
+EXTEND: Final = Good("TDH.MR.EXTEND", "vcpu", lambda w: _td(w) | {"rcx": FIRST + 0x100})
+common.basics(EXTEND)
+common.tdr(EXTEND, "rdx", exclusive=True)
+common.td_state(EXTEND, "rdx", lock=False, wrong_stage="tdcs")
+EXTEND.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rdx=lambda w: make_td(w, "running").tdr)
+for _what, _gpa in (("not a multiple of 256", FIRST + 8), ("shared", 1 << 47), ("too wide", 1 << 48)):
+    EXTEND.refused(s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa)
+EXTEND.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no Secure EPT page leads there", "RCX", rcx=FAR)
+EXTEND.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no page is there", "RCX", rcx=EMPTY)
+
+
+@provokes("TDH.MR.EXTEND", s.TDX_EPT_ENTRY_NOT_PRESENT, "a page that is blocked", stage="vcpu")
+def _extend_blocked(world: World) -> None:
+    block(world, world.td, FIRST)
+    world.provoke(rcx=FIRST, rdx=world.td.tdr)
+
+
+FINALIZE: Final = Good("TDH.MR.FINALIZE", "vpinit", lambda w: {"rcx": w.td.tdr})
+common.basics(FINALIZE)
+common.tdr(FINALIZE, "rcx", exclusive=True)
+common.td_state(FINALIZE, "rcx", lock=False, wrong_stage="tdcs")
+FINALIZE.refused(s.TDX_OP_STATE_INCORRECT, "the second time", rcx=lambda w: make_td(w, "running").tdr)
+FINALIZE.refused(s.TDX_NO_VCPUS, "no VCPU is initialised", rcx=lambda w: make_td(w, "vpcx").tdr)
+
+# ------------------------------------------------------------------ TDH.MEM.PAGE.AUG
+AUG: Final = Good("TDH.MEM.PAGE.AUG", "running", lambda w: _td(w) | {"rcx": EMPTY, "r8": w.page()})
+common.basics(AUG)
+common.tdr(AUG, "rdx", exclusive=False)
+_uninitialised(AUG)
+common.gpa_and_level(AUG, levels=range(2), wrong_levels=(2, 7))
+common.sept(AUG, entry=(EMPTY, 0))
+common.new_page(AUG, "r8")
+AUG.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a page is there already", "RCX", rcx=PENDING)
+AUG.refused(
+    s.TDX_OPERAND_INVALID, "a 2-MiB page that is not aligned", "R8", rcx=2 * HUGE | 1,
+    r8=lambda w: w.large() + PAGE,
+)  # fmt: skip
+AUG.refused(
+    s.TDX_PAGE_METADATA_INCORRECT, "a 2-MiB page of which a part is taken", "R8", rcx=2 * HUGE | 1,
+    r8=lambda w: w.td.tdr & -HUGE,
+)  # fmt: skip
+
+# ------------------------------------------------------------------ blocking and tracking
+BLOCK: Final = Good("TDH.MEM.RANGE.BLOCK", "running", lambda w: _td(w) | {"rcx": FIRST})
+common.basics(BLOCK)
+UNBLOCK: Final = Good("TDH.MEM.RANGE.UNBLOCK", "running", lambda w: _blocked(w, FIRST))
+
+
+def _blocked(world: World, gpa: int, level: int = 0) -> Operands:
+    """The page at ``gpa`` is blocked and tracked."""
+    if (gpa, level) not in world.blocked:
+        block(world, world.td, gpa, level)
+        # Nobody runs, so one step of the epoch is enough.
+        track(world, world.td)
+        world.blocked.add((gpa, level))
+    return {"rcx": gpa | level, "rdx": world.td.tdr}
+
+
+common.basics(UNBLOCK)
+for _good in (BLOCK, UNBLOCK):
+    common.tdr(_good, "rdx", exclusive=False)
+    _uninitialised(_good)
+    common.gpa_and_level(_good, levels=range(4), wrong_levels=(4, 7))
+    common.sept(_good, entry=(FIRST, 0))
+    _good.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "nothing is there", "RCX", rcx=EMPTY)
+UNBLOCK.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "the page is not blocked", "RCX", rcx=PENDING)
+
+
+@provokes(
+    "TDH.MEM.RANGE.BLOCK", s.TDX_GPA_RANGE_ALREADY_BLOCKED, "the second time", details="RCX",
+    stage="running",
+)  # fmt: skip
+def _blocked_twice(world: World) -> None:
+    block(world, world.td, FIRST)
+    world.provoke(rcx=FIRST, rdx=world.td.tdr)
+
+
+@provokes(
+    "TDH.MEM.RANGE.UNBLOCK", s.TDX_TLB_TRACKING_NOT_DONE, "not tracked", details="SEPT_TREE",
+    stage="running",
+)  # fmt: skip
+def _untracked(world: World) -> None:
+    block(world, world.td, FIRST)
+    world.provoke(rcx=FIRST, rdx=world.td.tdr)
+
+
+TRACK: Final = Good("TDH.MEM.TRACK", "running", lambda w: {"rcx": w.td.tdr})
+common.basics(TRACK)
+common.tdr(TRACK, "rcx", exclusive=False)
+_uninitialised(TRACK, "rcx")
+
+
+@provokes(
+    "TDH.MEM.TRACK", s.TDX_OPERAND_BUSY, "a VCPU enters at this moment", details="TD_EPOCH",
+    stage="running", reusable=True,
+)  # fmt: skip
+def _epoch_busy(world: World) -> None:
+    from swtdx.arch.control_structs import TDCS
+
+    with world.poked(world.module_td(world.td).tdcs, TDCS.epoch_lock.offset, 2):
+        world.provoke(rcx=world.td.tdr)
+
+
+@provokes(
+    "TDH.MEM.TRACK", s.TDX_PREVIOUS_TLB_EPOCH_BUSY, "a VCPU of the previous epoch runs", stage="running",
+    reusable=True,
+)  # fmt: skip
+def _epoch_runs(world: World) -> None:
+    from swtdx.arch.control_structs import TDCS
+
+    tdcs = world.module_td(world.td).tdcs
+    previous = (TDCS.td_epoch.get(tdcs) - 1) & 1
+    with world.poked(tdcs, TDCS.refcount.offset + 2 * previous, 1):
+        world.provoke(rcx=world.td.tdr)
+
+
+# ------------------------------------------------------------------ taking pages away
+REMOVE: Final = Good("TDH.MEM.PAGE.REMOVE", "running", lambda w: _blocked(w, FIRST))
+RELOCATE: Final = Good("TDH.MEM.PAGE.RELOCATE", "running", lambda w: _blocked(w, FIRST) | {"r8": w.page()})
+SEPT_REMOVE: Final = Good("TDH.MEM.SEPT.REMOVE", "running", lambda w: _empty_table(w))
+PROMOTE: Final = Good("TDH.MEM.PAGE.PROMOTE", "running", lambda w: _full_table(w))
+DEMOTE: Final = Good(
+    "TDH.MEM.PAGE.DEMOTE", "running",
+    lambda w: _blocked(w, HUGE, 1) | {"r8": w.page(), "r9": NONE, "r10": NONE, "r11": NONE},
+)  # fmt: skip
+TABLE: Final = 4 * HUGE
+
+
+def _empty_table(world: World) -> Operands:
+    """A Secure EPT page without entries, blocked and tracked."""
+    if (TABLE, 1) not in world.blocked:
+        add_sept(world, world.td, TABLE, (1,))
+    return _blocked(world, TABLE, 1)
+
+
+def _full_table(world: World) -> Operands:
+    """A Secure EPT page with 512 pending pages that lie in order, blocked and tracked."""
+    if (TABLE, 1) not in world.blocked:
+        add_sept(world, world.td, TABLE, (1,))
+        base = world.large()
+        for offset in range(0, HUGE, PAGE):
+            world.ok("TDH.MEM.PAGE.AUG", rcx=TABLE + offset, rdx=world.td.tdr, r8=base + offset)
+    return _blocked(world, TABLE, 1)
+
+
+for _good, _levels, _bad, _entry in (
+    (REMOVE, range(3), (3, 7), (FIRST, 0)),
+    (RELOCATE, range(1), (1, 7), (FIRST, 0)),
+    (SEPT_REMOVE, range(1, 4), (0, 4), (TABLE, 1)),
+    (PROMOTE, range(1, 3), (0, 3), (TABLE, 1)),
+    (DEMOTE, range(1, 3), (0, 3), (HUGE, 1)),
+):
+    common.basics(_good)
+    common.tdr(_good, "rdx", exclusive=False)
+    _uninitialised(_good)
+    common.gpa_and_level(_good, levels=_levels, wrong_levels=_bad)
+    common.sept(_good, entry=_entry)
+    _wrong = FAR & -GIB | 1 if _good.leaf == "none" else (EMPTY if _levels[0] == 0 else 6 * HUGE | 1)
+    _good.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "nothing is there", "RCX", rcx=_wrong)
+
+common.new_page(RELOCATE, "r8")
+common.new_page(DEMOTE, "r8")
+DEMOTE.refused(s.TDX_OPERAND_INVALID, "reserved bits of RDX", "RDX", rdx=lambda w: w.td.tdr | 2)
+RELOCATE.refused(
+    s.TDX_OPERAND_INVALID, "the page that is mapped already", "R8", r8=lambda w: w.td.pages[FIRST]
+)
+
+
+@provokes(
+    "TDH.MEM.PAGE.RELOCATE", s.TDX_OPERAND_INVALID, "the same page, checked before blocking",
+    details="R8", stage="running", reusable=True,
+)  # fmt: skip
+def _same_page_first(world: World) -> None:
+    world.provoke(rcx=FIRST, rdx=world.td.tdr, r8=world.td.pages[FIRST])
+
+
+def _taking(leaf: str, gpa: int, level: int, prepare: str, **operands: int) -> None:
+    """A page that is not blocked, or not tracked, or whose PAMT entry is locked."""
+
+    def rest(world: World) -> Operands:
+        if prepare == "table":
+            add_sept(world, world.td, TABLE, (1,))
+        return {"rcx": gpa | level, "rdx": world.td.tdr, "r8": world.page(), **operands}
+
+    def not_blocked(world: World) -> None:
+        world.provoke(**rest(world))
+
+    def not_tracked(world: World) -> None:
+        given = rest(world)
+        block(world, world.td, gpa, level)
+        world.provoke(**given)
+
+    def busy(world: World) -> None:
+        given = rest(world)
+        entry = walk(world.module.keyhole, world.module_td(world.td), gpa, level)
+        size = level if prepare == "page" else 0
+        pamt = world.module.pamt.owned(entry.hpa, size)
+        with world.poked(pamt.view, pamt.offset, 1):
+            world.provoke(**given)
+
+    add(leaf, s.TDX_GPA_RANGE_NOT_BLOCKED, "not blocked", not_blocked, details="RCX", stage="running")
+    add(leaf, s.TDX_TLB_TRACKING_NOT_DONE, "not tracked", not_tracked, details="RCX", stage="running")
+    add(
+        leaf, s.TDX_OPERAND_BUSY, "another processor holds the page that goes", busy, details="RCX",
+        stage="running",
+    )  # fmt: skip
+
+
+_taking("TDH.MEM.PAGE.REMOVE", FIRST, 0, "page")
+_taking("TDH.MEM.PAGE.RELOCATE", FIRST, 0, "page")
+_taking("TDH.MEM.SEPT.REMOVE", TABLE, 1, "table")
+_taking("TDH.MEM.PAGE.PROMOTE", TABLE, 1, "table")
+_taking("TDH.MEM.PAGE.DEMOTE", HUGE, 1, "page", r9=NONE, r10=NONE, r11=NONE)
+
+
+@provokes(
+    "TDH.MEM.SEPT.REMOVE", s.TDX_EPT_PAGE_NOT_FREE, "pages are below it", details="RCX", stage="running"
+)
+def _table_in_use(world: World) -> None:
+    world.provoke(**_blocked(world, 0, 1))
+
+
+@provokes(
+    "TDH.MEM.PAGE.PROMOTE", s.TDX_EPT_INVALID_PROMOTE_CONDITIONS, "511 pages", details="RCX",
+    stage="running",
+)  # fmt: skip
+def _promote_holes(world: World) -> None:
+    world.provoke(**_empty_table(world))
+
+
+# ------------------------------------------------------------------ looking
+SEPT_RD: Final = Good("TDH.MEM.SEPT.RD", "running", lambda w: _td(w) | {"rcx": FIRST})
+common.basics(SEPT_RD)
+common.tdr(SEPT_RD, "rdx", exclusive=False)
+_uninitialised(SEPT_RD)
+common.gpa_and_level(SEPT_RD, levels=range(4), wrong_levels=(4, 7))
+common.sept(SEPT_RD, entry=(FIRST, 0))
+
+RD: Final = Good("TDH.MEM.RD", "running", lambda w: _td(w) | {"rcx": FIRST + 8})
+WR: Final = Good("TDH.MEM.WR", "running", lambda w: _td(w) | {"rcx": FIRST + 8, "r8": 1})
+
+
+def _production_td(world: World) -> int:
+    td = create(world)
+    give_keys(world, td)
+    add_tdcx(world, td)
+    initialise(world, td, attributes=PRODUCTION)
+    return td.tdr
+
+
+for _good in (RD, WR):
+    common.basics(_good)
+    common.tdr(_good, "rdx", exclusive=False)
+    _uninitialised(_good)
+    common.sept(_good, entry=(FIRST, 0), walk=None)
+    _good.refused(s.TDX_TD_NON_DEBUG, "a production TD", rdx=_production_td)
+    for _what, _gpa in (("not a multiple of 8", FIRST + 4), ("shared", 1 << 47), ("too wide", 1 << 48)):
+        _good.refused(s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa)
+    _good.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no Secure EPT page leads there", "RCX", rcx=FAR)
+    _good.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no page is there", "RCX", rcx=EMPTY)
+    _good.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "the page is pending", "RCX", rcx=PENDING)

@@ -1,0 +1,237 @@
+"""TDH.MNG.*."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from swtdx.arch import status as s
+from swtdx.arch.control_structs import TDR
+from swtdx.arch.platform_structs import TD_PARAMS
+from swtdx.proof.conformance import common
+from swtdx.proof.conformance.common import Good, Operands
+from swtdx.proof.conformance.kot import busy_key_table, busy_kot, no_entropy_for_keys
+from swtdx.proof.conformance.registry import add, provokes
+from swtdx.proof.conformance.stages import (
+    add_tdcx,
+    create,
+    flush,
+    free_key,
+    make_td,
+    retire,
+    td_params,
+)
+from swtdx.proof.conformance.world import NONE, World
+
+CREATE: Final = Good("TDH.MNG.CREATE", "ready", lambda w: {"rcx": w.page(), "rdx": w.hkid()})
+common.basics(CREATE)
+common.page(CREATE, "rcx", lambda w: create(w).tdr)
+for _what, _hkid in (
+    ("HKID 0", lambda w: 0),
+    ("the last shared HKID", lambda w: w.first_hkid - 1),
+    ("beyond the last HKID", lambda w: w.first_hkid + w.hkids),
+    ("bits above the HKID", lambda w: w.hkid() | 1 << 16),
+    ("all ones", lambda w: NONE),
+):
+    CREATE.refused(s.TDX_OPERAND_INVALID, _what, "RDX", rdx=_hkid)
+CREATE.refused(s.TDX_HKID_NOT_FREE, "the HKID of another TD", rdx=lambda w: create(w).hkid)
+CREATE.refused(s.TDX_HKID_NOT_FREE, "the module's own HKID", rdx=lambda w: w.first_hkid)
+busy_kot(CREATE)
+
+KEY_CONFIG: Final = Good("TDH.MNG.KEY.CONFIG", "created", lambda w: {"rcx": w.td.tdr})
+common.basics(KEY_CONFIG)
+common.tdr(KEY_CONFIG, "rcx", exclusive=True)
+common.fatal(KEY_CONFIG)
+KEY_CONFIG.refused(
+    s.TDX_LIFECYCLE_STATE_INCORRECT, "the TD has its keys", rcx=lambda w: make_td(w, "keyed").tdr
+)
+busy_key_table(KEY_CONFIG)
+no_entropy_for_keys(KEY_CONFIG)
+
+
+@provokes("TDH.MNG.KEY.CONFIG", s.TDX_KEY_CONFIGURED, "this package has the key", stage="created")
+def _configured_twice(world: World) -> None:
+    world.ok("TDH.MNG.KEY.CONFIG", rcx=world.td.tdr)
+    world.provoke(rcx=world.td.tdr)
+
+
+ADDCX: Final = Good("TDH.MNG.ADDCX", "keyed", lambda w: {"rcx": w.page(), "rdx": w.td.tdr})
+common.basics(ADDCX)
+common.tdr(ADDCX, "rdx", exclusive=True)
+common.new_page(ADDCX, "rcx")
+common.fatal(ADDCX)
+ADDCX.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD has no keys", rdx=lambda w: create(w).tdr)
+
+
+@provokes("TDH.MNG.ADDCX", s.TDX_TDCX_NUM_INCORRECT, "a tenth page", stage="keyed")
+def _ten_pages(world: World) -> None:
+    add_tdcx(world, world.td, 9)
+    world.provoke(rcx=world.page(), rdx=world.td.tdr)
+
+
+@provokes("TDH.MNG.ADDCX", s.TDX_OP_STATE_INCORRECT, "a page after TDH.MNG.INIT", stage="built")
+def _page_after_init(world: World) -> None:
+    world.provoke(rcx=world.page(), rdx=world.td.tdr)
+
+
+# ------------------------------------------------------------------ TDH.MNG.INIT
+INIT: Final = Good("TDH.MNG.INIT", "tdcs", lambda w: {"rcx": w.td.tdr, "rdx": w.buffer(td_params(w))})
+common.basics(INIT)
+common.tdr(INIT, "rcx", exclusive=True)
+common.td_state(INIT, "rcx", lock=False, wrong_stage="built")
+common.tsc_adjust(INIT)
+common.boot_nt4(INIT)
+for _what, _address in (
+    ("not aligned to 1024", lambda w: w.buffer() + 512),
+    ("with a private HKID", lambda w: w.buffer() | w.first_hkid << w.module.hpa_bits),
+    ("beyond MAXPA", lambda w: 1 << 52),
+    ("in the SEAM range", lambda w: w.seam_range),
+):
+    INIT.refused(s.TDX_OPERAND_INVALID, f"TD_PARAMS {_what}", "RDX", rdx=_address)
+
+#: (operand, what, fields of TD_PARAMS).
+_BAD_PARAMS: Final[tuple[tuple[str, str, dict[str, int]], ...]] = (
+    ("ATTRIBUTES", "an attribute that does not exist", {"attributes": 1 << 1}),
+    ("ATTRIBUTES", "KL", {"attributes": 1 << 31}),
+    ("ATTRIBUTES", "MIGRATABLE, without migration", {"attributes": 1 << 29}),
+    ("XFAM", "no x87", {"xfam": 0x2}),
+    ("XFAM", "no SSE", {"xfam": 0x1}),
+    ("XFAM", "MPX", {"xfam": 0x1B}),
+    ("XFAM", "a third of AVX-512", {"xfam": 0x27}),
+    ("XFAM", "AVX-512 without AVX", {"xfam": 0xE3}),
+    ("XFAM", "half of CET", {"xfam": 0x803}),
+    ("XFAM", "half of AMX", {"xfam": 0x20003}),
+    ("XFAM", "bit 63", {"xfam": 1 << 63 | 3}),
+    ("MAX_VCPUS", "no VCPUs", {"max_vcpus": 0}),
+    ("NUM_L2_VMS", "four L2 VMs", {"num_l2_vms": 4}),
+    ("EXEC_CONTROLS", "an unknown flag", {"config_flags": 1 << 3}),
+    ("EPTP_CONTROLS", "uncacheable", {"eptp_controls": 3 << 3}),
+    ("EPTP_CONTROLS", "three levels", {"eptp_controls": 6 | 2 << 3}),
+    ("EPTP_CONTROLS", "six levels", {"eptp_controls": 6 | 5 << 3}),
+    ("EPTP_CONTROLS", "accessed and dirty flags", {"eptp_controls": 6 | 3 << 3 | 1 << 6}),
+    ("EPTP_CONTROLS", "a 52-bit GPA with four levels", {"config_flags": 1}),
+    ("TSC_FREQUENCY", "75 MHz", {"tsc_frequency": 3}),
+    ("TSC_FREQUENCY", "10.025 GHz", {"tsc_frequency": 401}),
+    ("RDX", "reserved MSR controls", {"msr_config_ctls": 2}),
+    ("IA32_ARCH_CAPABILITIES_CONFIG", "a bit that cannot be configured",
+     {"msr_config_ctls": 1, "ia32_arch_capabilities_config": 1 << 0}),
+)  # fmt: skip
+
+
+def _params(change: Callable[[bytearray], None]) -> Callable[[World], int]:
+    """Where TD_PARAMS with a change lies."""
+
+    def build(world: World) -> int:
+        params = bytearray(td_params(world))
+        change(params)
+        return world.buffer(bytes(params))
+
+    return build
+
+
+for _operand, _what, _fields in _BAD_PARAMS:
+    INIT.refused(
+        s.TDX_OPERAND_INVALID, _what, _operand, reusable=False,
+        rdx=lambda w, fields=_fields: w.buffer(td_params(w, **fields)),  # type: ignore[misc]
+    )  # fmt: skip
+
+
+def _set_byte(at: int) -> Callable[[bytearray], None]:
+    def change(params: bytearray) -> None:
+        params[at] = 1
+
+    return change
+
+
+for _at in (20, 42, 79, 232, 255, 256 + 12 * 16, 1023):
+    INIT.refused(
+        s.TDX_OPERAND_INVALID, f"reserved byte {_at} of TD_PARAMS is not 0", "RDX", reusable=False,
+        rdx=_params(_set_byte(_at)),
+    )  # fmt: skip
+
+
+def _cpuid(entry: int, register: int, value: int) -> Callable[[bytearray], None]:
+    def change(params: bytearray) -> None:
+        TD_PARAMS.cpuid_config.set(params, 4 * entry + register, value)
+
+    return change
+
+
+@provokes(
+    "TDH.MNG.INIT", s.TDX_OPERAND_INVALID, "a CPUID bit that cannot be configured",
+    details="CPUID_CONFIG", stage="tdcs", outputs=False,
+)  # fmt: skip
+def _bad_cpuid(world: World) -> None:
+    params = bytearray(td_params(world))
+    # Entry 6 is leaf 7, sub-leaf 1 (tdcall.md §5.4); EBX has no configurable bit there.
+    _cpuid(6, 1, 1)(params)
+    after = world.provoke(rcx=world.td.tdr, rdx=world.buffer(bytes(params)))
+    assert after[1] == 7 | 1 << 32, f"RCX names {after[1]:#x}, not leaf 7, sub-leaf 1"
+
+
+# ------------------------------------------------------------------ the end of a TD
+def _tdr(world: World) -> Operands:
+    return {"rcx": world.td.tdr}
+
+
+VPFLUSHDONE: Final = Good("TDH.MNG.VPFLUSHDONE", "keyed", _tdr)
+common.basics(VPFLUSHDONE)
+common.tdr(VPFLUSHDONE, "rcx", exclusive=True)
+busy_kot(VPFLUSHDONE)
+
+
+@provokes("TDH.MNG.VPFLUSHDONE", s.TDX_LIFECYCLE_STATE_INCORRECT, "the second time", stage="keyed")
+def _retired_twice(world: World) -> None:
+    retire(world, world.td)
+    world.provoke(rcx=world.td.tdr)
+
+
+@provokes("TDH.MNG.VPFLUSHDONE", s.TDX_FLUSHVP_NOT_DONE, "a processor holds a VCPU", stage="running")
+def _vcpu_held(world: World) -> None:
+    world.provoke(rcx=world.td.tdr)
+
+
+def _blocked(world: World) -> Operands:
+    """The stage's TD is at the end of its life, its caches written back."""
+    if TDR.lifecycle_state.get(world.module.td(world.td.tdr).tdr) == 1:
+        retire(world, world.td)
+        for lp in world.lps:
+            world.ok("TDH.PHYMEM.CACHE.WB", lp=lp.index, rcx=0)
+    return {"rcx": world.td.tdr}
+
+
+FREEID: Final = Good("TDH.MNG.KEY.FREEID", "keyed", _blocked)
+common.basics(FREEID)
+common.tdr(FREEID, "rcx", exclusive=True)
+busy_kot(FREEID)
+FREEID.refused(s.TDX_LIFECYCLE_STATE_INCORRECT, "the TD has its keys", rcx=lambda w: make_td(w, "keyed").tdr)
+
+
+@provokes("TDH.MNG.KEY.FREEID", s.TDX_LIFECYCLE_STATE_INCORRECT, "the second time", stage="running")
+def _freed_twice(world: World) -> None:
+    flush(world, world.td)
+    retire(world, world.td)
+    free_key(world, world.td)
+    world.provoke(rcx=world.td.tdr)
+
+
+@provokes("TDH.MNG.KEY.FREEID", s.TDX_WBCACHE_NOT_COMPLETE, "one package of two", stage="keyed")
+def _one_package(world: World) -> None:
+    retire(world, world.td)
+    world.ok("TDH.PHYMEM.CACHE.WB", rcx=0)
+    world.provoke(rcx=world.td.tdr)
+
+
+add("TDH.MNG.KEY.RECLAIMID", s.TDX_SUCCESS, "it does nothing", lambda w: _nothing(w), stage="ready")
+common.rax("TDH.MNG.KEY.RECLAIMID", "ready")
+add(
+    "TDH.MNG.KEY.RECLAIMID",
+    s.TDX_SYS_NOT_READY,
+    "before TDH.SYS.CONFIG",
+    lambda w: _nothing(w),
+    stage="processors",
+)
+
+
+def _nothing(world: World) -> None:
+    world.provoke()

@@ -1,0 +1,123 @@
+"""TDH.PHYMEM.*."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swtdx.arch import status as s
+from swtdx.module.globals import SYS
+from swtdx.proof.conformance import common
+from swtdx.proof.conformance.common import Good
+from swtdx.proof.conformance.kot import busy_kot
+from swtdx.proof.conformance.registry import add, provokes
+from swtdx.proof.conformance.stages import HUGE, flush, free_key, retire
+from swtdx.proof.conformance.world import PAGE, World
+
+RDMD: Final = Good("TDH.PHYMEM.PAGE.RDMD", "running", lambda w: {"rcx": w.td.tdr})
+WBINVD: Final = Good(
+    "TDH.PHYMEM.PAGE.WBINVD", "running", lambda w: {"rcx": w.page() | w.td.hkid << w.module.hpa_bits}
+)
+for _good in (RDMD, WBINVD):
+    common.basics(_good)
+    common.busy_page(_good, "rcx", exclusive=False) if _good is RDMD else None
+    _good.refused(s.TDX_OPERAND_INVALID, "not page-aligned", "RCX", rcx=lambda w: w.page() + 64)
+    _good.refused(s.TDX_OPERAND_INVALID, "beyond MAXPA", "RCX", rcx=lambda w: w.page() | 1 << 52)
+    common.outside(_good, "rcx")
+RDMD.refused(s.TDX_OPERAND_INVALID, "an HKID", "RCX", rcx=lambda w: w.td.tdr | 1 << 51)
+WBINVD.refused(s.TDX_PAGE_METADATA_INCORRECT, "a page that a TD owns", "RCX", rcx=lambda w: w.td.tdr)
+
+
+@provokes(
+    "TDH.PHYMEM.PAGE.WBINVD", s.TDX_OPERAND_BUSY, "another processor holds the page", details="RCX",
+    stage="running", reusable=True,
+)  # fmt: skip
+def _wbinvd_busy(world: World) -> None:
+    page = world.page()
+    with world.locked_page(page):
+        world.provoke(rcx=page)
+
+
+# ------------------------------------------------------------------ TDH.PHYMEM.PAGE.RECLAIM
+def torn_down(world: World) -> int:
+    """The stage's TD in life cycle TEARDOWN; one of its pages."""
+    if not world.torn:
+        flush(world, world.td)
+        retire(world, world.td)
+        free_key(world, world.td)
+        world.torn = True
+    return world.td.tdvpr
+
+
+RECLAIM: Final = Good("TDH.PHYMEM.PAGE.RECLAIM", "running", lambda w: {"rcx": torn_down(w)})
+common.basics(RECLAIM)
+common.outside(RECLAIM, "rcx")
+common.busy_page(RECLAIM, "rcx", exclusive=True)
+RECLAIM.refused(s.TDX_OPERAND_INVALID, "not page-aligned", "RCX", rcx=lambda w: torn_down(w) + 64)
+RECLAIM.refused(s.TDX_OPERAND_INVALID, "an HKID", "RCX", rcx=lambda w: torn_down(w) | 1 << 51)
+RECLAIM.refused(s.TDX_OPERAND_INVALID, "beyond MAXPA", "RCX", rcx=lambda w: torn_down(w) | 1 << 52)
+RECLAIM.refused(
+    s.TDX_OPERAND_INVALID, "inside a 2-MiB page", "RCX",
+    rcx=lambda w: (torn_down(w), w.td.pages[HUGE] + PAGE)[1],
+)  # fmt: skip
+RECLAIM.refused(s.TDX_PAGE_METADATA_INCORRECT, "a free page", "RCX", rcx=lambda w: w.page())
+RECLAIM.refused(
+    s.TDX_PAGE_METADATA_INCORRECT, "inside a free 2-MiB page: its type is looked at first", "RCX",
+    rcx=lambda w: w.large() + PAGE,
+)  # fmt: skip
+
+
+@provokes(
+    "TDH.PHYMEM.PAGE.RECLAIM", s.TDX_OPERAND_BUSY, "another processor holds the TDR", details="TDR",
+    stage="running", outputs=False,
+)  # fmt: skip
+def _reclaim_busy(world: World) -> None:
+    page = torn_down(world)
+    with world.locked_page(world.td.tdr):
+        world.provoke(rcx=page)
+
+
+for _what, _page in (("a page of a TD that lives", "tdvpr"), ("the TDR of a TD that lives", "tdr")):
+    add(
+        "TDH.PHYMEM.PAGE.RECLAIM", s.TDX_LIFECYCLE_STATE_INCORRECT, _what,
+        lambda w, page=_page: w.provoke(rcx=getattr(w.td, page)),  # type: ignore[misc]
+        stage="running", outputs=False,
+    )  # fmt: skip
+
+
+@provokes(
+    "TDH.PHYMEM.PAGE.RECLAIM", s.TDX_TD_ASSOCIATED_PAGES_EXIST, "the TDR before its pages",
+    stage="running", outputs=False,
+)  # fmt: skip
+def _tdr_first(world: World) -> None:
+    torn_down(world)
+    world.provoke(rcx=world.td.tdr)
+
+
+# ------------------------------------------------------------------ TDH.PHYMEM.CACHE.WB
+def _flushed(world: World) -> dict[str, int]:
+    """Some HKID waits for the caches."""
+    if not world.waiting:
+        retire(world, world.td)
+        world.waiting = True
+    return {"rcx": 0}
+
+
+CACHE_WB: Final = Good("TDH.PHYMEM.CACHE.WB", "keyed", _flushed)
+common.basics(CACHE_WB)
+busy_kot(CACHE_WB)
+CACHE_WB.refused(s.TDX_OPERAND_INVALID, "neither start nor resume", "RCX", rcx=2)
+CACHE_WB.refused(s.TDX_WBCACHE_RESUME_ERROR, "nothing to resume", rcx=1)
+add(
+    "TDH.PHYMEM.CACHE.WB", s.TDX_NO_HKID_READY_TO_WBCACHE, "no HKID waits",
+    lambda w: w.provoke(rcx=0), stage="keyed",
+)  # fmt: skip
+
+
+@provokes(
+    "TDH.PHYMEM.CACHE.WB", s.TDX_OPERAND_BUSY, "another processor of the package is at it",
+    details="WBCACHE", stage="keyed",
+)  # fmt: skip
+def _wb_busy(world: World) -> None:
+    operands = _flushed(world)
+    with world.poked(world.module.data.sys, SYS.wb_mutex.offset, 1, 1):
+        world.provoke(**operands)

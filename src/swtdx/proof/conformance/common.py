@@ -1,0 +1,346 @@
+"""Cases that many leaves share: what is wrong with RAX, a page operand, a TD, a Secure EPT walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from swtdx.arch import status as s
+from swtdx.arch.control_structs import TDCS, TDR
+from swtdx.proof.conformance.registry import Action, add, declared
+from swtdx.proof.conformance.stages import FAR, make_td
+from swtdx.proof.conformance.world import OUTSIDE, PAGE, World
+
+Operands = dict[str, int]
+#: The value of an operand, or what makes it in a world.
+Operand = int | Callable[[World], int]
+_MSR_TSC_ADJUST: Final = 0x3B
+_MSR_MISC_ENABLE: Final = 0x1A0
+_BOOT_NT4: Final = 1 << 22
+#: The highest physical address bit, MAXPA - 1 (52 bits): part of the KeyID.
+_KEYID: Final = 1 << 51
+_BEYOND: Final = 1 << 52
+
+
+@dataclass(frozen=True)
+class Good:
+    """A call that succeeds: a leaf, the stage at which it does, and its operands."""
+
+    leaf: str
+    stage: str
+    operands: Callable[[World], Operands]
+    version: int = 0
+
+    def but(self, at: Mapping[str, Operand] | None = None, **changes: Operand) -> Action:
+        """An action that provokes with the same operands except for some.
+
+        Args:
+            at: the same as keywords, for registers whose name is computed.
+        """
+        changes |= at or {}
+
+        def action(world: World) -> None:
+            operands = self.operands(world)
+            for register, value in changes.items():
+                operands[register] = value if isinstance(value, int) else value(world)
+            world.provoke(version=self.version, **operands)
+
+        return action
+
+    def refused(
+        self,
+        value: int,
+        what: str,
+        details: int | str = 0,
+        *,
+        reusable: bool = True,
+        stage: str | None = None,
+        at: Mapping[str, Operand] | None = None,
+        **changes: Operand,
+    ) -> None:
+        """A case: the same call with other operands is refused (``at``: see :meth:`but`)."""
+        add(
+            self.leaf, value, what, self.but(at, **changes),
+            details=details, stage=stage or self.stage, reusable=reusable,
+        )  # fmt: skip
+
+
+def basics(good: Good, *, early: bool = False) -> None:
+    """It succeeds; reserved bits and versions of RAX are checked; the module must be ready.
+
+    ``early``: the leaf belongs to the module's initialisation.
+    """
+    add(good.leaf, s.TDX_SUCCESS, "all as it should be", good.but(), stage=good.stage)
+    rax(good.leaf, good.stage, good.operands)
+    if not early:
+        add(
+            good.leaf, s.TDX_SYS_NOT_READY, "before TDH.SYS.CONFIG", lambda world: _nothing(world),
+            stage="processors", reusable=True,
+        )  # fmt: skip
+
+
+def _nothing(world: World) -> None:
+    world.provoke()
+
+
+def rax(leaf: str, stage: str, operands: Callable[[World], Operands] = lambda _world: {}) -> None:
+    """Reserved bits of RAX, and a version that the leaf has not."""
+    for what, bits in (("bit 24", 1 << 24), ("bit 32", 1 << 32), ("bit 62", 1 << 62)):
+        add(
+            leaf, s.TDX_OPERAND_INVALID, f"reserved {what} of RAX",
+            lambda world, bits=bits: world.provoke(rax=bits, **operands(world)),  # type: ignore[misc]
+            details="RAX", stage=stage, reusable=True,
+        )  # fmt: skip
+    for version in (2, 255):
+        add(
+            leaf, s.TDX_OPERAND_INVALID, f"version {version}",
+            lambda world, version=version: world.provoke(version=version, **operands(world)),  # type: ignore[misc]
+            details="RAX", stage=stage, reusable=True,
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------ pages
+def page(
+    good: Good, register: str, wrong: Callable[[World], int], *, exclusive: bool = True, flags: int = 0
+) -> None:
+    """A private page operand: its address, its TDMR, its PAMT lock, its type.
+
+    Args:
+        wrong: a page of another type.
+        exclusive: the leaf needs the lock exclusively, so that a reader stands in its way.
+        flags: bits of the operand that are not the address's.
+    """
+    name = register.upper()
+
+    def operand(world: World) -> int:
+        return good.operands(world)[register]
+
+    def misaligned(world: World) -> int:
+        return operand(world) | 0x800 & ~flags
+
+    if not flags & 0x800:
+        good.refused(s.TDX_OPERAND_INVALID, f"{name} is not page-aligned", name, at={register: misaligned})
+    good.refused(
+        s.TDX_OPERAND_INVALID, f"{name} has KeyID bits", name,
+        at={register: lambda world: operand(world) | _KEYID},
+    )  # fmt: skip
+    good.refused(
+        s.TDX_OPERAND_INVALID, f"{name} is beyond MAXPA", name,
+        at={register: lambda world: operand(world) | 1 << 63},
+    )  # fmt: skip
+    outside(good, register)
+    good.refused(
+        s.TDX_PAGE_METADATA_INCORRECT, f"{name} is a page of another type", name, at={register: wrong}
+    )
+    busy_page(good, register, exclusive=exclusive)
+
+
+def outside(good: Good, register: str) -> None:
+    """A page operand outside every TDMR."""
+    name = register.upper()
+    good.refused(
+        s.TDX_OPERAND_ADDR_RANGE_ERROR, f"{name} is in no TDMR", name,
+        at={register: lambda world: OUTSIDE | good.operands(world)[register] & PAGE - 1},
+    )  # fmt: skip
+
+
+def busy_page(good: Good, register: str, *, exclusive: bool) -> None:
+    """The PAMT lock of a page operand is taken."""
+    name = register.upper()
+    for shared in (False, True) if exclusive else (False,):
+
+        def action(world: World, shared: bool = shared) -> None:
+            operands = good.operands(world)
+            hpa = operands[register] & 0x000F_FFFF_FFFF_F000
+            with world.locked_page(hpa, shared=shared):
+                world.provoke(version=good.version, **operands)
+
+        how = "shared" if shared else "exclusively"
+        add(
+            good.leaf, s.TDX_OPERAND_BUSY, f"another processor holds the page in {name} {how}", action,
+            details=name, stage=good.stage, reusable=True,
+        )  # fmt: skip
+
+
+def new_page(good: Good, register: str) -> None:
+    """A page operand that must be free."""
+    page(good, register, lambda world: world.td.tdcx[0] if world.td.tdcx else world.td.tdr)
+
+
+def tdr(good: Good, register: str, *, exclusive: bool, flags: int = 0) -> None:
+    """A TDR operand."""
+    page(
+        good, register, lambda world: world.page() | good.operands(world)[register] & flags,
+        exclusive=exclusive, flags=flags,
+    )  # fmt: skip
+
+
+def tdvpr(good: Good, register: str, *, exclusive: bool) -> None:
+    """A TDVPR operand, and the lock of the TDR that owns it."""
+    page(good, register, lambda world: world.td.tdr, exclusive=exclusive)
+
+    def action(world: World) -> None:
+        with world.locked_page(world.td.tdr):
+            world.provoke(version=good.version, **good.operands(world))
+
+    add(
+        good.leaf, s.TDX_OPERAND_BUSY, "another processor holds the TDR exclusively", action,
+        details="TDR", stage=good.stage, reusable=True,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ the TD's state
+def td_state(
+    good: Good, register: str, *, lock: bool = True, wrong_stage: str | None = None, flags: int = 0
+) -> None:
+    """Fatal flag, keys, TDCS pages, op_state and its lock, of a TD that an operand names.
+
+    Args:
+        lock: the leaf takes the op_state lock.
+        wrong_stage: a stage of another TD whose op_state the leaf does not allow.
+        flags: bits of the operand that are not the address's.
+    """
+    fatal(good)
+
+    def other(stage: str) -> Callable[[World], int]:
+        return lambda world: make_td(world, stage).tdr | good.operands(world)[register] & flags
+
+    for value, stage, what in (
+        (s.TDX_TD_KEYS_NOT_CONFIGURED, "created", "the TD has no keys yet"),
+        (s.TDX_TDCS_NOT_ALLOCATED, "keyed", "the TD has no TDCX pages yet"),
+    ):
+        if declared(good.leaf, value):
+            good.refused(value, what, at={register: other(stage)})
+    if wrong_stage is not None:
+        good.refused(
+            s.TDX_OP_STATE_INCORRECT, f"the TD is at stage {wrong_stage}", at={register: other(wrong_stage)}
+        )
+    if lock:
+        op_state_lock(good)
+
+
+def fatal(good: Good) -> None:
+    """The TD is marked fatal."""
+
+    def action(world: World) -> None:
+        operands = good.operands(world)
+        with world.poked(world.module.td(world.td.tdr).tdr, TDR.fatal.offset, 1, 1):
+            world.provoke(version=good.version, **operands)
+
+    add(good.leaf, s.TDX_TD_FATAL, "the TD is marked fatal", action, stage=good.stage, reusable=True)
+
+
+def op_state_lock(good: Good) -> None:
+    """Another processor changes the op_state."""
+
+    def action(world: World) -> None:
+        operands = good.operands(world)
+        with world.locked(world.module_td(world.td).tdcs, TDCS.op_state_lock.offset):
+            world.provoke(version=good.version, **operands)
+
+    add(
+        good.leaf, s.TDX_OPERAND_BUSY, "the op_state lock is taken", action,
+        details="OP_STATE", stage=good.stage, reusable=True,
+    )  # fmt: skip
+
+
+def op_state(good: Good, wrong: int) -> None:
+    """The TD is in an op_state that no sequence of base leaves leads to with such operands."""
+
+    def action(world: World) -> None:
+        operands = good.operands(world)
+        with world.poked(world.module_td(world.td).tdcs, TDCS.op_state.offset, wrong, 4):
+            world.provoke(version=good.version, **operands)
+
+    add(good.leaf, s.TDX_OP_STATE_INCORRECT, f"op_state {wrong}", action, stage=good.stage, reusable=True)
+
+
+# ------------------------------------------------------------------ Secure EPT
+def gpa_and_level(good: Good, *, levels: range, wrong_levels: tuple[int, ...]) -> None:
+    """RCX: reserved bits, level, alignment, shared bit, width."""
+
+    def rcx(world: World) -> int:
+        return good.operands(world)["rcx"]
+
+    low = levels[0]
+    for what, change in (
+        ("bit 3", lambda value: value | 1 << 3),
+        ("bit 52", lambda value: value | 1 << 52),
+        ("the shared bit", lambda value: value | 1 << 47),
+        ("a GPA beyond the width", lambda value: value | 1 << 48),
+        *((f"level {level}", lambda value, level=level: value & ~7 | level) for level in wrong_levels),
+    ):
+        good.refused(
+            s.TDX_OPERAND_INVALID, f"RCX has {what}", "RCX",
+            rcx=lambda world, change=change: change(rcx(world)),  # type: ignore[misc]
+        )  # fmt: skip
+    if low:
+        good.refused(
+            s.TDX_OPERAND_INVALID, "the GPA is not aligned to its level", "RCX",
+            rcx=lambda world: rcx(world) | 0x1000,
+        )  # fmt: skip
+
+
+def sept(
+    good: Good, *, tree: bool = True, entry: tuple[int, int] | None = None, walk: int | None = FAR
+) -> None:
+    """Tree lock, walk, and the lock of the entry (GPA, level)."""
+    if tree:
+
+        def tree_locked(world: World) -> None:
+            operands = good.operands(world)
+            with world.locked(world.module_td(world.td).tdcs, TDCS.secure_ept_lock.offset):
+                world.provoke(version=good.version, **operands)
+
+        add(
+            good.leaf, s.TDX_OPERAND_BUSY, "the Secure EPT tree lock is taken", tree_locked,
+            details="SEPT_TREE", stage=good.stage, reusable=True,
+        )  # fmt: skip
+    if walk is not None:
+        good.refused(
+            s.TDX_EPT_WALK_FAILED, "no Secure EPT page leads there", "RCX",
+            rcx=lambda world: walk | good.operands(world)["rcx"] & 7,
+        )  # fmt: skip
+    if entry is not None:
+        gpa, level = entry
+
+        def entry_locked(world: World) -> None:
+            operands = good.operands(world)
+            with world.locked_entry(world.td, gpa, level):
+                world.provoke(version=good.version, **operands)
+
+        add(
+            good.leaf, s.TDX_OPERAND_BUSY, "the guest holds the entry", entry_locked,
+            details="RCX", stage=good.stage, reusable=True,
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------ the processor
+def tsc_adjust(good: Good) -> None:
+    """IA32_TSC_ADJUST changed since TDH.SYS.INIT."""
+
+    def action(world: World) -> None:
+        operands = good.operands(world)
+        with world.msr(_MSR_TSC_ADJUST, 0x1000):
+            world.provoke(version=good.version, **operands)
+
+    add(
+        good.leaf, s.TDX_INCONSISTENT_MSR, "IA32_TSC_ADJUST changed", action,
+        details=_MSR_TSC_ADJUST, stage=good.stage, reusable=True,
+    )  # fmt: skip
+
+
+def boot_nt4(good: Good) -> None:
+    """IA32_MISC_ENABLE limits CPUID."""
+
+    def action(world: World) -> None:
+        operands = good.operands(world)
+        old = world.lps[0].msrs.peek(_MSR_MISC_ENABLE)
+        with world.msr(_MSR_MISC_ENABLE, old | _BOOT_NT4):
+            world.provoke(version=good.version, **operands)
+
+    add(
+        good.leaf, s.TDX_LIMIT_CPUID_MAXVAL_SET, "IA32_MISC_ENABLE[22] is set", action,
+        stage=good.stage, reusable=True,
+    )  # fmt: skip

@@ -1,0 +1,360 @@
+"""A machine on the conformance suite's bench: SEAMCALLs by name, pages to give away, locks to hold."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from swtdx.arch import regs, status
+from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
+from swtdx.arch.regs import RAX
+from swtdx.arch.sept_bits import TDEL
+from swtdx.machine.engine.scripted import Program, Script, Tdcall
+from swtdx.machine.faults import GeneralProtection
+from swtdx.machine.machine import MachineConfig
+from swtdx.module.globals import SYS
+from swtdx.module.objects.td import Td as ModuleTd
+from swtdx.platform import Platform, PlatformConfig
+from swtdx.proof.conformance.registers import wrong_registers
+from swtdx.proof.conformance.registry import Case, status_text
+
+PAGE: Final = 4096
+GIB: Final = 1 << 30
+LARGE: Final = 2 << 20
+NONE: Final = (1 << 64) - 1
+#: The one TDMR, its PAMTs, and the hypervisor's own buffers.
+TDMR: Final = 4 * GIB
+PAMT_4K: Final = 0x2000_0000
+PAMT_2M: Final = PAMT_4K + (4 << 20)
+PAMT_1G: Final = PAMT_2M + (8 << 10)
+BUFFERS: Final = 0x2800_0000
+#: Memory that no TDMR covers.
+OUTSIDE: Final = 0x3000_0000
+#: What registers hold that a case does not set: odd values that no leaf takes for something.
+_FILL: Final = tuple(0xF111_0000_0000_0F1F + (number << 32) for number in range(16))
+#: RAX after a TDVMCALL: SUCCESS and the exit reason TDCALL.
+_TDCALL_REASON: Final = 77
+_SHARE: Final = 4  # one reader of a lock with host priority
+
+
+class Wrong(AssertionError):
+    """The module did not do what its tables say."""
+
+
+@dataclass(slots=True)
+class Td:
+    """A TD under construction: addresses of its pages (HPA), and what was added."""
+
+    tdr: int
+    hkid: int
+    tdcx: list[int] = field(default_factory=list)
+    tdvpr: int = 0
+    vpcx: list[int] = field(default_factory=list)
+    #: Secure EPT pages by (GPA, level of the entry that points to it).
+    sept: dict[tuple[int, int], int] = field(default_factory=dict)
+    #: Pages by GPA.
+    pages: dict[int, int] = field(default_factory=dict)
+
+
+class World:
+    """One machine.  ``close`` frees it; also a context manager."""
+
+    def __init__(self) -> None:
+        config = MachineConfig(packages=2, processors_per_package=1, engine="scripted")
+        self.platform = Platform.boot(PlatformConfig(machine=config))
+        self.machine = self.platform.machine
+        self.memory = self.platform.host.memory
+        self.lps = self.machine.processors
+        for lp in self.platform.host.processors:
+            with contextlib.suppress(GeneralProtection):
+                lp.vmxon()
+        self.first_hkid = self.platform.host.shared_keyids + 1
+        self.hkids = self.platform.host.private_keyids
+        self._next_hkid = self.first_hkid + 1
+        self._next_page = TDMR
+        self._next_large = TDMR + GIB // 2
+        self._next_buffer = BUFFERS
+        self._case: Case | None = None
+        self._provoked = 0
+        #: What cases note about this world: the stage's TD is torn down; an HKID waits for the caches;
+        #: what is blocked (GPA, level).
+        self.torn = False
+        self.waiting = False
+        self.blocked: set[tuple[int, int]] = set()
+        #: The TD of the stage.
+        self.td = Td(0, 0)
+
+    # ------------------------------------------------------------------ calls
+    def call(
+        self,
+        leaf: str | int,
+        *,
+        lp: int = 0,
+        version: int = 0,
+        rax: int = 0,
+        **operands: int,
+    ) -> list[int]:
+        """SEAMCALL; the registers after it.  All registers that are not given hold odd values.
+
+        ``rax`` are more bits of RAX, besides leaf and version.
+
+        Raises:
+            Wrong: a register that the leaf's table does not name changed, or one is wrong after an error.
+        """
+        return self._seamcall(leaf, operands, lp=lp, version=version, rax=rax)
+
+    def _seamcall(
+        self,
+        leaf: str | int,
+        operands: dict[str, int],
+        *,
+        lp: int,
+        version: int,
+        rax: int,
+        outputs: bool = True,
+    ) -> list[int]:
+        processor = self.platform.host.processors[lp]
+        number = BY_NAME[leaf].number if isinstance(leaf, str) else leaf
+        gpr = list(_FILL)
+        gpr[RAX] = number | version << 16 | rax
+        for name, value in operands.items():
+            gpr[regs.number(name)] = value
+        processor.gpr[:] = gpr
+        if not processor.seamcall():
+            raise Wrong(f"leaf {number}: VMfailInvalid, nobody answered")
+        after = list(processor.gpr)
+        row = HOST_LEAVES.get(number)
+        if row is not None and number != 0:
+            wrong = wrong_registers(row, min(version, row.max_version), gpr, after, outputs=outputs)
+            if wrong:
+                raise Wrong(f"{row.name} with {status_text(after[RAX])}: {'; '.join(wrong)}")
+        return after
+
+    def ok(self, leaf: str, **operands: int) -> list[int]:
+        """:meth:`call`, which must succeed (or say that there is nothing to do).
+
+        Raises:
+            Wrong: it fails.
+        """
+        after = self.call(leaf, **operands)
+        if status.is_error(after[RAX]):
+            raise Wrong(f"while setting up, {leaf} gave {status_text(after[RAX])}")
+        return after
+
+    # ------------------------------------------------------------------ the case
+    def run(self, case: Case) -> None:
+        """Run a case in this world, which must be at its stage.
+
+        Raises:
+            Wrong: the call that it provokes with does not do as the case says.
+        """
+        self._case, self._provoked = case, 0
+        case.action(self)
+        if self._provoked != 1:
+            raise Wrong(f"the case calls {case.leaf} {self._provoked} times for its status, not once")
+        self._case = None
+
+    def provoke(self, *, lp: int = 0, version: int = 0, rax: int = 0, **operands: int) -> list[int]:
+        """The call that the case is about; the registers after it.
+
+        Raises:
+            Wrong: RAX, or another register, is not as it should be.
+        """
+        assert self._case is not None
+        self._provoked += 1
+        row = BY_NAME[self._case.leaf]
+        after = self._seamcall(
+            row.number, operands, lp=lp, version=version, rax=rax, outputs=self._case.outputs
+        )
+        self.expect(after[RAX])
+        return after
+
+    def expect(self, value: int) -> None:
+        """Compare a status with the one that the case is about.
+
+        Raises:
+            Wrong: it is another.
+        """
+        assert self._case is not None
+        if value != self._case.value:
+            raise Wrong(f"RAX is {value:#x} ({status_text(value)}), not {self._case.value:#x}")
+
+    def provoked(self, value: int) -> None:
+        """The case's status, from a call that the case made itself.
+
+        Raises:
+            Wrong: it is not the case's.
+        """
+        self._provoked += 1
+        self.expect(value)
+
+    # ------------------------------------------------------------------ the guest
+    def guest(self, program: Program) -> Script:
+        """What the TD's VCPU will run at its next TDH.VP.ENTER."""
+        script: Script = self.machine.engine.add_program(program)  # type: ignore[attr-defined]
+        return script
+
+    def enter(self, td: Td | None = None) -> list[int]:
+        """TDH.VP.ENTER; the registers after the TD exit."""
+        return self.call("TDH.VP.ENTER", rcx=(td or self.td).tdvpr)
+
+    def run_guest(self, program: Program) -> Any:
+        """Run a guest until it leaves by TDG.VP.VMCALL at its end; what the program returned.
+
+        Raises:
+            Wrong: the TD exits for another reason.
+        """
+        result: list[Any] = []
+
+        def whole(cpu: Script) -> Any:
+            result.append((yield from program(cpu)))
+            yield Tdcall(rax=0, rcx=0)
+
+        script = self.guest(whole)
+        after = self.enter()
+        if script.error is not None:
+            raise script.error
+        if after[RAX] != _TDCALL_REASON or not result:
+            raise Wrong(f"TDH.VP.ENTER gave {after[RAX]:#x} ({status_text(after[RAX])}), not a TDVMCALL")
+        return result[0]
+
+    def tdcall(self, *, version: int = 0, rax: int = 0, **operands: int) -> list[int]:
+        """The guest's call that the case is about; the guest's registers after it.
+
+        Raises:
+            Wrong: RAX, or another register, is not as it should be.
+        """
+        assert self._case is not None
+        row = BY_NAME[self._case.leaf]
+        before = list(_FILL)
+        before[RAX] = row.number | version << 16 | rax
+        for name, value in operands.items():
+            before[regs.number(name)] = value
+        given = {name: before[number] for number, name in enumerate(regs.NAMES) if number != regs.RSP}
+
+        def program(cpu: Script) -> Any:
+            before[regs.RSP] = cpu.gpr[regs.RSP]
+            return (yield Tdcall(**given))
+
+        after = list(self.run_guest(program))
+        self._provoked += 1
+        wrong = wrong_registers(row, min(version, row.max_version), before, after, outputs=self._case.outputs)
+        if wrong:
+            raise Wrong(f"{row.name} with {status_text(after[RAX])}: {'; '.join(wrong)}")
+        self.expect(after[RAX])
+        return after
+
+    def exits(self, program: Program) -> list[int]:
+        """A guest that makes TDH.VP.ENTER end as the case says; the registers after the TD exit.
+
+        Raises:
+            Wrong: RAX is not as it should be.
+        """
+        self.guest(program)
+        after = self.enter()
+        self._provoked += 1
+        self.expect(after[RAX])
+        return after
+
+    # ------------------------------------------------------------------ memory
+    def page(self) -> int:
+        """A free page of the TDMR (HPA)."""
+        self._next_page += PAGE
+        return self._next_page - PAGE
+
+    def large(self) -> int:
+        """A free 2-MiB page of the TDMR (HPA)."""
+        self._next_large += LARGE
+        return self._next_large - LARGE
+
+    def buffer(self, data: bytes = b"", size: int = PAGE) -> int:
+        """The hypervisor's memory, aligned to a page, with ``data`` at its start (PA)."""
+        at = self._next_buffer
+        self._next_buffer += max(size, len(data), PAGE) + PAGE - 1 & -PAGE
+        if data:
+            self.memory.write(at, data)
+        return at
+
+    def hkid(self) -> int:
+        """A free private HKID."""
+        self._next_hkid += 1
+        return self._next_hkid - 1
+
+    @property
+    def seam_range(self) -> int:
+        """The first address of the SEAM range."""
+        base: int = SYS.seamrr_base.get(self.module.data.sys)
+        return base
+
+    # ------------------------------------------------------------------ behind the module's back
+    @property
+    def module(self) -> Any:
+        """The module: only to look where its locks and flags are."""
+        return self.machine.seam.module
+
+    def module_td(self, td: Td) -> ModuleTd:
+        """The module's windows to a TD's control structures."""
+        found: ModuleTd = self.module.td(td.tdr)
+        if not found.pages:
+            found.map_tdcs(self.module.keyhole)
+        return found
+
+    @contextlib.contextmanager
+    def poked(self, view: memoryview, offset: int, value: int, size: int = 2) -> Iterator[None]:
+        """``size`` bytes of the module's memory hold ``value`` for a while.
+
+        What a refused call left in a lock (the host-priority bit) goes, too.
+        """
+        before = bytes(view[offset : offset + size])
+        view[offset : offset + size] = value.to_bytes(size, "little")
+        try:
+            yield
+        finally:
+            view[offset : offset + size] = before
+
+    def locked_page(self, hpa: int, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Another processor holds the PAMT lock of a page."""
+        entry = self.module.pamt.owned(hpa, 0)
+        return self.poked(entry.view, entry.offset, _SHARE if shared else 1)
+
+    def locked(self, view: memoryview, offset: int) -> contextlib.AbstractContextManager[None]:
+        """Another processor holds a lock exclusively."""
+        return self.poked(view, offset, 1)
+
+    @contextlib.contextmanager
+    def locked_entry(self, td: Td, gpa: int, level: int) -> Iterator[None]:
+        """The guest holds the lock of the Secure EPT entry of ``gpa`` at ``level``."""
+        from swtdx.module.objects.sept import walk
+
+        entry = walk(self.module.keyhole, self.module_td(td), gpa, level)
+        assert entry.level == level
+        with self.poked(entry.view, entry.offset, entry.raw | TDEL, 8):
+            yield
+
+    @contextlib.contextmanager
+    def msr(self, index: int, value: int, lp: int = 0) -> Iterator[None]:
+        """An MSR of a processor has another value, past its locks and rules."""
+        msrs = self.lps[lp].msrs
+        before = msrs.peek(index)
+        msrs.poke(index, value)
+        try:
+            yield
+        finally:
+            msrs.poke(index, before)
+
+    def private_view(self, hpa: int, hkid: int) -> memoryview:
+        """A page of the TDMR as the module sees it."""
+        return self.machine.memory.map_page(hpa, hkid)
+
+    # ------------------------------------------------------------------ end
+    def close(self) -> None:
+        """Free the machine."""
+        self.platform.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
