@@ -16,10 +16,6 @@ from swtdx.machine.random import HardwareRandom
 from swtdx.machine.seam import Seam
 from swtdx.machine.vmx.vmcs import Vmcs
 
-#: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, FSGSBASE, OSXSAVE, SMEP, SMAP,
-#: PKE: what stock QEMU's processor has of CR4 (VMXE is the processor's own).
-CR4_SUPPORTED: Final = 0x750FFF
-
 #: The core crystal clock, Hz.
 CRYSTAL_HZ: Final = 25_000_000.0
 
@@ -51,8 +47,6 @@ class Machine:
         self.machine_checks: list[tuple[int, Exception]] = []
         #: Memory that the BIOS gives to software: (base, size) in bytes.
         self.usable: list[tuple[int, int]] = list(memory.populated)
-        #: CR4 bits that guests may set; the BIOS-independent face of CPUID.
-        self.cr4_supported = CR4_SUPPORTED
         #: Bytes of XSAVE image that guests' extended state takes at most.
         self.xstate_size = 0xC00
         self._engine: Engine | None = None

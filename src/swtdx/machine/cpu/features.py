@@ -13,6 +13,7 @@ with what a running QEMU says.
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -297,8 +298,9 @@ def has(name: str) -> bool:
     return BY_NAME[name].shown
 
 
+@functools.cache
 def cr4_bits() -> int:
-    """The CR4 bits that this processor has: what IA32_VMX_CR4_FIXED1 says."""
+    """The CR4 bits that this processor has: what IA32_VMX_CR4_FIXED1 says, and MOV to CR4 accepts."""
     bits = _CR4_ALWAYS
     for bit, name in _CR4:
         if BY_NAME[name].shown:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import vmcs as f
+from swtdx.machine.cpu.features import cr4_bits
 from swtdx.machine.engine.protocol import Event
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.vmx import decode
@@ -168,8 +169,7 @@ class ControlRegisters:
         context.switch_paging(value, efer)
 
     def _write_cr4(self, vmcs: Vmcs, value: int) -> bool:
-        unit = self._unit
-        if value & ~unit.machine.cr4_supported:
+        if value & ~cr4_bits():
             raise GeneralProtection(f"CR4 with bits that this processor does not have: {value:#x}")
         shadow, mask = vmcs.controls[f.CR4_READ_SHADOW], vmcs.controls[f.CR4_GUEST_HOST_MASK]
         if (value ^ shadow) & mask:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from swtdx.arch import regs
+from swtdx.machine.cpu.features import feature_word
 from swtdx.machine.engine.protocol import Stop
 from swtdx.machine.engine.scripted.context import ScriptedContext
 from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
@@ -21,8 +22,8 @@ from swtdx.machine.engine.scripted.operation import (
 
 _IF: Final = 1 << 9
 _CR4_OSXSAVE: Final = 1 << 18
-#: State components that the engine's XSAVE image has: x87, SSE, AVX, PKRU.
-_XCR0_SUPPORTED: Final = 0x207
+#: State components that the processor shows: the engine's XSAVE image has them.
+_XCR0_SUPPORTED: Final = feature_word(0xD, 0, "eax")
 _AVX: Final = 1 << 2
 _SSE: Final = 1 << 1
 
