@@ -113,7 +113,7 @@ class SmallTd:
             processors=processors,
         )
         self.io = MachineIo(
-            hypervisor.host.memory,
+            self.td,
             BoardConfig(apic_ids=tuple(range(len(self.td.vcpus)))),
             console_out=lambda _: None,
             serial_out=self._hear,
@@ -121,7 +121,7 @@ class SmallTd:
         self.runner = self._runner(processors)
 
     def _runner(self, processors: list[Processor] | None) -> Runner:
-        return self.io.connect(self.td, processors or self.hypervisor.processors, [])
+        return self.io.runner(processors or self.hypervisor.processors)
 
     def _hear(self, data: bytes) -> None:
         self.serial += data

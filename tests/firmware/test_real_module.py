@@ -112,8 +112,8 @@ class Guest:
         engine.add_program(self.program)
         page = InitialPage(CODE, b"measured".ljust(PAGE, b"."))
         self.td = Td.build(self.hypervisor, TdConfig(vcpus=1), [page], ram=[(RAM, RAM_END)])
-        io = MachineIo(platform.host.memory, BoardConfig(apic_ids=(0,)), console_out=lambda _: None)
-        self.runner = io.connect(self.td, self.hypervisor.processors, [])
+        io = MachineIo(self.td, BoardConfig(apic_ids=(0,)), console_out=lambda _: None)
+        self.runner = io.runner(self.hypervisor.processors)
 
     def program(self, _cpu: Script) -> Any:
         status = (yield Tdcall(rax=ACCEPT, rcx=RAM)).rax >> 32

@@ -54,8 +54,8 @@ def run(
     )
     try:
         board = BoardConfig(apic_ids=tuple(range(vcpus)))
-        io = MachineIo(hypervisor.host.memory, board, console_out=lambda _data: None)
-        result = io.connect(td, hypervisor.processors, []).run(600)
+        io = MachineIo(td, board, console_out=lambda _data: None)
+        result = io.runner(hypervisor.processors).run(600)
     finally:
         td.teardown()
     return result, scripts

@@ -57,8 +57,8 @@ class Bench:
         config = TdConfig(vcpus=len(programs))
         self.td = Td.build(self.hypervisor, config, [page], ram=[(RAM, RAM_END)])
         board = BoardConfig(apic_ids=tuple(range(len(programs))), console=False, serial=False)
-        io = MachineIo(self.hypervisor.host.memory, board, console_out=lambda _data: None)
-        self.runner = io.connect(self.td, self.hypervisor.processors, [(MMIO, PAGE)])
+        io = MachineIo(self.td, board, console_out=lambda _data: None, mmio=[(MMIO, PAGE)])
+        self.runner = io.runner(self.hypervisor.processors)
         result = self.runner.run(timeout)
         for script in scripts:
             if script.error is not None:

@@ -38,14 +38,15 @@ class Setup:
         self.printed = bytearray()
         self.module.programs = dict(enumerate(programs))
         config = config or TdConfig(vcpus=max(len(programs), 1))
+        self.td = Td.build(self.hypervisor, config, [SHIM], ram=ram)
         self.io = MachineIo(
-            self.hypervisor.host.memory,
+            self.td,
             BoardConfig(apic_ids=tuple(range(config.vcpus))),
             console_out=self.printed.extend,
             quote_service=quote_service,
+            mmio=[(0xC0000000, 0x3EC00000)],
         )
-        self.td = Td.build(self.hypervisor, config, [SHIM], ram=ram)
-        self.runner: Runner = self.io.connect(self.td, self.hypervisor.processors, [(0xC0000000, 0x3EC00000)])
+        self.runner: Runner = self.io.runner(self.hypervisor.processors)
 
 
 def call(function: int, *args: int, **registers: int) -> tuple[str, dict[int, int]]:

@@ -54,9 +54,13 @@ class Time:
         return max(guest_tsc - self.offset, self.ticks)
 
 
-def make(index: int = 0, others: Callable[[], list[Cpu]] = list) -> tuple[LocalApic, Cpu, Time]:
+def make(
+    index: int = 0,
+    others: Callable[[], list[Cpu]] = list,
+    changed: Callable[[], None] = lambda: None,
+) -> tuple[LocalApic, Cpu, Time]:
     cpu, time = Cpu(index), Time()
-    apic = LocalApic(cpu, time, others)  # type: ignore[arg-type]
+    apic = LocalApic(cpu, time, others, changed)  # type: ignore[arg-type]
     assert apic.write(SVR, ENABLE)
     return apic, cpu, time
 
@@ -133,9 +137,8 @@ def test_software_disabled() -> None:
 # ------------------------------------------------------------------ timer
 @pytest.mark.parametrize(("code", "divisor"), DIVISORS.items())
 def test_one_shot(code: int, divisor: int) -> None:
-    apic, cpu, time = make()
     changes: list[int | None] = []
-    apic.changed = lambda: changes.append(apic.deadline)
+    apic, cpu, time = make(changed=lambda: changes.append(apic.deadline))
     apic.write(DIVIDE, code)
     apic.write(LVT_TIMER, 0x40)
     apic.write(INITIAL, 1000)

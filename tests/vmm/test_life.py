@@ -167,8 +167,8 @@ def test_two_tds_in_turn_on_one_processor() -> None:
     from swtdx.devices.board import BoardConfig
     from swtdx.vmm.machine_io import MachineIo
 
-    second.io = MachineIo(first.hypervisor.host.memory, BoardConfig(), console_out=lambda _data: None)
-    second.runner = second.io.connect(second_td, first.hypervisor.processors, [])
+    second.io = MachineIo(second_td, BoardConfig(), console_out=lambda _data: None)
+    second.runner = second.io.runner(first.hypervisor.processors)
     runners = {"first": first.runner, "second": second.runner}
     while runners:
         for name, runner in list(runners.items()):

@@ -220,7 +220,7 @@ def test_vcpus_of_the_old_epoch_are_kicked(world: World, leaf: int) -> None:
         world.private.demote(world.cpu, [0])
         world.accept(0, 2 * MIB)
     kicks = []
-    world.private.kick = lambda: kicks.append(len(world.module.log))
+    world.td.vcpus[0].kick = lambda: kicks.append(len(world.module.log))  # type: ignore[method-assign]
     status = EPOCH_BUSY if leaf == TRACK else st.with_operand(NOT_TRACKED, 1)
     seen = world.module.seen
     if leaf == SEPT_REMOVE:

@@ -68,8 +68,8 @@ class Place:
         self.td = Td.build(hypervisor, TdConfig(**config), [page], ram=[(RAM, RAM_END)])
         self.printed = bytearray()
         board = BoardConfig(apic_ids=tuple(range(config["vcpus"])))
-        self.io = MachineIo(hypervisor.host.memory, board, console_out=self.printed.extend)
-        self.runner = self.io.connect(self.td, hypervisor.processors, [])
+        self.io = MachineIo(self.td, board, console_out=self.printed.extend)
+        self.runner = self.io.runner(hypervisor.processors)
 
     def run(self, timeout: float | None = 600) -> RunResult:
         return self.runner.run(timeout)

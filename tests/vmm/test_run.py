@@ -269,10 +269,10 @@ def test_a_broken_device_ends_the_run_and_is_seen() -> None:
     def poll() -> None:
         raise RuntimeError("a bug of ours")
 
-    setup.runner.poll_devices = poll
+    setup.io.board.poll = poll  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="a bug of ours"):
         setup.runner.run(10)
-    assert setup.runner.outcome == (EndReason.ERROR, "RuntimeError: a bug of ours")
+    assert setup.io.control.outcome == (EndReason.ERROR, "RuntimeError: a bug of ours")
     # The processor is free again.
     assert setup.hypervisor.processors[0].mutex.acquire(blocking=False)
 
@@ -365,11 +365,11 @@ def test_input_wakes_a_halted_guest() -> None:
             typed.clear()
 
     typed = threading.Event()
-    setup.runner.poll_devices = poll
+    setup.io.board.poll = poll  # type: ignore[method-assign]
 
     def type_something() -> None:
         typed.set()
-        setup.runner.wake()
+        setup.io.control.wake()
 
     threading.Timer(0.05, type_something).start()
     assert setup.runner.run(None).reason is EndReason.POWER_OFF

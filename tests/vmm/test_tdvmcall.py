@@ -46,8 +46,7 @@ class Caller:
         for name, value in registers.items():
             g[numbers[name]] = value
         before = g[:]
-        server = self.setup.runner.server
-        assert server is not None
+        server = self.setup.io.server
         service = server.unknown if g[R10] else server.services.get(g[R11], server.unknown)
         self.action = service.serve(self.vcpu, g)
         self.regs = g[:]
@@ -69,8 +68,7 @@ def ask() -> Caller:
 
 # ------------------------------------------------------------------ the table
 def test_the_table_is_what_is_served(ask: Caller) -> None:
-    server = ask.setup.runner.server
-    assert server is not None
+    server = ask.setup.io.server
     assert set(server.services) == {number for number, call in ghci.CALLS.items() if call.supported}
     for number, call in ghci.CALLS.items():
         if not call.supported:
@@ -397,7 +395,7 @@ def test_the_vcpu_that_set_it_up_hears_of_the_quote() -> None:
     assert Caller(setup, 1)(ghci.SETUP_EVENT_NOTIFY_INTERRUPT, 0x71) == SUCCESS
     assert Caller(setup, 0)(ghci.GET_QUOTE, SHARED | 0x10000, PAGE) == SUCCESS
     while not setup.td.vcpus[1].has_interrupt:
-        setup.runner.poll_devices()
+        setup.io.poll()
     assert not setup.td.vcpus[0].has_interrupt
     assert setup.io.dma.read(0x10000, 28) == struct.pack("<QQII4s", 1, 0, 4, 4, b"dcba")
 
@@ -414,7 +412,7 @@ def fatal(ask: Caller, code: int, text: bytes, gpa: int = 0, mask: int = 0xFFCC)
     r14 = registers.pop("r14")
     ask(ghci.REPORT_FATAL_ERROR, code, gpa, r14, mask=mask, **registers)
     assert ask.action is Action.END
-    outcome = ask.setup.runner.outcome
+    outcome = ask.setup.io.control.outcome
     assert outcome is not None
     assert outcome[0] is EndReason.FATAL_ERROR
     return outcome[1]

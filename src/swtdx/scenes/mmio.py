@@ -54,9 +54,9 @@ class _Play:
         self.arrived: int | None = None
         self.view: Rows | None = None
         self.td: Td = stage.td(self._guest)
-        io = stage.board()
+        io = stage.board(self.td, [(DEVICE, PAGE)])
         io.board.mmio.register(DEVICE, PAGE, self.device, name="the scene's device")
-        self.result = stage.connect(io, self.td, [(DEVICE, PAGE)]).run(10)
+        self.result = stage.runner(io).run(10)
 
     # ------------------------------------------------------------------ in the guest
     def _guest(self, cpu: Script) -> Any:

@@ -59,14 +59,14 @@ class Stage:
         page = InitialPage(CODE, derive(self.seed, "code", PAGE))
         return Td.build(self.hypervisor, TdConfig(), [page], ram=[(RAM, RAM_END)])
 
-    def board(self) -> MachineIo:
-        """Devices for a TD."""
+    def board(self, td: Td, mmio: Iterable[tuple[int, int]] = ()) -> MachineIo:
+        """Devices for ``td``; ``mmio`` as in :class:`MachineIo`."""
         config = BoardConfig(apic_ids=(0,), console=False, serial=False)
-        return MachineIo(self.hypervisor.host.memory, config, console_out=lambda _data: None)
+        return MachineIo(td, config, console_out=lambda _data: None, mmio=mmio)
 
-    def connect(self, io: MachineIo, td: Td, mmio: Iterable[tuple[int, int]] = ()) -> Runner:
-        """The run loop of ``td``."""
-        return io.connect(td, [self.cpu], mmio)
+    def runner(self, io: MachineIo) -> Runner:
+        """The run loop of a TD with these devices."""
+        return io.runner([self.cpu])
 
     def close(self) -> None:
         """Switch the machine off."""

@@ -81,20 +81,27 @@ class LocalApic:
     Args:
         vcpu: whose it is.
         others: finds the vCPUs of the TD, for interrupts between them.
+        changed: called whenever ``deadline`` changes.
 
-    ``deadline`` is the machine's TSC at which the timer fires, None while it does not run;
-    ``changed`` is called whenever it changes.
+    ``deadline`` is the machine's TSC at which the timer fires, None while it does not run.
     """
 
     __slots__ = (
-        "_clock", "_divide", "_error", "_error_latched", "_guest_deadline", "_icr", "_initial", "_lvt",
-        "_others", "_period", "_svr", "changed", "deadline", "vcpu",
+        "_changed", "_clock", "_divide", "_error", "_error_latched", "_guest_deadline", "_icr", "_initial",
+        "_lvt", "_others", "_period", "_svr", "deadline", "vcpu",
     )  # fmt: skip
 
-    def __init__(self, vcpu: Target, clock: Clock, others: Callable[[], list[Target]]) -> None:
+    def __init__(
+        self,
+        vcpu: Target,
+        clock: Clock,
+        others: Callable[[], list[Target]],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.vcpu = vcpu
         self._clock = clock
         self._others = others
+        self._changed = changed
         self._lvt = dict.fromkeys(_LVT_BITS, _MASKED)
         self._svr = 0xFF
         self._icr = 0
@@ -107,7 +114,6 @@ class LocalApic:
         #: IA32_TSC_DEADLINE as it was written, while armed.
         self._guest_deadline = 0
         self.deadline: int | None = None
-        self.changed: Callable[[], None] = lambda: None
 
     @property
     def apic_id(self) -> int:
@@ -248,7 +254,7 @@ class LocalApic:
         self._period = period
         if deadline != self.deadline:
             self.deadline = deadline
-            self.changed()
+            self._changed()
 
     def _current_count(self) -> int:
         if self.deadline is None or self._mode() == _TSC_DEADLINE:

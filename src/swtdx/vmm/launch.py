@@ -27,6 +27,7 @@ from swtdx.guests.memory_map import (
 )
 from swtdx.machine.host import Host
 from swtdx.vmm.console import Console, Stream
+from swtdx.vmm.control import RunControl
 from swtdx.vmm.errors import ConfigError, VmmError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
@@ -34,7 +35,6 @@ from swtdx.vmm.memory import PAGE
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteService
 from swtdx.vmm.result import EndReason, RunResult
-from swtdx.vmm.run import Runner
 from swtdx.vmm.shared_ept import fill
 from swtdx.vmm.td import InitialPage, Td
 from swtdx.vmm.td_params import TdConfig
@@ -86,12 +86,12 @@ class LaunchConfig:
 class _Output:
     """What the guest prints, on its way to the console."""
 
-    def __init__(self, config: LaunchConfig, console: Console) -> None:
+    def __init__(self, config: LaunchConfig, console: Console, control: RunControl) -> None:
         self._console = console
+        self._control = control
         self._log = config.log
         self._exec = None if config.exec_token is None else ExecStream(config.exec_token)
         self._tail = bytearray()
-        self.broken: Callable[[str], None] = lambda _why: None
 
     def write(self, data: bytes) -> None:
         self._tail += data
@@ -111,7 +111,7 @@ class _Output:
             try:
                 self._console.write(data)
             except OSError as error:
-                self.broken(f"the console's output was closed ({error.strerror})")
+                self._control.end(EndReason.STOPPED, f"the console's output was closed ({error.strerror})")
 
     def finish(self) -> int | None:
         """The run is over; the command's exit status, if there was one."""
@@ -130,9 +130,9 @@ class _Output:
 class _Keys:
     """The guest's side of the console (:class:`swtdx.vmm.console.Guest`)."""
 
-    def __init__(self, io: MachineIo, runner: Runner) -> None:
+    def __init__(self, io: MachineIo) -> None:
         self._console = io.board.console
-        self._runner = runner
+        self._control = io.control
 
     def send(self, data: bytes) -> None:
         if self._console is not None:
@@ -143,7 +143,7 @@ class _Keys:
             self._console.resize(columns, rows)
 
     def leave(self, why: str) -> None:
-        self._runner.stop(EndReason.STOPPED, why)
+        self._control.end(EndReason.STOPPED, why)
 
 
 def launch(host: Host | Hypervisor, config: LaunchConfig, console: Console | None = None) -> RunResult:
@@ -187,27 +187,28 @@ class Launch:
         self._phases: dict[str, float] = {}
         with _phase(self._phases, "module"):
             self.hypervisor = host if isinstance(host, Hypervisor) else Hypervisor(host)
-        self._output = _Output(config, self._console)
+        control = RunControl()
+        self._output = _Output(config, self._console, control)
         with _phase(self._phases, "build"):
-            self.io = MachineIo(
-                self.hypervisor.host.memory,
-                _board_config(config, self._console.size),
-                console_out=self._output.write,
-                serial_out=config.serial,
-                quote_service=config.quote_service,
-            )
-            boot = _lay_out(config, self.io.board)
-            self.td = _build(self.hypervisor, config, boot, processors)
-        try:
-            self.runner = self.io.connect(self.td, processors or self.hypervisor.processors, _mmio_ranges())
-        except BaseException:
-            self.close()
-            raise
-        self._output.broken = lambda why: self.runner.end(EndReason.STOPPED, why)
+            self.td = _build(self.hypervisor, config, plan(config), processors)
+            try:
+                self.io = MachineIo(
+                    self.td,
+                    _board_config(config, self._console.size),
+                    control,
+                    console_out=self._output.write,
+                    serial_out=config.serial,
+                    quote_service=config.quote_service,
+                    mmio=_mmio_ranges(),
+                )
+                self.runner = self.io.runner(processors or self.hypervisor.processors)
+            except BaseException:
+                self.close()
+                raise
 
     def run(self, timeout: float | None = None) -> RunResult:
         """Run the TD for ``timeout`` seconds at most (None: no limit)."""
-        with _phase(self._phases, "run"), self._console.attached(_Keys(self.io, self.runner)):
+        with _phase(self._phases, "run"), self._console.attached(_Keys(self.io)):
             return self.runner.run(timeout)
 
     def close(self) -> str:

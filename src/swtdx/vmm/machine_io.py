@@ -8,6 +8,7 @@ from swtdx.devices.board import Board, BoardConfig, build_board
 from swtdx.devices.dma import DmaError
 from swtdx.devices.msi import MsiRouter
 from swtdx.machine.host import HostMemory
+from swtdx.vmm.control import RunControl
 from swtdx.vmm.memory import PAGE
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteRequests, QuoteService
@@ -19,17 +20,10 @@ from swtdx.vmm.tdvmcall import TdvmcallServer
 
 
 class SharedDma:
-    """Guest memory as devices reach it: only what the guest has shared (:class:`swtdx.devices.dma.Dma`).
+    """Guest memory as devices reach it: only what the guest has shared (:class:`swtdx.devices.dma.Dma`)."""
 
-    It serves nothing until :meth:`attach`.
-    """
-
-    def __init__(self, memory: HostMemory) -> None:
+    def __init__(self, memory: HostMemory, shared: SharedEpt) -> None:
         self._memory = memory
-        self._translate: Callable[[int], int | None] = lambda _gpa: None
-
-    def attach(self, shared: SharedEpt) -> None:
-        """The TD exists now, and this is its shared memory."""
         self._translate = shared.translate
 
     def _pieces(self, gpa: int, length: int) -> list[tuple[int, int]]:
@@ -83,65 +77,57 @@ class SharedDma:
 
 
 class MachineIo:
-    """The board of a TD that does not exist yet; :meth:`connect` makes it run with one.
+    """The devices of one TD, and who answers its TDVMCALLs.
 
-    The board comes first because its ACPI tables are part of what the TD is built of.
+    Args:
+        td: what they belong to, built.
+        config: what is on the board; the TD's ACPI tables should say the same.
+        control: steers the TD's run.
+        console_out, serial_out: take what the guest prints (:func:`swtdx.devices.board.build_board`).
+        quote_service: answers GetQuote; None if there is no quoting service.
+        mmio: (GPA, bytes) of what is devices, where the guest gets a #VE at once.
     """
 
     def __init__(
         self,
-        memory: HostMemory,
+        td: Td,
         config: BoardConfig,
+        control: RunControl | None = None,
         *,
         console_out: Callable[[bytes], None],
         serial_out: Callable[[bytes], None] | None = None,
         quote_service: QuoteService | None = None,
+        mmio: Iterable[tuple[int, int]] = (),
     ) -> None:
-        self.dma = SharedDma(memory)
-        self._quote_service = quote_service
-        self._runner: Runner | None = None
-        self._router: MsiRouter | None = None
+        control = RunControl() if control is None else control
+        self._td = td
+        self.control = control
+        self.dma = SharedDma(td.hypervisor.host.memory, td.shared)
+        for base, size in mmio:
+            td.shared.add_mmio(base, size)
+        router = MsiRouter({vcpu.index: vcpu.post for vcpu in td.vcpus})
+
+        def send_msi(address: int, data: int) -> None:
+            router.deliver(address, data)
+
         self.board: Board = build_board(
             config,
             self.dma,
-            self._send_msi,
+            send_msi,
             console_out=console_out,
             serial_out=serial_out,
-            power_off=lambda: self._end(EndReason.POWER_OFF),
-            restart=lambda: self._end(EndReason.RESTART),
-            wake=self._wake,
+            power_off=lambda: control.end(EndReason.POWER_OFF),
+            restart=lambda: control.end(EndReason.RESTART),
+            wake=control.wake,
         )
+        self._quotes = QuoteRequests(quote_service, self.dma.read, self.dma.write, control.wake)
+        self.server = TdvmcallServer(td, self.board, self.dma, self._quotes, control.end)
 
-    def _send_msi(self, address: int, data: int) -> None:
-        if self._router is not None:
-            self._router.deliver(address, data)
+    def poll(self) -> None:
+        """Let the devices do what waits on the host's side.  On a vCPU's thread."""
+        self.board.poll()
+        self._quotes.poll()
 
-    def _end(self, reason: EndReason) -> None:
-        if self._runner is not None:
-            self._runner.end(reason, "")
-
-    def _wake(self) -> None:
-        if self._runner is not None:
-            self._runner.wake()
-
-    def connect(self, td: Td, processors: list[Processor], mmio: Iterable[tuple[int, int]]) -> Runner:
-        """A runner for ``td`` with these devices.
-
-        Args:
-            mmio: (GPA, bytes) of what is devices, where the guest gets a #VE at once.
-        """
-        self.dma.attach(td.shared)
-        for base, size in mmio:
-            td.shared.add_mmio(base, size)
-        self._router = MsiRouter({vcpu.index: vcpu.post for vcpu in td.vcpus})
-        runner = Runner(td, processors)
-        quotes = QuoteRequests(self._quote_service, self.dma.read, self.dma.write, runner.wake)
-
-        def poll() -> None:
-            self.board.poll()
-            quotes.poll()
-
-        runner.poll_devices = poll
-        runner.server = TdvmcallServer(td, self.board, self.dma, quotes, runner.end)
-        self._runner = runner
-        return runner
+    def runner(self, processors: list[Processor]) -> Runner:
+        """What runs the TD with these devices on ``processors``, from now on."""
+        return Runner(self._td, processors, self.control, self.server, self.poll)

@@ -43,16 +43,24 @@ class PrivateMemory:
         hkid_bits: the TD's HKID where a physical address carries it.
         levels: of the Secure EPT, 4 or 5.
         owner: in whose name pages are allocated.
-
-    ``kick``, when vCPUs may be running, is set to what makes all of them leave the guest.
+        kick: makes every vCPU leave the guest; it need not wait until they have.
     """
 
-    def __init__(self, tdr: int, allocator: PageAllocator, hkid_bits: int, levels: int, owner: str) -> None:
+    def __init__(
+        self,
+        tdr: int,
+        allocator: PageAllocator,
+        hkid_bits: int,
+        levels: int,
+        owner: str,
+        kick: Callable[[], None],
+    ) -> None:
         self._tdr = tdr
         self._allocator = allocator
         self._hkid_bits = hkid_bits
         self._top = levels - 1
         self._owner = owner
+        self._kick = kick
         self._ram: list[tuple[int, int]] = []
         #: HPA of Secure EPT pages by level of the entry that points to them and first GPA.
         self._tables: list[dict[int, int]] = [{} for _ in range(levels)]
@@ -62,7 +70,6 @@ class PrivateMemory:
         #: What was taken away and not flushed yet, by the GPA where it was.
         self._spare_small: dict[int, int] = {}
         self._spare_large: dict[int, int] = {}
-        self.kick: Callable[[], None] = lambda: None
         #: How often each operation was done.
         self.counts = dict.fromkeys(
             (
@@ -237,11 +244,11 @@ class PrivateMemory:
             status = sc.tdh_mem_track(cpu, self._tdr)
             if st.code_of(status) != st.TDX_PREVIOUS_TLB_EPOCH_BUSY:
                 break
-            self.kick()
+            self._kick()
             time.sleep(_EPOCH_PAUSE)
         cpu.need(status)
         self.counts["tracked"] += 1
-        self.kick()
+        self._kick()
 
     def _when_tracked(self, cpu: Processor, call: Callable[[], tuple[int, int, int]], doing: str) -> int:
         """Repeat ``call`` until vCPUs of the old epoch have left; RCX of its success."""
@@ -255,7 +262,7 @@ class PrivateMemory:
             status, rcx, _ = call()
             if st.code_of(status) != st.TDX_TLB_TRACKING_NOT_DONE:
                 break
-            self.kick()
+            self._kick()
             time.sleep(_EPOCH_PAUSE)
         return status, rcx
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import SeamcallError, VmmError
+from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.memory import PAGE
 from swtdx.vmm.private_memory import PrivateMemory
 from swtdx.vmm.processor import NOTIFICATION_VECTOR, Processor
@@ -21,9 +22,6 @@ from swtdx.vmm.shared_ept import SharedEpt
 from swtdx.vmm.td_params import TdConfig
 from swtdx.vmm.tdx_init import one_per_package
 from swtdx.vmm.vcpu import PID_SIZE, Vcpu
-
-if TYPE_CHECKING:
-    from swtdx.vmm.hypervisor import Hypervisor
 
 _PROCESS_POSTED: Final = 1 << 7
 _PIDS_PER_PAGE: Final = PAGE // PID_SIZE
@@ -184,11 +182,16 @@ class Td:
             self._give(self._tdcs, lambda page: sc.tdh_mng_addcx(cpu, page, tdr))
         hkid_bits = self.hkid << hypervisor.host.keyid_shift
         levels = self.config.ept_levels
-        self._private = PrivateMemory(tdr, self._allocator, hkid_bits, levels, self.name)
+        self._private = PrivateMemory(tdr, self._allocator, hkid_bits, levels, self.name, self._kick)
         self._shared = SharedEpt(
             hypervisor.host.memory, self._allocator, levels, self.config.shared_bit, self.name
         )
         self._init(params)
+
+    def _kick(self) -> None:
+        """Make every vCPU leave the guest; they wait at the run loop's lock until the caller is done."""
+        for vcpu in self.vcpus:
+            vcpu.kick()
 
     def _init(self, params: bytes) -> None:
         cpu, tdr = self.cpu, self.root

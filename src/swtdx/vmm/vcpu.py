@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from swtdx.arch import status as st
 from swtdx.arch.regs import MASK64
@@ -13,10 +13,7 @@ from swtdx.machine.host import HostMemory
 from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.apic import Clock, LocalApic, Target
-from swtdx.vmm.processor import NOTIFICATION_VECTOR, Processor
-
-if TYPE_CHECKING:
-    from swtdx.vmm.worker import Worker
+from swtdx.vmm.processor import NOTIFICATION_VECTOR, WAKE_VECTOR, Processor
 
 #: Bytes of a posted-interrupt descriptor: 256 request bits, then ON and the notification vector.
 PID_SIZE: Final = 64
@@ -34,12 +31,23 @@ class VcpuState(enum.Enum):
     DEAF = "halted with interrupts disabled"
 
 
+class Place(Protocol):
+    """Where a vCPU lives while its TD runs, as the vCPU knows it: it only says what has changed."""
+
+    def woken(self, vcpu: Vcpu) -> None:
+        """``vcpu``, which is not in the guest, has got something to wake up for."""
+
+    def arm(self) -> None:
+        """A vCPU's timer was set or stopped."""
+
+
 class Vcpu:
     """One vCPU.
 
     ``pages`` are the HPAs that the module has for it, its root page (TDVPR) first.  ``cpu`` is the
-    processor that its state is associated with, None after TDH.VP.FLUSH.  ``regs`` are the registers to
-    hand over at its next entry.
+    processor that its state is associated with, None after TDH.VP.FLUSH.  ``place`` is where it waits for
+    its next entry, None before the TD's first run; both change as the vCPU moves.  ``regs`` are the
+    registers to hand over at its next entry.
     """
 
     def __init__(
@@ -56,19 +64,16 @@ class Vcpu:
         self.pages = [tdvpr]
         self.pid = pid
         self.cpu: Processor | None = None
+        self.place: Place | None = None
         self.state = VcpuState.RUNNABLE
         self.regs = [0] * 16
         #: The vector that SetupEventNotifyInterrupt asked for.
         self.event_vector: int | None = None
-        self.apic = LocalApic(self, clock, others)
+        self.apic = LocalApic(self, clock, others, self._timer_changed)
         #: Something must be done before the next entry: posted vectors, or an NMI.
         self.attention = False
-        #: Told when the vCPU got something to wake up for.
-        self.woken: Callable[[Vcpu], None] = lambda _vcpu: None
         #: In TDH.VP.ENTER on another thread's processor, which an interrupt brings out.
         self.in_guest = False
-        #: Who runs it.
-        self.worker: Worker
         #: Latest exit that resolved nothing, and how often in a row: see the run loop's spin guard.
         self.stuck_at = -1
         self.stuck_count = 0
@@ -89,13 +94,29 @@ class Vcpu:
         if _LOWEST_POSTED <= vector <= 0xFF:
             self._vectors |= 1 << vector
             self.attention = True
-            self.woken(self)
+            self._wake()
 
     def post_nmi(self) -> None:
         """Make an NMI pending."""
         self._nmi = True
         self.attention = True
-        self.woken(self)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Something waits for the guest: have it entered, or out of the guest and entered again."""
+        if self.in_guest:
+            self.kick()
+        elif self.place is not None:
+            self.place.woken(self)
+
+    def kick(self) -> None:
+        """Make it leave the guest, if it is there on another thread's processor."""
+        if self.in_guest and self.cpu is not None:
+            self.cpu.host.interrupt(WAKE_VECTOR)
+
+    def _timer_changed(self) -> None:
+        if self.place is not None:
+            self.place.arm()
 
     def deliver(self, cpu: Processor) -> None:
         """Hand what waits to the processor, right before an entry on ``cpu``; ``cpu.gpr`` is clobbered
@@ -114,7 +135,7 @@ class Vcpu:
             cpu.need(status, "injecting an NMI")
         if self._vectors:
             # Nobody else writes to the descriptor: vectors for a vCPU that is in the guest wait until
-            # the interrupt that `woken` sends has brought it out.
+            # the interrupt that `kick` sends has brought it out.
             words = _PIR.unpack(self._memory.read(self.pid, _PIR.size))
             request = self._vectors
             merged = [words[n] | request >> 64 * n & MASK64 for n in range(4)]

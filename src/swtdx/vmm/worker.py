@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.exits import ExitReason, ExtendedQualification
 from swtdx.machine.host import ProcessorFault
 from swtdx.vmm import exits
+from swtdx.vmm.control import RunControl
 from swtdx.vmm.errors import SeamcallError, VmmError
 from swtdx.vmm.exits import EptViolation
 from swtdx.vmm.memory import PAGE
 from swtdx.vmm.private_memory import Verdict
 from swtdx.vmm.processor import TIMER_VECTOR, WAKE_VECTOR, Processor
 from swtdx.vmm.result import EndReason
-from swtdx.vmm.tdvmcall import Action
+from swtdx.vmm.td import Td
+from swtdx.vmm.tdvmcall import Action, TdvmcallServer
 from swtdx.vmm.vcpu import Vcpu, VcpuState
-
-if TYPE_CHECKING:
-    from swtdx.vmm.run import Runner
 
 #: How long a vCPU runs while others wait for its processor, in seconds.
 _SLICE: Final = 0.010
@@ -38,11 +38,28 @@ _VP_ENTER: Final = 0
 
 
 class Worker:
-    """Runs vCPUs on one processor."""
+    """Runs vCPUs on one processor; to them it is their :class:`swtdx.vmm.vcpu.Place`.
 
-    def __init__(self, runner: Runner, cpu: Processor) -> None:
-        self.runner = runner
+    Args:
+        poll: lets the devices do what waits on the host's side.
+        workers: all workers of the run, this one too, one for each processor.
+    """
+
+    def __init__(
+        self,
+        cpu: Processor,
+        td: Td,
+        control: RunControl,
+        server: TdvmcallServer,
+        poll: Callable[[], None],
+        workers: Sequence[Worker],
+    ) -> None:
         self.cpu = cpu
+        self._td = td
+        self._control = control
+        self._server = server
+        self._poll_devices = poll
+        self._workers = workers
         #: Every vCPU that lives here, and those of them that want to run, in turn.
         self.vcpus: list[Vcpu] = []
         self.queue: deque[Vcpu] = deque()
@@ -56,23 +73,30 @@ class Worker:
 
     def adopt(self, vcpu: Vcpu) -> None:
         """Take a vCPU that no other worker has."""
-        vcpu.worker = self
-        vcpu.apic.changed = self.arm
+        vcpu.place = self
         self.vcpus.append(vcpu)
         if vcpu.state is VcpuState.RUNNABLE:
             self.queue.append(vcpu)
 
+    def woken(self, vcpu: Vcpu) -> None:
+        """A vCPU that lives here has got something to wake up for."""
+        if vcpu.state is not VcpuState.RUNNABLE:
+            vcpu.state = VcpuState.RUNNABLE
+            self.queue.append(vcpu)
+            if self._control.lock is not None:
+                self.cpu.host.interrupt(WAKE_VECTOR)
+
     # ------------------------------------------------------------------ scheduling
     def run(self) -> None:
-        """Run vCPUs until the runner has an outcome."""
-        runner = self.runner
+        """Run vCPUs until the run has an outcome."""
+        control = self._control
         cpu = self.cpu
         cpu.mutex.acquire()
-        if runner.lock is not None:
-            runner.lock.acquire()
+        if control.lock is not None:
+            control.lock.acquire()
         try:
             self.arm()
-            while runner.outcome is None:
+            while control.outcome is None:
                 if cpu.wanted:
                     self._lend()
                 vcpu = self._next()
@@ -81,34 +105,34 @@ class Worker:
                 else:
                     self._enter(vcpu)
         except VmmError as error:
-            runner.end(EndReason.ERROR, str(error))
+            control.end(EndReason.ERROR, str(error))
         except BaseException as error:
-            runner.end(EndReason.ERROR, f"{type(error).__name__}: {error}")
+            control.end(EndReason.ERROR, f"{type(error).__name__}: {error}")
             raise
         finally:
             cpu.host.arm_timer(None, TIMER_VECTOR)
-            if runner.lock is not None:
-                runner.lock.release()
+            if control.lock is not None:
+                control.lock.release()
             cpu.mutex.release()
 
     def _lend(self) -> None:
         """Let another thread use the processor's registers."""
-        runner = self.runner
-        if runner.lock is not None:
-            runner.lock.release()
+        control = self._control
+        if control.lock is not None:
+            control.lock.release()
         self.cpu.mutex.release()
         while self.cpu.wanted:
             time.sleep(0)
         self.cpu.mutex.acquire()
-        if runner.lock is not None:
-            runner.lock.acquire()
+        if control.lock is not None:
+            control.lock.acquire()
 
     def _next(self) -> Vcpu | None:
         if not self.queue:
             return None
         vcpu = self.queue.popleft()
         if self.queue:
-            other = self.runner.idle_worker()
+            other = self._idle_worker()
             if other is not None:
                 self._hand_over(self.queue.pop(), other)
         if self.queue:
@@ -126,31 +150,40 @@ class Worker:
         other.cpu.host.interrupt(WAKE_VECTOR)
 
     def _slice(self) -> int:
-        clock = self.runner.td.clock
+        clock = self._td.clock
         return clock.now() + int(_SLICE * clock.tsc_hz)
 
     def _sleep(self) -> None:
         """Wait until an interrupt comes: a timer of one of our vCPUs, a device, another processor."""
-        runner = self.runner
-        runner.poll()
-        if self.queue or runner.outcome is not None:
+        control = self._control
+        self._poll()
+        if self.queue or control.outcome is not None:
             return
         self._slice_end = None
         self.arm()
         self.idle = True
-        if runner.lock is None:
+        if control.lock is None:
             self.cpu.host.halt()
         else:
-            runner.lock.release()
+            control.lock.release()
             self.cpu.host.halt()
-            runner.lock.acquire()
+            control.lock.acquire()
         self.idle = False
         self._interrupts()
+
+    def _idle_worker(self) -> Worker | None:
+        """A worker that has nothing to do."""
+        return next((worker for worker in self._workers if worker.idle), None)
+
+    def _poll(self, *, before_sleep: bool = False) -> None:
+        """Let the devices work, if they asked for it or a vCPU is about to sleep."""
+        if self._control.poll_due() or before_sleep:
+            self._poll_devices()
 
     # ------------------------------------------------------------------ interrupts and time
     def arm(self) -> None:
         """Set the processor's timer to the earliest thing that is due here."""
-        earliest = self.runner.deadline
+        earliest = self._control.deadline
         if self._slice_end is not None and (earliest is None or self._slice_end < earliest):
             earliest = self._slice_end
         for vcpu in self.vcpus:
@@ -161,15 +194,15 @@ class Worker:
 
     def _interrupts(self) -> None:
         """Take the processor's interrupts and do what they announce."""
-        runner = self.runner
+        control = self._control
         self.cpu.take_interrupts()
         self.cpu.taken = 0
-        now = runner.td.clock.now()
+        now = self._td.clock.now()
         for vcpu in self.vcpus:
             vcpu.apic.fire(now)
-        if runner.deadline is not None and now >= runner.deadline and runner.outcome is None:
-            runner.end(EndReason.TIMEOUT, self._last_words())
-        runner.poll()
+        if control.deadline is not None and now >= control.deadline and control.outcome is None:
+            control.end(EndReason.TIMEOUT, self._last_words())
+        self._poll()
         self.arm()
 
     def _last_words(self) -> str:
@@ -180,16 +213,15 @@ class Worker:
     # ------------------------------------------------------------------ the guest
     def _enter(self, vcpu: Vcpu) -> None:
         """Run ``vcpu`` until it halts, has had its time, or the run ends."""
-        runner = self.runner
+        control = self._control
         cpu = self.cpu
         gpr = cpu.gpr
         counts = cpu.counts
         exit_counts = self.exits
-        lock = runner.lock
+        lock = control.lock
         enter = cpu.host.seamcall
-        assert runner.server is not None
-        services = runner.server.services
-        unknown = runner.server.unknown
+        services = self._server.services
+        unknown = self._server.unknown
         tdvpr = vcpu.tdvpr
         gpr[:] = vcpu.regs
         vcpu.cpu = cpu
@@ -241,8 +273,7 @@ class Worker:
         """HLT: whether the guest goes on at once; otherwise it is put to sleep.  Keeps ``gpr``."""
         gpr = self.cpu.gpr
         deaf = bool(gpr[12] & 1)
-        runner = self.runner
-        runner.poll(before_sleep=True)
+        self._poll(before_sleep=True)
         if vcpu.attention:
             return True
         if not deaf:
@@ -253,12 +284,17 @@ class Worker:
                 return True
         vcpu.state = VcpuState.DEAF if deaf else VcpuState.HALTED
         if deaf:
-            runner.check_all_deaf()
+            self._check_all_deaf()
         return False
+
+    def _check_all_deaf(self) -> None:
+        """End the run when no vCPU can ever go on."""
+        if all(vcpu.state is VcpuState.DEAF and not vcpu.has_interrupt for vcpu in self._td.vcpus):
+            self._control.end(EndReason.HALTED, "nothing can wake the guest any more")
 
     def _exit(self, vcpu: Vcpu, rax: int, passed: list[int]) -> bool:
         """Handle any exit but a plain TDVMCALL; whether ``vcpu`` goes on here and now."""
-        runner = self.runner
+        control = self._control
         gpr = self.cpu.gpr
         family = rax >> 32
         reason = rax & 0xFFFF
@@ -270,31 +306,30 @@ class Worker:
             if reason == _EPT_VIOLATION:
                 self._violation(vcpu, EptViolation(gpr[1], gpr[2], gpr[8]))
             elif reason not in exits.HARMLESS:
-                runner.end(*exits.end_of(rax))
+                control.end(*exits.end_of(rax))
             if reason == _EXTERNAL_INTERRUPT:
                 self._interrupts()
                 vcpu.renotify(self.cpu)
-            return runner.outcome is None and not self._preempted(vcpu)
+            return control.outcome is None and not self._preempted(vcpu)
         if family in exits.RETRY:
             # The registers for the guest are passed again; a notification may have been lost on the way.
             entries = self.cpu.counts[_VP_ENTER]
             self._busy = self._busy + 1 if entries == self._busy_entry + 1 else 1
             self._busy_entry = entries
             if self._busy > _BUSY_LIMIT:
-                runner.end(*exits.end_of(rax))
+                control.end(*exits.end_of(rax))
                 return False
             if self._busy > 16:
                 time.sleep(_BUSY_PAUSE)
             self._interrupts()
             gpr[:] = passed
             vcpu.renotify(self.cpu)
-            return runner.outcome is None
-        runner.end(*exits.end_of(rax))
+            return control.outcome is None
+        control.end(*exits.end_of(rax))
         return False
 
     def _late_call(self, vcpu: Vcpu) -> bool:
-        server = self.runner.server
-        assert server is not None
+        server = self._server
         gpr = self.cpu.gpr
         service = server.unknown if gpr[10] else server.services.get(gpr[11], server.unknown)
         service.count += 1
@@ -309,19 +344,19 @@ class Worker:
             return False
         if self._slice_end is None:
             # Somebody has woken up since we were entered.
-            if self.runner.idle_worker() is not None:
+            if self._idle_worker() is not None:
                 return True
             self._slice_end = self._slice()
             self.arm()
             return False
-        if self.runner.td.clock.now() < self._slice_end:
+        if self._td.clock.now() < self._slice_end:
             return False
         self.queue.append(vcpu)
         return True
 
     # ------------------------------------------------------------------ EPT violations
     def _violation(self, vcpu: Vcpu, violation: EptViolation) -> None:
-        td = self.runner.td
+        td = self._td
         shared_bit = td.config.shared_bit
         if violation.gpa & shared_bit:
             self._shared_violation(vcpu, violation, violation.gpa & ~shared_bit)
@@ -331,9 +366,9 @@ class Worker:
             vcpu.stuck_at = -1
             return
         if verdict is Verdict.OUTSIDE:
-            self.runner.end(EndReason.BAD_ACCESS, f"vCPU {vcpu.index}: {violation.describe(shared_bit)}")
+            self._control.end(EndReason.BAD_ACCESS, f"vCPU {vcpu.index}: {violation.describe(shared_bit)}")
         elif violation.kind == ExtendedQualification.PENDING_EPT_VIOLATION:
-            self.runner.end(
+            self._control.end(
                 EndReason.BAD_ACCESS,
                 f"vCPU {vcpu.index}: {violation.describe(shared_bit)}, which it has not accepted",
             )
@@ -341,7 +376,7 @@ class Worker:
             self._count_stuck(vcpu, violation)
 
     def _shared_violation(self, vcpu: Vcpu, violation: EptViolation, gpa: int) -> None:
-        td = self.runner.td
+        td = self._td
         page = gpa & -PAGE
         if td.shared.translate(gpa) is not None:
             self._count_stuck(vcpu, violation)
@@ -358,8 +393,8 @@ class Worker:
             vcpu.stuck_at, vcpu.stuck_count = violation.gpa, 0
         vcpu.stuck_count += 1
         if vcpu.stuck_count > _STUCK:
-            where = violation.describe(self.runner.td.config.shared_bit)
-            self.runner.end(
+            where = violation.describe(self._td.config.shared_bit)
+            self._control.end(
                 EndReason.STUCK,
                 f"vCPU {vcpu.index}: {where} leaves the TD again and again, with the page in place",
             )
