@@ -112,8 +112,8 @@ def on_script(platform: Platform, hypervisor: Hypervisor, attributes: int) -> tu
     platform.machine.engine.add_program(program)  # type: ignore[attr-defined]
     td = Td.build(hypervisor, TdConfig(attributes=attributes), [InitialPage(0x100000, b"")], ram=[])
     try:
-        io = MachineIo(hypervisor.host.memory, BoardConfig(apic_ids=(0,)), console_out=lambda _: None)
-        result = io.connect(td, hypervisor.processors, []).run(600)
+        io = MachineIo(td, BoardConfig(apic_ids=(0,)), console_out=lambda _: None)
+        result = io.runner(hypervisor.processors).run(600)
     finally:
         td.teardown()
     assert result.reason is EndReason.FATAL_ERROR, result
