@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swtdx.arch import td_config
-from swtdx.arch.layout import Array, Layout
+from swtdx.arch.layout import Array, Struct
 from swtdx.arch.platform_structs import TD_PARAMS, TDMR_INFO, TDSYSINFO_STRUCT
 from swtdx.arch.report_structs import REPORTMACSTRUCT, TDINFO, TDREPORT, TEE_TCB_INFO
 from swtdx.arch.seam_structs import SEAM_SIGSTRUCT, SEAMEXTEND, SEAMLDR_INFO, SEAMLDR_PARAMS
@@ -23,10 +23,10 @@ SIZES = {
 }  # fmt: skip
 
 
-def _boundaries(layout: Layout) -> dict[int, int]:
+def _boundaries(layout: type[Struct]) -> dict[int, int]:
     """Offset and size of everything declared, elements of arrays by themselves."""
     found = {}
-    for _, member in layout:
+    for member in layout.fields.values():
         if isinstance(member, Array):
             for index in range(member.count):
                 found[member.offset + index * member.stride] = member.size

@@ -1,9 +1,18 @@
 """Byte layouts of architectural structures, declared once and validated when declared.
 
-A :class:`Layout` is an immutable list of named fields at fixed byte offsets.  Fields read and write
-any buffer (``bytes``, ``bytearray``, ``memoryview``, ``mmap``) in place; nothing is copied and no
-object wraps the buffer, because the state of swtdx lives in simulated memory and a leaf touches only
-a few fields of it.
+A :class:`Struct` is a class of named members at fixed byte offsets::
+
+    class CMR_INFO(Struct, size=16, source="tdx_api_defs.h"):
+        "A convertible memory range."
+        base = Field(0, 8, "multiple of 4 KiB")
+        size_ = Field(8, 8, "bytes")
+
+    CMR_INFO.base.set(buffer, 1 << 20)
+
+Members read and write any buffer (``bytes``, ``bytearray``, ``memoryview``, ``mmap``) in place; nothing is
+copied and no object wraps the buffer, because the state of swtdx lives in simulated memory and a leaf
+touches only a few fields of it.  They are plain class attributes: a type checker knows each of them, and
+to look one up costs next to nothing.
 
 All integers are little-endian, as everywhere in the TDX ABI.
 """
@@ -12,11 +21,14 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from enum import IntEnum
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-_FORMATS: Final = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
+from swtdx.arch.bits import Register
+
+_CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 #: Anything the buffer protocol can unpack from (reading).
 ReadBuffer = bytes | bytearray | memoryview
@@ -29,23 +41,30 @@ class LayoutError(ValueError):
 
 
 class Field:
-    """An unsigned little-endian integer of ``size`` bytes (1, 2, 4 or 8) at byte ``offset``."""
+    """An unsigned little-endian integer of ``size`` bytes (1, 2, 4 or 8) at byte ``offset``.
 
-    __slots__ = ("_max", "_pack", "_unpack", "count", "doc", "name", "offset", "size")
+    ``holds`` says what the integer is, where it is more than a number: a state (an enumeration) or bit
+    fields (a :class:`~swtdx.arch.bits.Register`).
+    """
 
-    def __init__(self, offset: int, size: int, doc: str = "") -> None:
-        if size not in _FORMATS:
+    # What reads has the offset in its format, as bytes to skip: an addition less on the hot path. What
+    # writes cannot, because it would put zeros there.
+    __slots__ = ("_pack", "_unpack", "count", "doc", "holds", "name", "offset", "size")
+
+    def __init__(
+        self, offset: int, size: int, doc: str = "", holds: type[IntEnum] | type[Register] | None = None
+    ) -> None:
+        if size not in _CODES:
             raise LayoutError(f"an integer field has 1, 2, 4 or 8 bytes, not {size}")
         if offset < 0:
             raise LayoutError(f"a field cannot start at offset {offset}")
-        codec = struct.Struct(_FORMATS[size])
-        self._unpack = codec.unpack_from
-        self._pack = codec.pack_into
-        self._max = (1 << (8 * size)) - 1
+        self._unpack = struct.Struct(f"<{offset}x{_CODES[size]}").unpack_from
+        self._pack = struct.Struct(f"<{_CODES[size]}").pack_into
         self.offset = offset
         self.size = size
         self.count = 1
         self.doc = doc
+        self.holds = holds
         self.name = ""
 
     @property
@@ -55,8 +74,7 @@ class Field:
 
     def get(self, buffer: Any, base: int = 0) -> int:
         """The value, from ``buffer`` with the structure starting at byte ``base``."""
-        value: int = self._unpack(buffer, base + self.offset)[0]
-        return value
+        return self._unpack(buffer, base)[0]  # type: ignore[no-any-return]
 
     def set(self, buffer: Any, value: int, base: int = 0) -> None:
         """Store ``value``.
@@ -71,18 +89,28 @@ class Field:
                 f"{self.name or 'field'}: {value:#x} does not fit in {self.size} bytes"
             ) from None
 
+    def show(self, value: int) -> str:
+        """``value`` for people: the name of a state, the names of its bits, else hexadecimal."""
+        kind = self.holds
+        if kind is None:
+            return hex(value)
+        if issubclass(kind, IntEnum):
+            return kind(value).name if value in list(kind) else f"{value} (not a {kind.__name__})"
+        return str(kind(value))
+
 
 class Array:
     """``count`` unsigned little-endian integers of ``size`` bytes each, ``stride`` bytes apart."""
 
-    __slots__ = ("_codec", "count", "doc", "name", "offset", "size", "stride")
+    __slots__ = ("_pack", "_unpack", "count", "doc", "name", "offset", "size", "stride")
 
     def __init__(self, offset: int, size: int, count: int, doc: str = "", stride: int | None = None) -> None:
-        if size not in _FORMATS:
+        if size not in _CODES:
             raise LayoutError(f"array elements have 1, 2, 4 or 8 bytes, not {size}")
         if count < 1 or offset < 0:
             raise LayoutError(f"an array of {count} elements cannot start at offset {offset}")
-        self._codec = struct.Struct(_FORMATS[size])
+        self._unpack = struct.Struct(f"<{offset}x{_CODES[size]}").unpack_from
+        self._pack = struct.Struct(f"<{_CODES[size]}").pack_into
         self.offset = offset
         self.size = size
         self.count = count
@@ -105,8 +133,7 @@ class Array:
         """
         if not 0 <= index < self.count:
             raise LayoutError(f"{self.name or 'array'} has elements 0..{self.count - 1}, not {index}")
-        value: int = self._codec.unpack_from(buffer, base + self.offset + index * self.stride)[0]
-        return value
+        return self._unpack(buffer, base + index * self.stride)[0]  # type: ignore[no-any-return]
 
     def set(self, buffer: Any, index: int, value: int, base: int = 0) -> None:
         """Store element ``index``.
@@ -117,7 +144,7 @@ class Array:
         if not 0 <= index < self.count:
             raise LayoutError(f"{self.name or 'array'} has elements 0..{self.count - 1}, not {index}")
         try:
-            self._codec.pack_into(buffer, base + self.offset + index * self.stride, value)
+            self._pack(buffer, base + self.offset + index * self.stride, value)
         except struct.error:
             raise LayoutError(
                 f"{self.name or 'array'}[{index}]: {value:#x} does not fit in {self.size} bytes"
@@ -168,78 +195,96 @@ class Blob:
 Member = Field | Array | Blob
 
 
-class Layout:
-    """A named structure of ``size`` bytes: fields by attribute, by name and by iteration.
+class Struct:
+    """A structure of ``size`` bytes; its class attributes are its members.
 
-    ``Layout("CMR_INFO", 16, base=Field(0, 8), size_=Field(8, 8))``; a trailing underscore in a
-    field's keyword is dropped from its name.
+    A class derived from another structure has its members, too.  Keywords of the class: ``size`` in
+    bytes; ``label``, the name for people (by default the class's); ``source``, where the layout is from.
+    A trailing underscore in a member's name (``size_``) is not part of its name for people.
 
     Raises:
-        LayoutError: a field overlaps another or lies outside the structure.
+        LayoutError: when the class is made: a member overlaps another, lies outside the structure, or
+            has the name of something that every structure has.
     """
 
-    __slots__ = ("_fields", "doc", "name", "size", "source")
+    #: The structure's name for people.
+    name: ClassVar[str] = "structure"
+    #: Bytes of the structure.
+    size: ClassVar[int] = 0
+    #: Where the layout is from.
+    source: ClassVar[str] = ""
+    #: The members by attribute name, in order of declaration.
+    fields: ClassVar[Mapping[str, Member]] = MappingProxyType({})
 
-    def __init__(self, name: str, size: int, /, doc: str = "", source: str = "", **fields: Member) -> None:
+    def __init_subclass__(cls, *, size: int, label: str = "", source: str = "") -> None:
+        own = {name: value for name, value in vars(cls).items() if isinstance(value, Member)}
+        cls.name = name = label or cls.__name__
+        cls.size = size
+        cls.source = source
         taken: list[tuple[int, int, str]] = []
-        members: dict[str, Member] = {}
-        for keyword, member in fields.items():
-            label = keyword.rstrip("_")
-            start, end = member.offset, member.offset + member.span
+        for keyword, member in own.items():
+            if hasattr(Struct, keyword):
+                raise LayoutError(f"{name}.{keyword}: every structure has that attribute; call it {keyword}_")
+            if member.name:
+                raise LayoutError(f"{name}.{keyword} is {member.name}: a member belongs to one structure")
+            member.name = f"{name}.{keyword.rstrip('_')}"
+        members = {**cls.fields, **own}
+        for keyword, member in members.items():
+            end = member.offset + member.span
             if end > size:
-                raise LayoutError(f"{name}.{label} ends at byte {end}, beyond the {size} bytes of {name}")
-            member.name = f"{name}.{label}"
-            taken.append((start, end, label))
-            members[keyword] = member
+                raise LayoutError(
+                    f"{name}.{keyword.rstrip('_')} ends at byte {end}, beyond the {size} bytes of {name}"
+                )
+            taken.append((member.offset, end, keyword.rstrip("_")))
         taken.sort()
         for (_, end, label), (start, _, other) in itertools.pairwise(taken):
             if start < end:
                 raise LayoutError(f"{name}.{label} and {name}.{other} overlap at byte {start}")
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "size", size)
-        object.__setattr__(self, "doc", doc)
-        object.__setattr__(self, "source", source)
-        object.__setattr__(self, "_fields", MappingProxyType(members))
+        cls.fields = MappingProxyType(members)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise LayoutError(f"{self.name} is immutable")
+    def __init__(self) -> None:
+        raise TypeError(f"{self.name} is a layout: {type(self).__name__}.new() makes its bytes")
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self._fields[name]
-        except KeyError:
-            raise AttributeError(f"{self.name} has no field {name!r}") from None
-
-    def __iter__(self) -> Iterator[tuple[str, Member]]:
-        return iter(self._fields.items())
-
-    @property
-    def fields(self) -> Mapping[str, Member]:
-        """The declared fields by keyword, in order of declaration."""
-        fields: Mapping[str, Member] = self._fields
-        return fields
-
-    def new(self) -> bytearray:
+    @classmethod
+    def new(cls) -> bytearray:
         """A zeroed buffer of the structure's size."""
-        return bytearray(self.size)
+        return bytearray(cls.size)
 
-    def describe(self, buffer: Any, base: int = 0) -> dict[str, int | list[int] | str]:
-        """Every field's value, for people: integers, lists of integers, hex strings."""
+    @classmethod
+    def integer(cls, name: str) -> Field:
+        """The integer member of that name, for code that has names as data.
+
+        Raises:
+            LayoutError: the structure has no integer of that name.
+        """
+        member = cls.fields.get(name)
+        if not isinstance(member, Field):
+            raise LayoutError(f"{cls.name} has no integer {name!r}")
+        return member
+
+    @classmethod
+    def describe(cls, buffer: Any, base: int = 0) -> dict[str, int | list[int] | str]:
+        """Every member's value, for people.
+
+        Integers, lists of integers, hexadecimal strings; states and bit fields by their names.
+        """
         shown: dict[str, int | list[int] | str] = {}
-        for label, member in self._fields.items():
+        for label, member in cls.fields.items():
             if isinstance(member, Field):
-                shown[label] = member.get(buffer, base)
+                value = member.get(buffer, base)
+                shown[label] = value if member.holds is None else member.show(value)
             elif isinstance(member, Array):
                 shown[label] = member.all(buffer, base)
             elif not member.reserved:
                 shown[label] = member.get(buffer, base).hex()
         return shown
 
-    def reserved_is_zero(self, buffer: Any, base: int = 0) -> bool:
+    @classmethod
+    def reserved_is_zero(cls, buffer: Any, base: int = 0) -> bool:
         """Whether every byte that is declared reserved, or not declared at all, is zero."""
-        covered = bytearray(self.size)
-        for member in self._fields.values():
+        covered = bytearray(cls.size)
+        for member in cls.fields.values():
             if not (isinstance(member, Blob) and member.reserved):
                 covered[member.offset : member.offset + member.span] = b"\1" * member.span
-        data = bytes(buffer[base : base + self.size])
+        data = bytes(buffer[base : base + cls.size])
         return not any(byte for byte, used in zip(data, covered, strict=True) if not used)

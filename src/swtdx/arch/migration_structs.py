@@ -8,26 +8,26 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from swtdx.arch.layout import Blob, Field, Layout
+from swtdx.arch.layout import Blob, Field, Struct
 
 MBMD_ALIGNMENT: Final = 128
 
-MBMD: Final = Layout(
-    "MBMD",
-    48,
-    "Metadata of a migration bundle: header, 8 bytes that depend on the type, MAC.",
-    "migration.h",
-    size_=Field(0, 2),
-    mig_version=Field(2, 2),
-    migs_index=Field(4, 2),
-    mb_type=Field(6, 1, "MbType"),
-    reserved=Blob(7, 1, reserved=True),
-    mb_counter=Field(8, 4),
-    mig_epoch=Field(12, 4, "0xFFFFFFFF: out of order, after the start token"),
-    iv_counter=Field(16, 8),
-    specific=Field(24, 8),
-    mac=Blob(32, 16, "AES-256-GCM"),
-)
+
+class MBMD(Struct, size=48, source="migration.h"):
+    """Metadata of a migration bundle: header, 8 bytes that depend on the type, MAC."""
+
+    size_ = Field(0, 2)
+    mig_version = Field(2, 2)
+    migs_index = Field(4, 2)
+    mb_type = Field(6, 1, "MbType")
+    reserved = Blob(7, 1, reserved=True)
+    mb_counter = Field(8, 4)
+    mig_epoch = Field(12, 4, "0xFFFFFFFF: out of order, after the start token")
+    iv_counter = Field(16, 8)
+    specific = Field(24, 8)
+    mac = Blob(32, 16, "AES-256-GCM")
+
+
 MIG_EPOCH_OUT_OF_ORDER: Final = 0xFFFF_FFFF
 
 

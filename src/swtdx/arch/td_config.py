@@ -9,21 +9,35 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.arch.bits import Bits
+from swtdx.arch.bits import BitField, Bits, Register
 
-# ATTRIBUTES
-ATTR_DEBUG: Final = 1 << 0
-ATTR_SEPT_VE_DISABLE: Final = 1 << 28
-ATTR_MIGRATABLE: Final = 1 << 29
-ATTR_PKS: Final = 1 << 30
-ATTR_KL: Final = 1 << 31
-ATTR_PERFMON: Final = 1 << 63
+
+class ATTRIBUTES(Register):
+    """What a TD is allowed and denied; bits of newer modules included."""
+
+    DEBUG = BitField(0)
+    HGS_PLUS_PROF = BitField(4)
+    PERF_PROF = BitField(5)
+    PMT_PROF = BitField(6)
+    ICSSD = BitField(16)
+    LASS = BitField(27)
+    SEPT_VE_DISABLE = BitField(28)
+    MIGRATABLE = BitField(29)
+    PKS = BitField(30)
+    KL = BitField(31)
+    TPA = BitField(62)
+    PERFMON = BitField(63)
+
+
+ATTR_DEBUG: Final = ATTRIBUTES.DEBUG.mask
+ATTR_SEPT_VE_DISABLE: Final = ATTRIBUTES.SEPT_VE_DISABLE.mask
+ATTR_MIGRATABLE: Final = ATTRIBUTES.MIGRATABLE.mask
+ATTR_PKS: Final = ATTRIBUTES.PKS.mask
+ATTR_KL: Final = ATTRIBUTES.KL.mask
+ATTR_PERFMON: Final = ATTRIBUTES.PERFMON.mask
 
 #: Bit number and name of every ATTRIBUTES bit that has a name, also in newer modules.
-ATTRIBUTE_NAMES: Final[dict[int, str]] = {
-    0: "DEBUG", 4: "HGS_PLUS_PROF", 5: "PERF_PROF", 6: "PMT_PROF", 16: "ICSSD", 27: "LASS",
-    28: "SEPT_VE_DISABLE", 29: "MIGRATABLE", 30: "PKS", 31: "KL", 62: "TPA", 63: "PERFMON",
-}  # fmt: skip
+ATTRIBUTE_NAMES: Final[dict[int, str]] = ATTRIBUTES.flags()
 #: The groups that verifiers look at: TD under debug, security, other.
 ATTRIBUTE_GROUPS: Final = (Bits("TUD", 7, 0), Bits("SEC", 31, 8), Bits("OTHER", 63, 32))
 #: FIXED0 and FIXED1 of module 1.5.01: a bit that is 0 in FIXED0 must be 0, one that is 1 in FIXED1 1.
@@ -32,24 +46,44 @@ ATTRIBUTES_FIXED1: Final = 0
 #: Attributes that exclude each other: (a bit, bits that must then be 0).
 ATTRIBUTE_CONFLICTS: Final = ((ATTR_MIGRATABLE, ATTR_DEBUG | ATTR_PERFMON),)
 
-# XFAM: the format of XCR0 | IA32_XSS
-XFAM_X87: Final = 1 << 0
-XFAM_SSE: Final = 1 << 1
-XFAM_AVX: Final = 1 << 2
-XFAM_AVX512: Final = 7 << 5
-XFAM_PT: Final = 1 << 8
-XFAM_PKRU: Final = 1 << 9
-XFAM_CET: Final = 3 << 11
-XFAM_UINTR: Final = 1 << 14
-XFAM_LBR: Final = 1 << 15
-XFAM_AMX: Final = 3 << 17
+
+class XFAM(Register):
+    """The state components that a TD may use, in the format of XCR0 | IA32_XSS."""
+
+    X87 = BitField(0)
+    SSE = BitField(1)
+    AVX = BitField(2)
+    BNDREGS = BitField(3)
+    BNDCSR = BitField(4)
+    AVX512_K = BitField(5)
+    AVX512_ZMM_HI256 = BitField(6)
+    AVX512_HI16_ZMM = BitField(7)
+    PT = BitField(8)
+    PKRU = BitField(9)
+    PASID = BitField(10)
+    CET_U = BitField(11)
+    CET_S = BitField(12)
+    HDC = BitField(13)
+    UINTR = BitField(14)
+    LBR = BitField(15)
+    HWP = BitField(16)
+    AMX_TILECFG = BitField(17)
+    AMX_TILEDATA = BitField(18)
+
+
+XFAM_X87: Final = XFAM.X87.mask
+XFAM_SSE: Final = XFAM.SSE.mask
+XFAM_AVX: Final = XFAM.AVX.mask
+XFAM_AVX512: Final = XFAM.AVX512_K.mask | XFAM.AVX512_ZMM_HI256.mask | XFAM.AVX512_HI16_ZMM.mask
+XFAM_PT: Final = XFAM.PT.mask
+XFAM_PKRU: Final = XFAM.PKRU.mask
+XFAM_CET: Final = XFAM.CET_U.mask | XFAM.CET_S.mask
+XFAM_UINTR: Final = XFAM.UINTR.mask
+XFAM_LBR: Final = XFAM.LBR.mask
+XFAM_AMX: Final = XFAM.AMX_TILECFG.mask | XFAM.AMX_TILEDATA.mask
 
 #: Bit number and name of every state component.
-XFAM_NAMES: Final[dict[int, str]] = {
-    0: "X87", 1: "SSE", 2: "AVX", 3: "BNDREGS", 4: "BNDCSR", 5: "AVX512_K", 6: "AVX512_ZMM_HI256",
-    7: "AVX512_HI16_ZMM", 8: "PT", 9: "PKRU", 10: "PASID", 11: "CET_U", 12: "CET_S", 13: "HDC",
-    14: "UINTR", 15: "LBR", 16: "HWP", 17: "AMX_TILECFG", 18: "AMX_TILEDATA",
-}  # fmt: skip
+XFAM_NAMES: Final[dict[int, str]] = XFAM.flags()
 XFAM_FIXED0: Final = 0x6_DBE7  # and what the processor supports
 XFAM_FIXED1: Final = 0x3
 #: Components that are all there or none is.
@@ -61,30 +95,57 @@ XCR0_MASK: Final = 0x6_02FF
 XSS_MASK: Final = 0x1_FD00
 XFAM_LAST_BIT: Final = 18
 
-# CONFIG_FLAGS (EXEC_CONTROLS in module 1.0)
-CONFIG_GPAW: Final = 1 << 0
-CONFIG_FLEXIBLE_PENDING_VE: Final = 1 << 1
-CONFIG_NO_RBP_MOD: Final = 1 << 2
+
+class CONFIG_FLAGS(Register):
+    """How a TD is configured (EXEC_CONTROLS in module 1.0)."""
+
+    GPAW = BitField(0)
+    FLEXIBLE_PENDING_VE = BitField(1)
+    NO_RBP_MOD = BitField(2)
+
+
+CONFIG_GPAW: Final = CONFIG_FLAGS.GPAW.mask
+CONFIG_FLEXIBLE_PENDING_VE: Final = CONFIG_FLAGS.FLEXIBLE_PENDING_VE.mask
+CONFIG_NO_RBP_MOD: Final = CONFIG_FLAGS.NO_RBP_MOD.mask
 CONFIG_FLAGS_FIXED0: Final = CONFIG_GPAW | CONFIG_FLEXIBLE_PENDING_VE | CONFIG_NO_RBP_MOD
 CONFIG_FLAGS_FIXED1: Final = 0
 
-#: EPTP_CONTROLS, and the EPTP made of it by filling in the root's HPA.
-EPTP_BITS: Final = (
-    Bits("memory_type", 2, 0), Bits("walk_length_minus_1", 5, 3), Bits("enable_ad", 6, 6),
-    Bits("enable_sss", 7, 7), Bits("reserved", 11, 8), Bits("base", 51, 12), Bits("reserved2", 63, 52),
-)  # fmt: skip
+
+class EPTP(Register):
+    """EPTP_CONTROLS, and the EPTP made of it by filling in the root's HPA."""
+
+    memory_type = BitField(2, 0)
+    walk_length_minus_1 = BitField(5, 3)
+    enable_ad = BitField(6)
+    enable_sss = BitField(7)
+    reserved = BitField(11, 8)
+    base = BitField(51, 12)
+    reserved2 = BitField(63, 52)
+
+
 EPTP_WB: Final = 6
 EPTP_4_LEVELS: Final = EPTP_WB | 3 << 3
 EPTP_5_LEVELS: Final = EPTP_WB | 4 << 3
 #: MAXPA from which on a 5-level Secure EPT may be asked for.
 MIN_MAXPA_FOR_5_LEVELS: Final = 49
 
+
+class TD_CTLS(Register):
+    """What a TD may turn on for itself by TDG.VM.WR; only the first bit in module 1.5.01."""
+
+    PENDING_VE_DISABLE = BitField(0)
+    ENUM_TOPOLOGY = BitField(1)
+    VIRT_CPUID2 = BitField(2)
+    REDUCE_VE = BitField(3)
+    LOCK = BitField(63)
+
+
 # Control fields of TDCS and TDVPS
-TD_CTLS_PENDING_VE_DISABLE: Final = 1 << 0
-TD_CTLS_ENUM_TOPOLOGY: Final = 1 << 1  # newer modules
-TD_CTLS_VIRT_CPUID2: Final = 1 << 2  # newer modules
-TD_CTLS_REDUCE_VE: Final = 1 << 3  # newer modules
-TD_CTLS_LOCK: Final = 1 << 63  # newer modules
+TD_CTLS_PENDING_VE_DISABLE: Final = TD_CTLS.PENDING_VE_DISABLE.mask
+TD_CTLS_ENUM_TOPOLOGY: Final = TD_CTLS.ENUM_TOPOLOGY.mask
+TD_CTLS_VIRT_CPUID2: Final = TD_CTLS.VIRT_CPUID2.mask
+TD_CTLS_REDUCE_VE: Final = TD_CTLS.REDUCE_VE.mask
+TD_CTLS_LOCK: Final = TD_CTLS.LOCK.mask
 NOTIFY_EPT_FAULTS: Final = 1 << 0
 VM_CTLS_EPT_VIOLATION_ON_L2_WALK: Final = 1 << 0
 CPUID_CONTROL_SUPERVISOR: Final = 1 << 0
@@ -128,9 +189,9 @@ def xfam_problem(xfam: int, supported: int = XFAM_FIXED0) -> str | None:
 
 def attribute_names(attributes: int) -> list[str]:
     """Names of the ATTRIBUTES bits that are 1 (``bit 7`` for one without a name)."""
-    return [ATTRIBUTE_NAMES.get(bit, f"bit {bit}") for bit in range(64) if attributes >> bit & 1]
+    return ATTRIBUTES(attributes).names()
 
 
 def xfam_names(xfam: int) -> list[str]:
     """Names of the XFAM bits that are 1 (``bit 20`` for one without a name)."""
-    return [XFAM_NAMES.get(bit, f"bit {bit}") for bit in range(64) if xfam >> bit & 1]
+    return XFAM(xfam).names()

@@ -17,7 +17,7 @@ from .quote import TD_BODY_1_5_EX
 from .tomlcheck import Reader
 
 #: Body fields that a policy can pin, with their sizes in bytes.
-PINNABLE: Final[dict[str, int]] = {name: member.span for name, member in TD_BODY_1_5_EX}
+PINNABLE: Final[dict[str, int]] = {name: member.span for name, member in TD_BODY_1_5_EX.fields.items()}
 
 _TCB_KEYS: Final = {
     "accept",

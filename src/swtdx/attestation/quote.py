@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from swtdx.arch.layout import Blob, Field, Layout
+from swtdx.arch.layout import Blob, Field, Struct
 from swtdx.arch.report_structs import (
     REPORTMACSTRUCT,
     TDINFO,
@@ -19,94 +19,75 @@ from swtdx.arch.report_structs import (
     TEE_TCB_INFO_VALID_PRESERVING,
     TEE_TYPE_TDX,
 )
+from swtdx.arch.td_config import ATTRIBUTES, XFAM
 
 from .errors import QuoteFormatError
 from .tdreport import TDINFO_OFFSET, TEE_TCB_INFO_OFFSET
 
-HEADER: Final = Layout(
-    "quote header",
-    48,
-    version=Field(0, 2),
-    attestation_key_type=Field(2, 2, "2: ECDSA with P-256 and SHA-256"),
-    tee_type=Field(4, 4, "0x81: TDX"),
-    reserved1=Field(8, 2, "QE SVN in version 3"),
-    reserved2=Field(10, 2, "PCE SVN in version 3"),
-    qe_vendor_id=Blob(12, 16),
-    user_data=Blob(28, 20, "QE-ID in the first 16 bytes"),
-)
 
-TD_BODY_1_0: Final = Layout(
-    "TD quote body 1.0",
-    584,
-    tee_tcb_svn=Blob(0, 16),
-    mrseam=Blob(16, 48),
-    mrsignerseam=Blob(64, 48),
-    seamattributes=Field(112, 8),
-    tdattributes=Field(120, 8),
-    xfam=Field(128, 8),
-    mrtd=Blob(136, 48),
-    mrconfigid=Blob(184, 48),
-    mrowner=Blob(232, 48),
-    mrownerconfig=Blob(280, 48),
-    rtmr0=Blob(328, 48),
-    rtmr1=Blob(376, 48),
-    rtmr2=Blob(424, 48),
-    rtmr3=Blob(472, 48),
-    reportdata=Blob(520, 64),
-)
+class HEADER(Struct, size=48, label="quote header"):
+    version = Field(0, 2)
+    attestation_key_type = Field(2, 2, "2: ECDSA with P-256 and SHA-256")
+    tee_type = Field(4, 4, "0x81: TDX")
+    reserved1 = Field(8, 2, "QE SVN in version 3")
+    reserved2 = Field(10, 2, "PCE SVN in version 3")
+    qe_vendor_id = Blob(12, 16)
+    user_data = Blob(28, 20, "QE-ID in the first 16 bytes")
 
 
-def _again(layout: Layout) -> dict[str, Any]:
-    """A layout's fields, declared anew: a field belongs to one layout."""
-    return {
-        name: Field(member.offset, member.size)
-        if isinstance(member, Field)
-        else Blob(member.offset, member.span)
-        for name, member in layout
-    }
+class TD_BODY_1_0(Struct, size=584, label="TD quote body 1.0"):
+    tee_tcb_svn = Blob(0, 16)
+    mrseam = Blob(16, 48)
+    mrsignerseam = Blob(64, 48)
+    seamattributes = Field(112, 8)
+    tdattributes = Field(120, 8, holds=ATTRIBUTES)
+    xfam = Field(128, 8, holds=XFAM)
+    mrtd = Blob(136, 48)
+    mrconfigid = Blob(184, 48)
+    mrowner = Blob(232, 48)
+    mrownerconfig = Blob(280, 48)
+    rtmr0 = Blob(328, 48)
+    rtmr1 = Blob(376, 48)
+    rtmr2 = Blob(424, 48)
+    rtmr3 = Blob(472, 48)
+    reportdata = Blob(520, 64)
 
 
-TD_BODY_1_5: Final = Layout(
-    "TD quote body 1.5",
-    648,
-    **_again(TD_BODY_1_0),
-    tee_tcb_svn2=Blob(584, 16),
-    mrservicetd=Blob(600, 48),
-)
+class TD_BODY_1_5(TD_BODY_1_0, size=648, label="TD quote body 1.5"):
+    tee_tcb_svn2 = Blob(584, 16)
+    mrservicetd = Blob(600, 48)
+
 
 #: Body of quotes that newer quoting enclaves make (``sgx_report2_body_v1_5_ex_t``); read, never made.
-TD_BODY_1_5_EX: Final = Layout(
-    "TD quote body 1.5ex",
-    885,
-    **_again(TD_BODY_1_5),
-    vmid=Field(648, 1),
-    td_id=Blob(649, 32),
-    dev_info=Blob(681, 48),
-    init_servtd_hash=Blob(729, 48),
-    init_servtd_attributes=Field(777, 8),
-    init_cpusvn=Blob(785, 16),
-    init_tee_tcb_svn=Blob(801, 16),
-    init_tee_fmspc=Blob(817, 12),
-    cur_servtd_hash=Blob(829, 48),
-    cur_servtd_attributes=Field(877, 8),
-)
 
-SGX_REPORT: Final = Layout(
-    "SGX report body",
-    384,
-    cpusvn=Blob(0, 16),
-    miscselect=Field(16, 4),
-    reserved1=Blob(20, 28, reserved=True),
-    attributes=Blob(48, 16),
-    mrenclave=Blob(64, 32),
-    reserved2=Blob(96, 32, reserved=True),
-    mrsigner=Blob(128, 32),
-    reserved3=Blob(160, 96, reserved=True),
-    isvprodid=Field(256, 2),
-    isvsvn=Field(258, 2),
-    reserved4=Blob(260, 60, reserved=True),
-    reportdata=Blob(320, 64),
-)
+
+class TD_BODY_1_5_EX(TD_BODY_1_5, size=885, label="TD quote body 1.5ex"):
+    vmid = Field(648, 1)
+    td_id = Blob(649, 32)
+    dev_info = Blob(681, 48)
+    init_servtd_hash = Blob(729, 48)
+    init_servtd_attributes = Field(777, 8)
+    init_cpusvn = Blob(785, 16)
+    init_tee_tcb_svn = Blob(801, 16)
+    init_tee_fmspc = Blob(817, 12)
+    cur_servtd_hash = Blob(829, 48)
+    cur_servtd_attributes = Field(877, 8)
+
+
+class SGX_REPORT(Struct, size=384, label="SGX report body"):
+    cpusvn = Blob(0, 16)
+    miscselect = Field(16, 4)
+    reserved1 = Blob(20, 28, reserved=True)
+    attributes = Blob(48, 16)
+    mrenclave = Blob(64, 32)
+    reserved2 = Blob(96, 32, reserved=True)
+    mrsigner = Blob(128, 32)
+    reserved3 = Blob(160, 96, reserved=True)
+    isvprodid = Field(256, 2)
+    isvsvn = Field(258, 2)
+    reserved4 = Blob(260, 60, reserved=True)
+    reportdata = Blob(320, 64)
+
 
 #: Intel's QE vendor id.  Verifiers accept no other, so simulated quotes carry it as well.
 INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
@@ -131,17 +112,17 @@ class BodyType(IntEnum):
         return {1: "SGX", 2: "1.0", 3: "1.5", 4: "1.5ex"}[self]
 
 
-BODIES: Final = {
-    BodyType.SGX: SGX_REPORT,
+TD_BODIES: Final[dict[BodyType, type[TD_BODY_1_0]]] = {
     BodyType.TD_1_0: TD_BODY_1_0,
     BodyType.TD_1_5: TD_BODY_1_5,
     BodyType.TD_1_5_EX: TD_BODY_1_5_EX,
 }
+BODIES: Final[dict[BodyType, type[Struct]]] = {BodyType.SGX: SGX_REPORT, **TD_BODIES}
 
 
 #: Name, first byte and end of each field, by body.
 _BODY_FIELDS: Final = {
-    kind: [(name, member.offset, member.offset + member.span) for name, member in layout]
+    kind: [(name, member.offset, member.offset + member.span) for name, member in layout.fields.items()]
     for kind, layout in BODIES.items()
 }
 
@@ -162,7 +143,7 @@ def td_body(report: bytes, body: BodyType) -> bytes:
 
     A quote leaves out CPUSVN and the MAC, which mean nothing outside the machine.
     """
-    layout = BODIES[body]
+    layout = TD_BODIES[body]
     tcb, info = TEE_TCB_INFO_OFFSET, TDINFO_OFFSET
     out = layout.new()
     for name in ("tee_tcb_svn", "mrseam", "mrsignerseam"):
@@ -177,8 +158,8 @@ def td_body(report: bytes, body: BodyType) -> bytes:
         # A report of a module that was never updated under its TDs need not have the current SVN.
         updated = TEE_TCB_INFO.valid.get(report, tcb) == TEE_TCB_INFO_VALID_PRESERVING
         current = TEE_TCB_INFO.tee_tcb_svn2 if updated else TEE_TCB_INFO.tee_tcb_svn
-        layout.tee_tcb_svn2.set(out, current.get(report, tcb))
-        layout.mrservicetd.set(out, TDINFO.servtd_hash.get(report, info))
+        TD_BODY_1_5.tee_tcb_svn2.set(out, current.get(report, tcb))
+        TD_BODY_1_5.mrservicetd.set(out, TDINFO.servtd_hash.get(report, info))
     return bytes(out)
 
 

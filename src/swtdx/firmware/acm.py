@@ -13,7 +13,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from swtdx.arch.layout import Blob, Field, Layout
+from swtdx.arch.layout import Blob, Field, Struct
 from swtdx.firmware.errors import AcmError, ImageError
 from swtdx.firmware.manifest import Manifest, check_sources, measure
 from swtdx.firmware.signing import EXPONENT, KEY_BYTES, Signer, simulated_signer, verify
@@ -24,35 +24,35 @@ from swtdx.machine.processor import Mode
 if TYPE_CHECKING:
     from swtdx.machine.processor import LogicalProcessor
 
-ACM_HEADER: Final = Layout(
-    "ACM_HEADER",
-    1728,
-    "Header of a version 3.0 ACM, with its scratch area.",
-    "Intel TXT Software Development Guide, appendix A; Header.h",
-    module_type=Field(0, 2, "2: chipset ACM"),
-    module_subtype=Field(2, 2, "1: server; 3: other code, as the SEAM loader"),
-    header_length=Field(4, 4, "224 dwords, without the scratch area"),
-    header_version=Field(8, 4, "0x30000"),
-    chipset_id=Field(12, 2),
-    flags=Field(14, 2, "bit 15: signed for debugging"),
-    vendor=Field(16, 4, "0x8086"),
-    date=Field(20, 4, "BCD yyyymmdd"),
-    size_=Field(24, 4, "of the whole module, in dwords"),
-    acm_svn=Field(28, 2),
-    se_svn=Field(30, 2),
-    code_control=Field(32, 4),
-    error_entry_point=Field(36, 4),
-    gdt_limit=Field(40, 4),
-    gdt_base=Field(44, 4),
-    segment_selector=Field(48, 4),
-    entry_point=Field(52, 4, "offset in the module"),
-    reserved=Blob(56, 64, reserved=True),
-    key_size=Field(120, 4, "96 dwords"),
-    scratch_size=Field(124, 4, "208 dwords"),
-    modulus=Blob(128, 384, "little-endian; the exponent is 65537"),
-    signature=Blob(512, 384, "little-endian"),
-    scratch=Blob(896, 832, "the processor's, not signed"),
-)
+
+class ACM_HEADER(Struct, size=1728, source="Intel TXT Software Development Guide, appendix A; Header.h"):
+    """Header of a version 3.0 ACM, with its scratch area."""
+
+    module_type = Field(0, 2, "2: chipset ACM")
+    module_subtype = Field(2, 2, "1: server; 3: other code, as the SEAM loader")
+    header_length = Field(4, 4, "224 dwords, without the scratch area")
+    header_version = Field(8, 4, "0x30000")
+    chipset_id = Field(12, 2)
+    flags = Field(14, 2, "bit 15: signed for debugging")
+    vendor = Field(16, 4, "0x8086")
+    date = Field(20, 4, "BCD yyyymmdd")
+    size_ = Field(24, 4, "of the whole module, in dwords")
+    acm_svn = Field(28, 2)
+    se_svn = Field(30, 2)
+    code_control = Field(32, 4)
+    error_entry_point = Field(36, 4)
+    gdt_limit = Field(40, 4)
+    gdt_base = Field(44, 4)
+    segment_selector = Field(48, 4)
+    entry_point = Field(52, 4, "offset in the module")
+    reserved = Blob(56, 64, reserved=True)
+    key_size = Field(120, 4, "96 dwords")
+    scratch_size = Field(124, 4, "208 dwords")
+    modulus = Blob(128, 384, "little-endian; the exponent is 65537")
+    signature = Blob(512, 384, "little-endian")
+    scratch = Blob(896, 832, "the processor's, not signed")
+
+
 _CONSTANTS: Final = (
     ("module_type", 2), ("module_subtype", 3), ("header_length", 224), ("header_version", 0x30000),
     ("vendor", 0x8086), ("key_size", 96), ("scratch_size", 208), ("entry_point", ACM_HEADER.size),
@@ -67,18 +67,19 @@ _MCIP: Final = 1 << 2
 #: ENTERACCS takes a base and a size of 32 bits each.
 _HIGHEST: Final = (1 << 32) - 1
 #: Lengths in the body: P_SEAMLDR_CONSTS, then the manifest's length (u32).
-P_SEAMLDR_CONSTS: Final = Layout(
-    "P_SEAMLDR_CONSTS",
-    48,
-    "What the NP-SEAMLDR needs to know to lay out the P-SEAMLDR (bytes).",
-    "Header.h",
-    data_stack_size=Field(0, 8),
-    code_region_size=Field(8, 8),
-    data_region_size=Field(16, 8),
-    keyhole_region_size=Field(24, 8),
-    keyhole_edit_region_size=Field(32, 8),
-    entry_point_offset=Field(40, 8),
-)
+
+
+class P_SEAMLDR_CONSTS(Struct, size=48, source="Header.h"):
+    """What the NP-SEAMLDR needs to know to lay out the P-SEAMLDR (bytes)."""
+
+    data_stack_size = Field(0, 8)
+    code_region_size = Field(8, 8)
+    data_region_size = Field(16, 8)
+    keyhole_region_size = Field(24, 8)
+    keyhole_edit_region_size = Field(32, 8)
+    entry_point_offset = Field(40, 8)
+
+
 _BODY: Final = ACM_HEADER.size
 
 #: What the loaders consist of.
@@ -134,9 +135,7 @@ def build_acm(signer: Signer | None = None, module_signers: tuple[bytes, ...] | 
         ("se_svn", 2),
         ("date", 0x20240101),
     ):
-        field = ACM_HEADER.fields[name]
-        assert isinstance(field, Field)
-        field.set(image, value)
+        ACM_HEADER.integer(name).set(image, value)
     ACM_HEADER.modulus.set(image, signer.modulus)
     image[_BODY : _BODY + len(body)] = body
     ACM_HEADER.signature.set(image, signer.sign(_signed(image)))
@@ -158,8 +157,7 @@ def authenticate(image: bytes, fused_key_hash: bytes) -> Acm:
     if len(image) < layout.size or len(image) > MAX_ACM or len(image) % 64:
         raise AcmError(f"{len(image)} bytes are not an ACM (at most {MAX_ACM}, a multiple of 64)")
     for name, expected in _CONSTANTS:
-        field = layout.fields[name]
-        assert isinstance(field, Field)
+        field = layout.integer(name)
         if field.get(image) != expected:
             raise AcmError(f"the ACM's {name.upper()} is {field.get(image):#x}, not {expected:#x}")
     if layout.size_.get(image) * 4 != len(image):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from swtdx.arch.layout import Blob, Field, Layout
+from swtdx.arch.layout import Blob, Field, Struct
 from swtdx.arch.seam_structs import SEAMLDR_MAX_MODULE_PAGES
 from swtdx.firmware.errors import ImageError
 from swtdx.firmware.manifest import Manifest, measure
@@ -18,15 +18,16 @@ from swtdx.firmware.manifest import Manifest, measure
 PAGE: Final = 4096
 MAGIC: Final = b"SWTDXIMG"
 FORMAT: Final = 1
-IMAGE_HEADER: Final = Layout(
-    "IMAGE_HEADER",
-    64,
-    "Start of a swtdx image.",
-    magic=Blob(0, 8),
-    format_=Field(8, 4),
-    length=Field(12, 4, "bytes of the manifest, which follows"),
-    reserved=Blob(16, 48, reserved=True),
-)
+
+
+class IMAGE_HEADER(Struct, size=64):
+    """Start of a swtdx image."""
+
+    magic = Blob(0, 8)
+    format_ = Field(8, 4)
+    length = Field(12, 4, "bytes of the manifest, which follows")
+    reserved = Blob(16, 48, reserved=True)
+
 
 #: What runs in SEAM: the module, and the ABI tables that it is generated from.
 MODULE_PACKAGES: Final = ("swtdx.arch", "swtdx.module")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.arch.layout import Field, Layout
+from swtdx.arch.layout import Field, Struct
 from swtdx.firmware.seam_layout import (
     LINEAR_CODE,
     LINEAR_DATA,
@@ -19,28 +19,28 @@ from swtdx.firmware.seam_layout import (
 )
 from swtdx.machine.vmx.vmcs import REVISION
 
-SEAM_VMCS: Final = Layout(
-    "SEAM_VMCS",
-    PAGE,
-    "Transfer VMCS between the hypervisor and SEAM root mode.",
-    "seam_vmcs_setup.c; the placement is ours",
-    revision=Field(0, 4),
-    abort=Field(4, 4),
-    guest_rip=Field(8, 8, "not canonical: SEAMRET must not use it before SEAMCALL has set it"),
-    host_cr0=Field(16, 8),
-    host_cr3=Field(24, 8),
-    host_cr4=Field(32, 8),
-    host_efer=Field(40, 8),
-    host_pat=Field(48, 8),
-    host_rip=Field(56, 8),
-    host_rsp=Field(64, 8),
-    host_ssp=Field(72, 8),
-    host_fs_base=Field(80, 8),
-    host_gs_base=Field(88, 8),
-    host_cs_selector=Field(96, 2),
-    host_ss_selector=Field(98, 2),
-    host_tr_selector=Field(100, 2),
-)
+
+class SEAM_VMCS(Struct, size=PAGE, source="seam_vmcs_setup.c; the placement is ours"):
+    """Transfer VMCS between the hypervisor and SEAM root mode."""
+
+    revision = Field(0, 4)
+    abort = Field(4, 4)
+    guest_rip = Field(8, 8, "not canonical: SEAMRET must not use it before SEAMCALL has set it")
+    host_cr0 = Field(16, 8)
+    host_cr3 = Field(24, 8)
+    host_cr4 = Field(32, 8)
+    host_efer = Field(40, 8)
+    host_pat = Field(48, 8)
+    host_rip = Field(56, 8)
+    host_rsp = Field(64, 8)
+    host_ssp = Field(72, 8)
+    host_fs_base = Field(80, 8)
+    host_gs_base = Field(88, 8)
+    host_cs_selector = Field(96, 2)
+    host_ss_selector = Field(98, 2)
+    host_tr_selector = Field(100, 2)
+
+
 _NOT_CANONICAL: Final = 1 << 60
 #: PE, MP, ET, NE, WP, PG; PAE, PGE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE, SMEP, SMAP, VMXE.
 _CR0: Final = 0x80010033
@@ -71,7 +71,5 @@ def build(layout: SeamLayout, x2apic_id: int, rip_offset: int, aslr: int) -> byt
         "host_tr_selector": 24,
     }
     for name, value in values.items():
-        field = SEAM_VMCS.fields[name]
-        assert isinstance(field, Field)
-        field.set(page, value)
+        SEAM_VMCS.integer(name).set(page, value)
     return bytes(page)

@@ -16,7 +16,6 @@ from typing import Final, Self
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from swtdx.arch.layout import Field
 from swtdx.arch.seam_structs import SEAM_SIGSTRUCT, SIGSTRUCT_CONSTANTS, SIGSTRUCT_SIGNED
 from swtdx.firmware.errors import ImageError
 from swtdx.firmware.image import SignedImage
@@ -148,17 +147,13 @@ def sign_module(
     layout = SEAM_SIGSTRUCT
     structure = layout.new()
     for name, value in SIGSTRUCT_CONSTANTS:
-        field = layout.fields[name]
-        assert isinstance(field, Field)
-        field.set(structure, value)
+        layout.integer(name).set(structure, value)
     layout.module_type.set(structure, 1 << 31 if properties.debug else 0)
     layout.modulus.set(structure, signer.modulus)
     layout.seamhash.set(structure, hashlib.sha384(pages).digest())
     layout.seamsvn.set(structure, properties.svn)
     for name in _COPIED:
-        field = layout.fields[name]
-        assert isinstance(field, Field)
-        field.set(structure, getattr(properties, name))
+        layout.integer(name).set(structure, getattr(properties, name))
     layout.cpuid_table_size.set(structure, len(properties.cpuids))
     for number, cpuid in enumerate(properties.cpuids):
         layout.cpuid_table.set(structure, number, cpuid)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.arch.layout import Field
 from swtdx.arch.seam_structs import MODULE_TYPE_DEBUG, SEAM_SIGSTRUCT, SIGSTRUCT_CONSTANTS
 from swtdx.firmware.signing import MAX_CPUID_TABLE, signed_part, verify
 
@@ -62,8 +61,7 @@ def check_form(sigstruct: bytes) -> None:
     if not layout.reserved_is_zero(sigstruct):
         raise Refusal(st.PSEAMLDR_EBADSIG, "SIGSTRUCT has reserved bytes set")
     for name, expected in SIGSTRUCT_CONSTANTS:
-        field = layout.fields[name]
-        assert isinstance(field, Field)
+        field = layout.integer(name)
         value = field.get(sigstruct)
         if value != expected:
             raise Refusal(

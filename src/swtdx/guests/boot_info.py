@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from swtdx.arch.layout import Array, Blob, Field, Layout
+from swtdx.arch.layout import Array, Blob, Field, Struct
 from swtdx.guests.errors import DoesNotFit
 from swtdx.guests.event_log import DIGEST_BYTES, Event
 from swtdx.guests.memory_map import PAGE, Range
@@ -21,34 +21,31 @@ MAX_LOADS: Final = 8
 NAME_BYTES: Final = 16
 EVENT_BYTES: Final = 88
 
-BOOT_INFO: Final = Layout(
-    "swtdx boot information",
-    PAGE,
-    source="src/swtdx/guests/shim/shim.S",
-    magic=Field(0, 8, '"swtdxbi1"'),
-    ranges=Field(8, 4, "how many RAM ranges"),
-    loads=Field(12, 4, "how many loads"),
-    entry=Field(16, 8, "GPA of the kernel's first instruction"),
-    boot_params=Field(24, 8, "GPA of the zero page"),
-    log=Field(32, 8, "GPA of the event log"),
-    log_bytes=Field(40, 8, "bytes set aside for it"),
-    range_table=Array(64, 8, 2 * MAX_RANGES, "base and bytes of each range"),
-)
-LOAD: Final = Layout(
-    "swtdx load",
-    192,
-    source="src/swtdx/guests/shim/shim.S",
-    source_=Field(0, 8, "GPA in shared memory, without the shared bit"),
-    target=Field(8, 8, "GPA in private memory"),
-    bytes_=Field(16, 8),
-    rtmr=Field(24, 4, "0..3"),
-    event_type=Field(28, 4),
-    load_name=Blob(32, NAME_BYTES, "for messages"),
-    digest=Blob(48, DIGEST_BYTES, "SHA-384 of the content"),
-    event_content=Field(96, 4, "1 if the event's data ends with the content"),
-    event_bytes=Field(100, 4, "bytes of the event's own data"),
-    event=Blob(104, EVENT_BYTES, "the event's own data"),
-)
+
+class BOOT_INFO(Struct, size=PAGE, label="swtdx boot information", source="src/swtdx/guests/shim/shim.S"):
+    magic = Field(0, 8, '"swtdxbi1"')
+    ranges = Field(8, 4, "how many RAM ranges")
+    loads = Field(12, 4, "how many loads")
+    entry = Field(16, 8, "GPA of the kernel's first instruction")
+    boot_params = Field(24, 8, "GPA of the zero page")
+    log = Field(32, 8, "GPA of the event log")
+    log_bytes = Field(40, 8, "bytes set aside for it")
+    range_table = Array(64, 8, 2 * MAX_RANGES, "base and bytes of each range")
+
+
+class LOAD(Struct, size=192, label="swtdx load", source="src/swtdx/guests/shim/shim.S"):
+    source_ = Field(0, 8, "GPA in shared memory, without the shared bit")
+    target = Field(8, 8, "GPA in private memory")
+    bytes_ = Field(16, 8)
+    rtmr = Field(24, 4, "0..3")
+    event_type = Field(28, 4)
+    load_name = Blob(32, NAME_BYTES, "for messages")
+    digest = Blob(48, DIGEST_BYTES, "SHA-384 of the content")
+    event_content = Field(96, 4, "1 if the event's data ends with the content")
+    event_bytes = Field(100, 4, "bytes of the event's own data")
+    event = Blob(104, EVENT_BYTES, "the event's own data")
+
+
 _LOAD_TABLE: Final = 128
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.arch.layout import Array, Field, Layout
+from swtdx.arch.layout import Array, Field, Struct
+from swtdx.arch.states import KotState, SysState
 from swtdx.machine.memory import SEAM, PhysicalMemory
 
 PAGE: Final = 4096
@@ -20,63 +21,63 @@ MAX_HKIDS: Final = 2048
 MAX_PACKAGES: Final = 8
 NO_PAGE: Final = (1 << 64) - 1
 
-SYS: Final = Layout(
-    "SYS",
-    PAGE,
-    "State of the whole module.",
-    sys_state=Field(0, 4, "SysState"),
-    num_lps=Field(4, 4),
-    lps_initialised=Field(8, 4),
-    num_packages=Field(12, 4),
-    num_tdmrs=Field(16, 4),
-    num_cmrs=Field(20, 4),
-    global_hkid=Field(24, 2),
-    sys_lock=Field(26, 2, "sharex"),
-    kot_lock=Field(28, 2, "sharex"),
-    first_private_hkid=Field(32, 4),
-    num_private_hkids=Field(36, 4),
-    configured_packages=Field(40, 8, "bit n: package n has the global key"),
-    tsc_adjust=Field(48, 8, "IA32_TSC_ADJUST when initialised"),
-    tsc_hz=Field(56, 8, "native TSC frequency"),
-    seamrr_base=Field(64, 8),
-    seamrr_size=Field(72, 8),
-    wb_mutex=Array(80, 1, MAX_PACKAGES, "PHYMEM.CACHE.WB runs on the package"),
-    wb_resume=Array(88, 4, MAX_PACKAGES, "next sub-block to write back, 0: not started"),
-    wb_mask=Array(128, 8, MAX_PACKAGES * 32, "HKIDs that the write-back in progress serves"),
-)
 
-LP_DATA: Final = Layout(
-    "LP_DATA",
-    64,
-    "State of one logical processor.",
-    initialised=Field(0, 1),
-    last_tdvpr=Field(8, 8, "HPA of the TDVPR that ran here last"),
-)
+class SYS(Struct, size=PAGE):
+    """State of the whole module."""
 
-CMR: Final = Layout("CMR", 16, base=Field(0, 8), size_=Field(8, 8))
+    sys_state = Field(0, 4, holds=SysState)
+    num_lps = Field(4, 4)
+    lps_initialised = Field(8, 4)
+    num_packages = Field(12, 4)
+    num_tdmrs = Field(16, 4)
+    num_cmrs = Field(20, 4)
+    global_hkid = Field(24, 2)
+    sys_lock = Field(26, 2, "sharex")
+    kot_lock = Field(28, 2, "sharex")
+    first_private_hkid = Field(32, 4)
+    num_private_hkids = Field(36, 4)
+    configured_packages = Field(40, 8, "bit n: package n has the global key")
+    tsc_adjust = Field(48, 8, "IA32_TSC_ADJUST when initialised")
+    tsc_hz = Field(56, 8, "native TSC frequency")
+    seamrr_base = Field(64, 8)
+    seamrr_size = Field(72, 8)
+    wb_mutex = Array(80, 1, MAX_PACKAGES, "PHYMEM.CACHE.WB runs on the package")
+    wb_resume = Array(88, 4, MAX_PACKAGES, "next sub-block to write back, 0: not started")
+    wb_mask = Array(128, 8, MAX_PACKAGES * 32, "HKIDs that the write-back in progress serves")
 
-TDMR: Final = Layout(
-    "TDMR",
-    512,
-    "A TD memory region as configured.",
-    base=Field(0, 8),
-    size_=Field(8, 8),
-    pamt_1g=Field(16, 8),
-    pamt_2m=Field(24, 8),
-    pamt_4k=Field(32, 8),
-    initialised=Field(40, 8, "first address whose PAMT is not initialised yet"),
-    mutex=Field(48, 1),
-    num_reserved=Field(49, 1),
-    reserved=Array(64, 8, 32, "pairs: offset, size"),
-)
 
-KOT_ENTRY: Final = Layout(
-    "KOT_ENTRY",
-    8,
-    "Key ownership of one HKID.",
-    state=Field(0, 1, "KotState"),
-    wbinvd=Field(4, 4, "packages whose cache still has to be written back"),
-)
+class LP_DATA(Struct, size=64):
+    """State of one logical processor."""
+
+    initialised = Field(0, 1)
+    last_tdvpr = Field(8, 8, "HPA of the TDVPR that ran here last")
+
+
+class CMR(Struct, size=16):
+    base = Field(0, 8)
+    size_ = Field(8, 8)
+
+
+class TDMR(Struct, size=512):
+    """A TD memory region as configured."""
+
+    base = Field(0, 8)
+    size_ = Field(8, 8)
+    pamt_1g = Field(16, 8)
+    pamt_2m = Field(24, 8)
+    pamt_4k = Field(32, 8)
+    initialised = Field(40, 8, "first address whose PAMT is not initialised yet")
+    mutex = Field(48, 1)
+    num_reserved = Field(49, 1)
+    reserved = Array(64, 8, 32, "pairs: offset, size")
+
+
+class KOT_ENTRY(Struct, size=8):
+    """Key ownership of one HKID."""
+
+    state = Field(0, 1, holds=KotState)
+    wbinvd = Field(4, 4, "packages whose cache still has to be written back")
+
 
 _LP_AT: Final = PAGE
 _CMR_AT: Final = _LP_AT + MAX_LPS * LP_DATA.size

@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from swtdx.arch.layout import Field, Layout
+from swtdx.arch.layout import Field, Struct
 
 from ..errors import QgsError
 
-HEADER: Final = Layout(
-    "qgs_msg_header",
-    16,
-    major=Field(0, 2),
-    minor=Field(2, 2),
-    type_=Field(4, 4),
-    length=Field(8, 4, "bytes of the whole message, this header included"),
-    error=Field(12, 4, "in responses"),
-)
+
+class HEADER(Struct, size=16, label="qgs_msg_header"):
+    major = Field(0, 2)
+    minor = Field(2, 2)
+    type_ = Field(4, 4)
+    length = Field(8, 4, "bytes of the whole message, this header included")
+    error = Field(12, 4, "in responses")
+
 
 #: The protocol's major version, and the newest minor one.
 MAJOR: Final = 1

@@ -197,7 +197,7 @@ def signatures(sound: Sound) -> Iterator[Vector]:
 
 def claims(sound: Sound) -> Iterator[Vector]:
     """Every field of the body and of the QE report with a bit flipped."""
-    for name, member in sound.parsed.body_layout:
+    for name, member in sound.parsed.body_layout.fields.items():
         yield sound.vector(
             "claim",
             f"{name}-{sound.label}",
@@ -206,7 +206,7 @@ def claims(sound: Sound) -> Iterator[Vector]:
             quote=sound.flip(sound.parsed.body_start + member.offset),
         )
     start = sound.part("QE report").start
-    for name, member in SGX_REPORT:
+    for name, member in SGX_REPORT.fields.items():
         yield sound.vector(
             "claim",
             f"qe-{name}-{sound.label}",

@@ -25,23 +25,11 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from swtdx.arch.layout import Blob, Field, Layout, ReadBuffer
+from swtdx.arch.layout import ReadBuffer
+from swtdx.arch.platform_structs import MKTME_KEY_PROGRAM as MKTME_KEY_PROGRAM
 from swtdx.machine.memory.addresses import AddressError, AddressMap
 from swtdx.machine.memory.mac import LineMac
 from swtdx.machine.memory.xts import Xts
-
-MKTME_KEY_PROGRAM: Final = Layout(
-    "MKTME_KEY_PROGRAM",
-    256,
-    "The operand of PCONFIG leaf 0, aligned to 256 bytes.",
-    "structures.md §10; intel/tdx-module mktme.h",
-    keyid=Field(0, 2, "KeyID to program"),
-    keyid_ctrl=Field(2, 4, "bits 7:0 command, 23:8 algorithm bitmap, 31:24 reserved"),
-    reserved_1=Blob(6, 58, reserved=True),
-    key_field_1=Blob(64, 64, "data key, or entropy for it"),
-    key_field_2=Blob(128, 64, "tweak key, or entropy for it"),
-    reserved_2=Blob(192, 64, reserved=True),
-)
 
 
 class Integrity(enum.Enum):

@@ -63,7 +63,7 @@ def tdmr_info(**changes: int) -> bytes:
         "pamt_1g_size": 4 << 10,
     }
     for name, value in (fields | changes).items():
-        TDMR_INFO.fields[name].set(info, value)  # type: ignore[call-arg, arg-type]
+        TDMR_INFO.integer(name).set(info, value)
     return bytes(info).ljust(512, b"\0")
 
 
@@ -108,7 +108,7 @@ def td_params(world: World, **changes: int) -> bytes:
         "tsc_frequency": 80,
     }
     for name, value in (fields | changes).items():
-        TD_PARAMS.fields[name].set(params, value)  # type: ignore[call-arg, arg-type]
+        TD_PARAMS.integer(name).set(params, value)
     return bytes(params)
 
 
