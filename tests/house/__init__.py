@@ -1,0 +1,1 @@
+"""What keeps the house in shape: walls, circles, documents and habits, checked by machine."""
