@@ -28,9 +28,6 @@ CLOSING: Final = {
     "swtdx.machine.seamops -> swtdx.machine.seam": "a part of SEAM",
     "swtdx.machine.vmx.* -> swtdx.machine.vmx.unit": "parts of the VMX unit",
     "swtdx.machine.vmx.unit -> swtdx.machine.processor": "a part of the processor",
-    # The objects of a run are tied together after they were made.
-    "swtdx.vmm.vcpu -> swtdx.vmm.worker": "the thread that runs it",
-    "swtdx.vmm.worker -> swtdx.vmm.run": "the run that it is part of",
     # Pairs of files, one of which names the other's class.
     "swtdx.firmware.install -> swtdx.firmware.p_seamldr": "the loader whose call it serves",
     "swtdx.lab.attack -> swtdx.lab.bench": "what an attack is handed",
