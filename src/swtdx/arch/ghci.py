@@ -45,6 +45,16 @@ STATUS_NAMES: Final[dict[int, str]] = {
     ALIGN_ERROR: "ALIGN_ERROR", SUBFUNC_UNSUPPORTED: "SUBFUNC_UNSUPPORTED",
 }  # fmt: skip
 
+# Statuses in the header of a GetQuote buffer (Linux, drivers/virt/coco/tdx-guest/tdx-guest.c)
+QUOTE_SUCCESS: Final = 0
+QUOTE_IN_FLIGHT: Final = 0xFFFFFFFFFFFFFFFF
+QUOTE_ERROR: Final = 0x8000000000000000
+QUOTE_UNAVAILABLE: Final = 0x8000000000000001
+QUOTE_STATUS_NAMES: Final[dict[int, str]] = {
+    QUOTE_SUCCESS: "SUCCESS", QUOTE_IN_FLIGHT: "IN_FLIGHT", QUOTE_ERROR: "ERROR",
+    QUOTE_UNAVAILABLE: "SERVICE_UNAVAILABLE",
+}  # fmt: skip
+
 #: RCX masks that Linux passes: R10..R15, and those with RBX, RDI, RSI, R8, R9, RDX.
 BASIC_MASK: Final = 0xFC00
 FULL_MASK: Final = 0xFFCC

@@ -41,8 +41,11 @@ def explain(words: tuple[str, ...], as_json: bool, everything: bool) -> None:
     swtdx explain msr 0x1a0              what an MSR does in a TD
     swtdx explain cpuid 7.0              what a CPUID leaf returns in a TD
 
+    swtdx explain 'SEAMCALL (0x21) failed: 0xc000090000000000'    a line of a log
+    swtdx explain 0xe044                 a code of Intel's DCAP libraries, which logs have beside these
+
     A number may mean several things. KIND picks one: leaf, status, field, tdvmcall, exit, operand,
-    msr, cpuid.
+    msr, cpuid, half (the upper half of a status), dcap, mrseam.
     """
     kind = words[0].lower() if len(words) > 1 and words[0].lower() in KINDS else None
     text = " ".join(words[1:] if kind else words)

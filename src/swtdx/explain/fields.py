@@ -22,6 +22,9 @@ _ACCESSORS: Final = {
 _CPUID_CLASS: Final = 20
 _MAX_L2_VMS: Final = 3
 _CODE: Final = 0xFF_FFFF
+#: Bits of an identifier that a leaf cannot supply itself: NON_ARCH (63), reserved (62), class (61:56), and
+#: reserved (55).  Context, sizes and counts may be left out, as Linux's TDCS_NOTIFY_ENABLES does.
+_NEEDED: Final = 0xFF80_0000_0000_0000
 
 
 def explain_field(row: MetadataField, identifier: int, element: int) -> Explanation:
@@ -29,6 +32,7 @@ def explain_field(row: MetadataField, identifier: int, element: int) -> Explanat
     owner, leaves = _CONTEXTS[row.context]
     facts = [
         ("Identifier", f"{row.id:#018x}"),
+        *_deviation(row, identifier),
         ("Of", f"{owner} (context {row.context:d}, class {row.class_code}, field code {row.code:#x})"),
         ("Size", f"{row.size} bytes" if row.size > 1 else "1 byte"),
     ]
@@ -68,6 +72,17 @@ def explain_field(row: MetadataField, identifier: int, element: int) -> Explanat
     )
 
 
+def _deviation(row: MetadataField, identifier: int) -> list[tuple[str, str]]:
+    if not (identifier ^ row.id) & ~_CODE:
+        return []
+    return [
+        (
+            "Given as",
+            f"{identifier:#018x}: context, size or counts differ; the leaves take those as they need",
+        )
+    ]
+
+
 def _element(row: MetadataField, identifier: int, element: int) -> str:
     if row.context == Context.TD and row.class_code == _CPUID_CLASS:
         leaf, subleaf, half = cpuid_policy.split_field_code(identifier & _CODE)
@@ -89,7 +104,7 @@ def by_identifier(identifier: int) -> list[Explanation]:
 
     The module looks only at class and field code, and each leaf puts its own context in; so an
     identifier with context 0 may name a field of the module, of a TD or of a VCPU.  One that fits a
-    field in all bits wins.
+    field in all bits wins.  A number with other bits set (those of a status, above all) names none.
     """
     if identifier >> 64 or not identifier >> 32:
         return []
@@ -98,6 +113,8 @@ def by_identifier(identifier: int) -> list[Explanation]:
         hit = metadata.lookup(context, identifier, _MAX_L2_VMS)
         if hit is not None:
             row, element = hit
+            if (identifier ^ row.id) & _NEEDED:
+                continue
             exact = (identifier ^ row.id) & ~_CODE == 0
             found.append((exact, identifier >> 52 & 7 in (0, context), row, element))
     chosen = [hit for hit in found if hit[0]] or [hit for hit in found if hit[1]]

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from swtdx.arch import ghci, status
+from swtdx.arch import cpuid_policy, ghci, status
 from swtdx.arch.exits import ExitReason
 from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.metadata import TABLES
 from swtdx.arch.msr_policy import RULES
 from swtdx.arch.operands import OPERAND_NAMES
-from swtdx.explain import fields, leaves, registers, statuses
+from swtdx.explain import dcap, fields, leaves, linux, modules, registers, statuses
 from swtdx.explain.exits import call_by_name, exit_by_name, explain_call, explain_exit
 from swtdx.explain.model import Explanation
 
@@ -24,7 +24,8 @@ class Unknown(LookupError):
     """Nothing is known by that name or number; ``near`` are names that look like it."""
 
     def __init__(self, text: str, near: list[str]) -> None:
-        super().__init__(f"nothing in the TDX ABI is called {text!r}")
+        kind = "has the number" if number(text) is not None else "is called"
+        super().__init__(f"nothing in the TDX ABI {kind} {text if number(text) is not None else repr(text)}")
         self.near = near
 
 
@@ -36,8 +37,8 @@ def number(text: str) -> int | None:
     try:
         value = int(word, 0)
     except ValueError:
-        # Sixteen hex digits without a prefix are a status or a field id out of a log.
-        return int(word, 16) if re.fullmatch(r"[0-9a-f]{16}", word) else None
+        # Sixteen hex digits without a prefix are a status or a field id out of a log, eight half of one.
+        return int(word, 16) if re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{16}", word) else None
     return value if 0 <= value < 1 << 64 else None
 
 
@@ -45,7 +46,7 @@ def find(text: str, kind: str | None = None) -> list[Explanation]:
     """Everything that ``text`` can mean, the likeliest first.
 
     Args:
-        text: a name or a number.
+        text: a name or a number; without ``kind`` also a line of a log that has some in it.
         kind: look only among these: a key of :data:`KINDS`.
 
     Raises:
@@ -57,8 +58,71 @@ def find(text: str, kind: str | None = None) -> list[Explanation]:
     for search in searches:
         found += search(text, number(text), kind is not None)
     if not found:
+        found = _translated(text, kind)
+    if not found and kind is None:
+        found = in_line(text)
+    if not found:
         raise Unknown(text, near(text))
     return found
+
+
+def _translated(text: str, kind: str | None) -> list[Explanation]:
+    """The meanings of a name that Linux, KVM, QEMU or edk2 gives a thing of the ABI."""
+    found: list[Explanation] = []
+    for theirs, name in linux.translate(text):
+        if theirs in ("callstatus", "quote"):
+            if kind not in (None, "status"):
+                continue
+            names = ghci.STATUS_NAMES if theirs == "callstatus" else ghci.QUOTE_STATUS_NAMES
+            explain = (
+                statuses.explain_call_status if theirs == "callstatus" else statuses.explain_quote_status
+            )
+            found += [explain(value) for value, known in names.items() if known == name]
+        elif kind in (None, theirs):
+            found += KINDS[theirs](name, None, True)
+    return found
+
+
+#: What to look for in a line: a leaf in one of the ways in which Linux prints it, a number, a name.
+_IN_LINE: Final = re.compile(
+    r"""(?P<host>SEAMCALL\s*[(\[]?\s*(?:leaf\s*)?(?P<hostleaf>0x[0-9a-f]+|\d+)\b)
+    |(?P<guest>TDCALL\s*[(\[]?\s*(?:leaf\s*)?(?P<guestleaf>0x[0-9a-f]+|\d+)\b)
+    |(?P<leaf>\bleaf\s+(?P<anyleaf>0x[0-9a-f]+|\d+)\b)
+    |(?P<number>\b0x[0-9a-f_]+\b|\b[0-9a-f]{16}\b)
+    |(?P<name>\bTDG[._]VP[._]VMCALL<[^<>]+>|\b[A-Za-z][A-Za-z0-9]*(?:[._][A-Za-z0-9]+)+)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_LEAF_BITS: Final = 0xFFFF
+
+
+def in_line(text: str) -> list[Explanation]:
+    """What a line of a log has in it that can be explained: statuses first, then leaves, then the rest.
+
+    A number in it counts only when it is large enough not to be a register that happens to hold a small
+    value: a status, half of one, a metadata field or a code of DCAP's.
+    """
+    found: list[Explanation] = []
+    for match in _IN_LINE.finditer(text):
+        if match[0] == text:
+            return []
+        for group, prefix in (("hostleaf", "TDH."), ("guestleaf", "TDG."), ("anyleaf", "TDH.")):
+            if match[group]:
+                leaf = int(match[group], 0) & _LEAF_BITS
+                found += [each for each in _leaf("", leaf, True) if each.title.startswith(prefix)]
+        if match["number"]:
+            value = number(match["number"])
+            for search in (_status, _half, _field, _dcap) if value else ():
+                hits = search(match["number"], value, False)
+                found += hits
+                if hits:
+                    break
+        elif match["name"]:
+            for search in (_leaf, _status, _call, _exit, _operand, _dcap):
+                found += search(match["name"], None, False)
+            found += _translated(match["name"], None)
+    order = {"status": 0, "dcap": 1, "leaf": 2}
+    unique = {(each.kind, each.key, each.title): each for each in found}
+    return sorted(unique.values(), key=lambda each: order.get(each.kind, 3))
 
 
 def near(text: str) -> list[str]:
@@ -79,6 +143,8 @@ def _names() -> list[str]:
         *(rule.name for rule in RULES if rule.name[0] != "("),
         *ExitReason.__members__,
         *OPERAND_NAMES.values(),
+        *linux.names(),
+        *dcap.names(),
     ]
 
 
@@ -93,8 +159,28 @@ def _leaf(text: str, value: int | None, asked: bool) -> list[Explanation]:
 def _status(text: str, value: int | None, asked: bool) -> list[Explanation]:
     if value is None:
         return statuses.explain_status_name(text)
-    # A small number is TDX_SUCCESS with details; nobody means that unless he says so.
-    return statuses.explain_status(value) if asked or value >> 32 else []
+    # A small number is TDX_SUCCESS with details; it is hardly ever meant.
+    if not asked and not value >> 32:
+        return []
+    found = statuses.explain_status(value)
+    if not found and not fields.by_identifier(value):
+        unknown = statuses.explain_unknown(value)
+        found = [] if unknown is None else [unknown]
+    return found
+
+
+def _half(text: str, value: int | None, asked: bool) -> list[Explanation]:
+    del text, asked
+    return [] if value is None else statuses.explain_half(value)
+
+
+def _dcap(text: str, value: int | None, asked: bool) -> list[Explanation]:
+    return dcap.by_name(text) if value is None else dcap.by_number(value, asked=asked)
+
+
+def _mrseam(text: str, value: int | None, asked: bool) -> list[Explanation]:
+    del value, asked
+    return modules.explain_mrseam(text)
 
 
 def _field(text: str, value: int | None, asked: bool) -> list[Explanation]:
@@ -141,8 +227,8 @@ def _cpuid(text: str, value: int | None, asked: bool) -> list[Explanation]:
     if leaf is None or leaf >> 32 or (match[2] is not None and subleaf is None):
         return []
     found = registers.explain_cpuid(leaf, subleaf)
-    # A bare number that no CPUID row has is not worth mentioning beside what else it means.
-    if not asked and value is not None and not any(each.tables for each in found):
+    # A bare number is a CPUID leaf only if a row has it: any other would be answered as the last leaf.
+    if not asked and value is not None and not any(row.leaf == leaf for row in cpuid_policy.ROWS):
         return []
     return found
 
@@ -157,4 +243,7 @@ KINDS: Final[dict[str, Callable[[str, int | None, bool], list[Explanation]]]] = 
     "operand": _operand,
     "msr": _msr,
     "cpuid": _cpuid,
+    "half": _half,
+    "dcap": _dcap,
+    "mrseam": _mrseam,
 }

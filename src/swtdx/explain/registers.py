@@ -27,9 +27,8 @@ def explain_msr(address: int) -> Explanation:
     if rule is None:
         why = "not in the module's table" if msr_policy.covered(address) else "outside the MSR bitmaps"
         facts = (("RDMSR", f"#VE: {why}"), ("WRMSR", f"#VE: {why}"))
-        return Explanation(
-            "msr", f"{address:#x}", f"MSR {address:#x}", "left to the guest's #VE handler", facts
-        )
+        title = f"MSR {address:#x}" + (f", {msr_name(address)}" if msr_name(address) else "")
+        return Explanation("msr", f"{address:#x}", title, "left to the guest's #VE handler", facts)
     name = rule.name.strip("()")
     facts_list = [("RDMSR", _access(rule.read)), ("WRMSR", _access(rule.write))]
     if rule.first != rule.last:
@@ -52,7 +51,42 @@ def msr_by_name(text: str) -> int | None:
     for rule in msr_policy.RULES:
         if rule.name.upper() == wanted:
             return rule.first
-    return None
+    return next((address for address, name in _MORE_MSRS.items() if name == wanted), None)
+
+
+def msr_name(address: int) -> str:
+    """The name of an MSR, "" if none is known."""
+    if address in _MORE_MSRS:
+        return _MORE_MSRS[address]
+    rule = msr_policy.lookup(address) if msr_policy.covered(address) else None
+    return "" if rule is None or rule.name[0] == "(" else rule.name
+
+
+#: MSRs that the module checks on the host and of which its table of guests' MSRs has no row (Intel SDM,
+#: volume 4).
+_MORE_MSRS: Final = {
+    0x3B: "IA32_TSC_ADJUST",
+    0xCF: "IA32_CORE_CAPABILITIES",
+    0x9FB: "IA32_TME_CLEAR",
+    0x1400: "IA32_SEAMRR_PHYS_BASE",
+    0x1401: "IA32_SEAMRR_PHYS_MASK",
+}
+
+_CPUID_NAMES: Final = {
+    0x0: "highest leaf and vendor", 0x1: "family, model, stepping and features", 0x2: "caches and TLBs",
+    0x4: "cache parameters", 0x5: "MONITOR/MWAIT", 0x6: "thermal and power", 0x7: "extended features",
+    0xA: "performance monitoring", 0xB: "topology", 0xD: "extended state (XSAVE)", 0x14: "processor trace",
+    0x15: "TSC and crystal clock", 0x16: "frequencies", 0x18: "address translation", 0x19: "key locker",
+    0x1A: "hybrid information", 0x1C: "last branch records", 0x1D: "tiles", 0x1E: "TMUL",
+    0x1F: "topology, version 2", 0x20: "HRESET", 0x21: "Intel TDX", 0x23: "performance monitoring, extended",
+    0x80000000: "highest extended leaf", 0x80000001: "extended features", 0x80000007: "invariant TSC",
+    0x80000008: "address sizes",
+}  # fmt: skip
+
+
+def cpuid_name(leaf: int) -> str:
+    """What a CPUID leaf is about (Intel SDM, volume 2A, CPUID); "" if that is not known here."""
+    return _CPUID_NAMES.get(leaf, "")
 
 
 def explain_cpuid(leaf: int, subleaf: int | None) -> list[Explanation]:

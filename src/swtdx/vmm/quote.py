@@ -19,10 +19,10 @@ from swtdx.vmm.vcpu import Vcpu
 
 _HEADER: Final = struct.Struct("<QQII")
 _VERSION: Final = 1
-SUCCESS: Final = 0
-IN_FLIGHT: Final = 0xFFFFFFFFFFFFFFFF
-ERROR: Final = 0x8000000000000000
-UNAVAILABLE: Final = 0x8000000000000001
+SUCCESS: Final = ghci.QUOTE_SUCCESS
+IN_FLIGHT: Final = ghci.QUOTE_IN_FLIGHT
+ERROR: Final = ghci.QUOTE_ERROR
+UNAVAILABLE: Final = ghci.QUOTE_UNAVAILABLE
 #: QEMU's limit of requests at a time.
 _MOST: Final = 16
 
