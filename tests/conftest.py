@@ -6,6 +6,11 @@ import signal
 from collections import Counter
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the computer is; how fast things are is for benchmarks to say.
+settings.register_profile("swtdx", deadline=None)
+settings.load_profile("swtdx")
 
 
 def pytest_configure(config: pytest.Config) -> None:
