@@ -20,6 +20,7 @@ from swtdx.lab.bench import Bench
 from swtdx.lab.catalogue import attacks, carry_out, families
 from swtdx.machine.memory import Integrity, Requestor
 from swtdx.machine.memory.bus import Bus
+from swtdx.machine.vmx import apicv
 from swtdx.module import checks
 from swtdx.module.host import enter, mem_page, mng, mr, vp
 from swtdx.module.objects.pamt import Pamt
@@ -146,6 +147,10 @@ def private_keyids_for_the_host(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Bus, "admits", admits)
 
 
+def exceptions_are_posted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(apicv, "_EXCEPTIONS", 0)
+
+
 def no_mac(patch: pytest.MonkeyPatch) -> None:
     def logical(**named: Any) -> PlatformConfig:
         return replace(PlatformConfig(**named), bios=BiosConfig(integrity=Integrity.LOGICAL))
@@ -169,6 +174,7 @@ def no_mac(patch: pytest.MonkeyPatch) -> None:
         (any_operation_state, "vCPUs", "add a vCPU after FINALIZE"),
         (any_operation_state, "measurement", "extend after FINALIZE"),
         (private_keyids_for_the_host, "memory", "read with the key"),
+        (exceptions_are_posted, "vCPUs", "post exceptions"),
         (no_mac, "memory", "flip a bit in DRAM"),
         (no_mac, "memory", "swap two lines in DRAM"),
     ],

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch import ghci
 from swtdx.arch.metadata import Context
+from swtdx.arch.regs import R8, R10
 from swtdx.lab.attack import attack
 from swtdx.lab.bench import Bench
+from swtdx.vmm.processor import NOTIFICATION_VECTOR
 from swtdx.vmm.td import Td
 from swtdx.vmm.td_params import TdConfig
 
@@ -55,6 +58,20 @@ def initialise_again(bench: Bench) -> None:
 def add_a_vCPU_after_FINALIZE(bench: Bench) -> None:
     """TDH.VP.CREATE in a TD that is runnable."""
     bench.attempt("TDH.VP.CREATE", "after FINALIZE", rcx=bench.page(), rdx=bench.tdr)
+
+
+@attack(FAMILY, "have the victim's exception handlers run (#VE, #MC), by posting their vectors as interrupts")
+def post_exceptions(bench: Bench) -> None:
+    """Vectors 0 to 30 in the posted-interrupt descriptor, and the notification; vector 31 to compare."""
+    vcpu = bench.victim.td.vcpus[0]
+    for what, vectors, harmless in (("0 to 30", (1 << 31) - 1, True), ("31", 1 << 31, False)):
+        bench.platform.host.memory.write(vcpu.pid, vectors.to_bytes(32, "little") + b"\1")
+        bench.cpu.host.interrupt(NOTIFICATION_VECTOR)
+        bench.victim.enter()
+        bench.cpu.gpr[R10] = ghci.SUCCESS
+        bench.must("TDH.VP.RD", rcx=vcpu.tdvpr, rdx=bench.field(Context.VP, "VCPU_STATE_DETAILS"))
+        waits = bool(bench.answer[R8] & 1)
+        bench.note(f"vectors {what} posted", "waits" if waits else "dropped", waits is not harmless)
 
 
 @attack(FAMILY, "flush the vCPU from a processor that does not hold it")

@@ -43,7 +43,7 @@ class Machine:
         self.config = config
         self.memory = memory
         self.random = HardwareRandom(config.seed)
-        self.seam = Seam()
+        self.seam = Seam(memory.lock)
         self.machine_checks: list[tuple[int, Exception]] = []
         #: Memory that the BIOS gives to software: (base, size) in bytes.
         self.usable: list[tuple[int, int]] = list(memory.populated)

@@ -200,7 +200,8 @@ class LogicalProcessor:
             self.cf = True
             return
         self.cf = False
-        # One processor executes SEAM code at a time; the engine runs guests outside this lock.
+        # One processor executes SEAM code at a time, and no other one's stores come in between; the engine
+        # runs guests outside this lock.
         with seam.lock:
             self.mode = _SEAM_ROOT
             try:
@@ -216,11 +217,14 @@ class LogicalProcessor:
             self.cf = True
             return
         self.cf = False
-        self.mode = Mode.SEAM_ROOT
         try:
-            entry(self)
+            with seam.lock:
+                self.mode = Mode.SEAM_ROOT
+                try:
+                    entry(self)
+                finally:
+                    self.mode = Mode.ROOT
         finally:
-            self.mode = Mode.ROOT
             seam.p_seamldr_lock.release()
 
     def seamret(self) -> None:

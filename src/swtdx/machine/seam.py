@@ -33,12 +33,15 @@ _SE_SVN: Final = 10
 class Seam:
     """SEAM state of the whole machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.RLock) -> None:
+        """``lock`` is the memory's, held wherever SEAM code runs."""
         #: Whether SEAMRR is configured and valid (MCHECK has run).
         self.enabled = False
         self.p_seamldr_entry: Entry | None = None
-        #: Held while a processor executes SEAM code, released while it runs a guest.
-        self.lock = threading.Lock()
+        #: Held while a processor executes SEAM code, released while it runs a guest.  It is the memory's
+        #: lock: SEAM code works on views of frames, and none may leave the cache, or be written to from
+        #: another processor, while it does.
+        self.lock = lock
         #: Hardware lets one processor at a time into the P-SEAMLDR; others get VMfailInvalid.
         self.p_seamldr_lock = threading.Lock()
         #: The SEAMEXTEND register, 136 bytes; change it with :meth:`write_seamextend`.

@@ -19,7 +19,7 @@ from swtdx.vmm.processor import NOTIFICATION_VECTOR, WAKE_VECTOR, Processor
 PID_SIZE: Final = 64
 _PIR: Final = struct.Struct("<5Q")
 _ON: Final = 1
-_LOWEST_POSTED: Final = 16
+_LOWEST_POSTED: Final = 31
 
 
 class VcpuState(enum.Enum):
@@ -90,7 +90,7 @@ class Vcpu:
         return self.attention
 
     def post(self, vector: int) -> None:
-        """Make an external interrupt pending (vector 16..255; others are dropped, as the module would)."""
+        """Make an external interrupt pending (vector 31..255; others are dropped, as the module would)."""
         if _LOWEST_POSTED <= vector <= 0xFF:
             self._vectors |= 1 << vector
             self.attention = True

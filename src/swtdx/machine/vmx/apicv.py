@@ -1,6 +1,9 @@
 """APIC virtualisation: the virtual-APIC page, virtual-interrupt delivery, posted interrupts.
 
 Source: Intel SDM volume 3, chapter 30.  A register with x2APIC MSR 0x800+n is at byte 16*n.
+
+A guest in SEAM non-root takes no posted vectors 0 to 30: its hypervisor must not raise exceptions in it
+(Intel's security specification for TD guests, and the GHCI).
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ _TPR: Final = 0x080
 _PPR: Final = 0x0A0
 _ISR: Final = 0x100
 _IRR: Final = 0x200
+#: The vectors that may not be posted to a guest in SEAM.
+_EXCEPTIONS: Final = (1 << 31) - 1
 
 
 def _highest(page: memoryview, base: int) -> int:
@@ -89,8 +94,11 @@ class VirtualApic:
 
 
 def drain_posted(descriptor: memoryview) -> list[int]:
-    """Take every vector out of a posted-interrupt descriptor (64 bytes) and clear its ON bit."""
-    requests = int.from_bytes(descriptor[:32], "little")
+    """Take every vector out of a posted-interrupt descriptor (64 bytes) and clear its ON bit.
+
+    Those of exceptions are dropped.
+    """
+    requests = int.from_bytes(descriptor[:32], "little") & ~_EXCEPTIONS
     descriptor[:32] = bytes(32)
     descriptor[32] &= 0xFE
     vectors = []

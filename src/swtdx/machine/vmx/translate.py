@@ -116,11 +116,6 @@ class Translator:
         )
 
     def _fill(self, vmcs: Vmcs, gpa: int, found: Walk) -> None:
-        # Frames that became resident must not leave the cache before they are mapped.
-        with self._unit.memory.lock:
-            self._fill_locked(vmcs, gpa, found)
-
-    def _fill_locked(self, vmcs: Vmcs, gpa: int, found: Walk) -> None:
         unit = self._unit
         shared = bool(gpa & unit.shared_bit(vmcs))
         keyid = 0 if shared else unit.keyid_bits(vmcs.controls[f.HKID])
@@ -177,17 +172,27 @@ class Translator:
     def _shared_fetch(self, vmcs: Vmcs, gpa: int) -> None:
         """Code in shared memory is not executed: #PF, as for an execute-disabled page."""
         context = vmcs.context
-        linear = self._unit.linear_rip(vmcs)
-        if (linear ^ gpa) & _SMALL - 1:
-            # The instruction begins on the page before.
-            linear = (linear | _SMALL - 1) + 1
-        context.cr2 = linear
+        context.cr2 = self._fetched_address(vmcs, gpa)
         context.inject(_PF, _HARDWARE_EXCEPTION, _PF_FETCH | (_PF_USER if context.cpl == 3 else 0))
+
+    def _fetched_address(self, vmcs: Vmcs, gpa: int) -> int:
+        """The linear address of a fetch from ``gpa``."""
+        linear = self._unit.linear_rip(vmcs)
+        # If the offsets differ, the instruction begins on the page before.
+        return linear if not (linear ^ gpa) & _SMALL - 1 else (linear | _SMALL - 1) + 1
 
     def _violation(self, vmcs: Vmcs, gpa: int, access: Access, entry: int) -> VmExit | None:
         qualification = int(access) & 7 | (entry & 7) << 3
         if not access & Access.WALK:
             qualification |= _FINAL
+        # The engine does not report it, and software in SEAM is not to look into guest code for it.
+        fetch = access & Access.FETCH
+        gla = self._fetched_address(vmcs, gpa) if fetch else self._linear_address(vmcs)
+        if gla is not None:
+            qualification |= _GLA_VALID
+        outcome = self._unit.exit.set(reason.EPT_VIOLATION, qualification)
+        outcome.gpa = gpa
+        outcome.gla = gla
         if (
             not entry & SUPPRESS_VE
             and vmcs.controls[f.SECONDARY_CONTROLS] & EPT_VIOLATION_VE
@@ -195,8 +200,6 @@ class Translator:
             and self._convert(vmcs, gpa, qualification)
         ):
             return None
-        outcome = self._unit.exit.set(reason.EPT_VIOLATION, qualification)
-        outcome.gpa = gpa
         return outcome
 
     def _convert(self, vmcs: Vmcs, gpa: int, qualification: int) -> bool:
@@ -210,17 +213,22 @@ class Translator:
         offset = area_pa & _SMALL - 1
         if struct.unpack_from("<I", page, offset + 4)[0]:
             return False
-        gla = self.linear_address(vmcs)
-        if gla is not None:
-            qualification |= _GLA_VALID
         struct.pack_into(
-            "<IIQQQH", page, offset, reason.EPT_VIOLATION, 0xFFFFFFFF, qualification, gla or 0, gpa, 0
+            "<IIQQQH",
+            page,
+            offset,
+            reason.EPT_VIOLATION,
+            0xFFFFFFFF,
+            qualification,
+            unit.exit.gla or 0,
+            gpa,
+            0,
         )
         vmcs.context.inject(_VE_VECTOR, _HARDWARE_EXCEPTION, None)
         return True
 
-    def linear_address(self, vmcs: Vmcs) -> int | None:
-        """The linear address of the memory operand at RIP, which the engine does not report."""
+    def _linear_address(self, vmcs: Vmcs) -> int | None:
+        """The linear address of the memory operand at RIP; None if it has none or cannot be read."""
         unit = self._unit
         code = unit.fetch(vmcs)
         if not code:

@@ -3,6 +3,9 @@
 Between an entry and an exit this is the processor's microcode: it fills the translation cache,
 carries out what is native for the guest but unknown to the engine, virtualises the APIC, and turns
 everything else into VM exits.  It decides nothing that a VMCS field does not tell it.
+
+It looks into frames: tables, descriptors, code.  So it holds the memory's lock, except while the engine runs
+the guest; what it looked up before that may be stale afterwards.
 """
 
 from __future__ import annotations
@@ -192,10 +195,6 @@ class VmxUnit:
         hpa = None if gpa is None else self._translator.reach(vmcs, gpa)
         return 0 if hpa is None else int.from_bytes(self.memory.frames[hpa : hpa + count], "little")
 
-    def linear_address(self, vmcs: Vmcs) -> int | None:
-        """The linear address of the memory operand at RIP; None if it has none or cannot be read."""
-        return self._translator.linear_address(vmcs)
-
     def guest_tsc(self, vmcs: Vmcs) -> int:
         """What RDTSC gives the guest now."""
         tsc = self.machine.tsc()
@@ -211,11 +210,25 @@ class VmxUnit:
 
     # ------------------------------------------------------------------ VM entry
     def enter(self) -> VmExit:
-        """VMLAUNCH/VMRESUME of the current VMCS, until the next VM exit."""
+        """VMLAUNCH/VMRESUME of the current VMCS, until the next VM exit.
+
+        The caller must not hold the memory's lock: a guest that runs must not keep others from memory.
+        """
         vmcs = self.current
         assert vmcs is not None, "VM entry without a current VMCS"
+        with self.memory.lock:
+            try:
+                return self._enter(vmcs)
+            except MachineCheck as broken:
+                outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
+                outcome.intr_info = reason.MACHINE_CHECK_INFO
+                self.lp.machine_check(broken)
+                return self._leave(vmcs, outcome, None)
+
+    def _enter(self, vmcs: Vmcs) -> VmExit:
         context: GuestContext = vmcs.context
         lp = self.lp
+        memory = self.memory
         engine = self.machine.engine
         self._prepare(vmcs)
         entry_event = vmcs.take_entry_event()
@@ -232,7 +245,13 @@ class VmxUnit:
             if shadow:
                 # Give the guest its one instruction: interrupts are offered again soon after.
                 deadline = self.machine.tsc() + 100_000
-            event = engine.run(lp.index, context, vmcs.space, deadline)
+            memory.lock.release()
+            try:
+                event = engine.run(lp.index, context, vmcs.space, deadline)
+            finally:
+                memory.lock.acquire()
+            if memory.epoch != vmcs.apic_epoch:
+                self._map_apic_page(vmcs)
             lp.runs += 1
             lp.last_exit_tsc = event.tsc
             if context.interrupt_taken():
@@ -248,10 +267,6 @@ class VmxUnit:
             undelivered = context.undelivered()
             try:
                 outcome = self._handlers[event.stop](vmcs, event)
-            except MachineCheck as broken:
-                outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
-                outcome.intr_info = reason.MACHINE_CHECK_INFO
-                lp.machine_check(broken)
             except GeneralProtection:
                 context.inject(_GP, _HARDWARE_EXCEPTION, 0)
                 continue
@@ -293,9 +308,14 @@ class VmxUnit:
         if vmcs.msr_bitmap is None:
             self._load_msr_bitmap(vmcs)
         if vmcs.apic_page is None or self.memory.epoch != vmcs.apic_epoch:
-            pa = controls[f.VIRTUAL_APIC_PAGE]
-            vmcs.apic_page = self.map_private_table(pa | self.keyid_bits(controls[f.HKID]))
-            vmcs.apic_epoch = self.memory.epoch
+            self._map_apic_page(vmcs)
+
+    def _map_apic_page(self, vmcs: Vmcs) -> None:
+        """Look at the virtual-APIC page anew, after some page has left the cache."""
+        controls = vmcs.controls
+        pa = controls[f.VIRTUAL_APIC_PAGE]
+        vmcs.apic_page = self.map_private_table(pa | self.keyid_bits(controls[f.HKID]))
+        vmcs.apic_epoch = self.memory.epoch
 
     def _load_msr_bitmap(self, vmcs: Vmcs) -> None:
         pa = vmcs.controls[f.MSR_BITMAP] | self.keyid_bits(vmcs.controls[f.HKID])

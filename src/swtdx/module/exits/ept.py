@@ -43,9 +43,7 @@ def violation_exit(vcpu: Vcpu, out: VmExit) -> None:
         entry = walk(vcpu.module.keyhole, td, gpa, 0)
         if sept.state_of(entry.raw).flags & sept.ACCEPTABLE:
             if not TDCS.td_ctls.get(td.tdcs) & _PENDING_VE_DISABLE:
-                inject_ve(
-                    vcpu, out.reason, out.qualification, gpa, vcpu.lp.vmx.linear_address(vcpu.vmcs) or 0
-                )
+                inject_ve(vcpu, out.reason, out.qualification, gpa, out.gla or 0)
                 return
             extended = PENDING
         stepping.record_fault(vcpu, gpa)
@@ -62,7 +60,7 @@ def _reserved_bits(vcpu: Vcpu, out: VmExit) -> None:
         error |= 1 << 2
     if qualification & _FETCH:
         error |= 1 << 4
-    inject_pf(vcpu, vcpu.lp.vmx.linear_address(vcpu.vmcs) or 0, error)
+    inject_pf(vcpu, out.gla or 0, error)
 
 
 def misconfiguration_exit(_vcpu: Vcpu, out: VmExit) -> None:
