@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-    from swtdx.module.entry import TdxModule
+from swtdx.machine.processor import LogicalProcessor
+from swtdx.module.state import ModuleState
 
 
 class HostCall:
@@ -18,7 +15,7 @@ class HostCall:
 
     __slots__ = ("gpr", "inputs", "keep_outputs", "lp", "module", "version")
 
-    def __init__(self, module: TdxModule, lp: LogicalProcessor, inputs: list[int], version: int) -> None:
+    def __init__(self, module: ModuleState, lp: LogicalProcessor, inputs: list[int], version: int) -> None:
         self.module = module
         self.lp = lp
         self.gpr = lp.gpr

@@ -5,28 +5,26 @@ Source: ``helpers.c`` of the TDX module 1.5.01; the order is in seamcall.md, "Ch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS, TDCS_MIN_PAGES, TDR, TDVPS
 from swtdx.arch.operands import OperandId
 from swtdx.arch.states import NO_LP, Lifecycle, PageType, VcpuState
+from swtdx.machine.processor import LogicalProcessor
 from swtdx.module import locks
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import SYS
 from swtdx.module.objects.pamt import Entry
 from swtdx.module.objects.td import Td, Vp
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _TDR: Final = int(PageType.TDR)
 _TDVPR: Final = int(PageType.TDVPR)
 _KEYS_CONFIGURED: Final = int(Lifecycle.KEYS_CONFIGURED)
 
 
-def tdr_page(module: TdxModule, hpa: int, operand: int, *, exclusive: bool) -> tuple[Td, Entry]:
+def tdr_page(module: ModuleState, hpa: int, operand: int, *, exclusive: bool) -> tuple[Td, Entry]:
     """A TDR that an operand names, locked as asked; no state is checked.
 
     Raises:
@@ -36,7 +34,7 @@ def tdr_page(module: TdxModule, hpa: int, operand: int, *, exclusive: bool) -> t
     return module.td(hpa), entry
 
 
-def map_state(module: TdxModule, td: Td) -> None:
+def map_state(module: ModuleState, td: Td) -> None:
     """Fatal flag, keys, TDCS pages (checks 5-7).
 
     Raises:
@@ -68,7 +66,7 @@ def check_op_state(td: Td, allowed: int, *, exclusive: bool = False) -> None:
         raise LeafFailed(st.TDX_OP_STATE_INCORRECT)
 
 
-def open_td(module: TdxModule, hpa: int, operand: int, allowed: int, *, exclusive: bool = False) -> Td:
+def open_td(module: ModuleState, hpa: int, operand: int, allowed: int, *, exclusive: bool = False) -> Td:
     """A TD whose control structure can be worked on: all nine common checks.
 
     Raises:
@@ -82,7 +80,7 @@ def open_td(module: TdxModule, hpa: int, operand: int, allowed: int, *, exclusiv
     return td
 
 
-def vp_page(module: TdxModule, hpa: int, operand: int, *, exclusive: bool) -> tuple[Vp, Entry, Entry]:
+def vp_page(module: ModuleState, hpa: int, operand: int, *, exclusive: bool) -> tuple[Vp, Entry, Entry]:
     """A TDVPR that an operand names and its TD: (vCPU, TDVPR's entry, TDR's entry).
 
     Raises:
@@ -97,7 +95,7 @@ def vp_page(module: TdxModule, hpa: int, operand: int, *, exclusive: bool) -> tu
     return module.vp(hpa, td), entry, tdr_entry
 
 
-def open_vp(module: TdxModule, hpa: int, operand: int, allowed: int, *, exclusive: bool) -> Vp:
+def open_vp(module: ModuleState, hpa: int, operand: int, allowed: int, *, exclusive: bool) -> Vp:
     """A vCPU of a TD in an allowed state; its pages are not looked at.
 
     Raises:
@@ -109,7 +107,7 @@ def open_vp(module: TdxModule, hpa: int, operand: int, allowed: int, *, exclusiv
     return vp
 
 
-def map_vp_pages(module: TdxModule, vp: Vp) -> None:
+def map_vp_pages(module: ModuleState, vp: Vp) -> None:
     """The vCPU must have all its pages.
 
     Raises:
@@ -149,7 +147,7 @@ def disassociate(vp: Vp) -> None:
     TDCS.num_assoc_vcpus.set(tdcs, TDCS.num_assoc_vcpus.get(tdcs) - 1)
 
 
-def shared_buffer(module: TdxModule, pa: int, size: int, operand: int, *, aligned: bool = True) -> None:
+def shared_buffer(module: ModuleState, pa: int, size: int, operand: int, *, aligned: bool = True) -> None:
     """A buffer in the hypervisor's memory: shared KeyID, outside the SEAM range, aligned to its size.
 
     Raises:

@@ -8,14 +8,12 @@ the values are the same, and a restored snapshot needs no copy of them.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch.cpuid_table import NA, ROWS, Quad
 from swtdx.arch.td_config import ATTR_DEBUG, ATTR_PKS, ATTR_SEPT_VE_DISABLE, XFAM_FIXED0
 from swtdx.machine.cpu import msr_table as msr
-
-if TYPE_CHECKING:
-    from swtdx.machine.machine import Machine
+from swtdx.machine.machine import Machine
 
 #: ATTRIBUTES bits that a TD may set: DEBUG, SEPT_VE_DISABLE, PKS.  The reference module also has
 #: MIGRATABLE and PERFMON, which this one does not implement.

@@ -6,7 +6,7 @@ The checks come in the module's order, and each failure names the operand.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import cpuid_policy as policy
 from swtdx.arch import msr_policy
@@ -22,15 +22,13 @@ from swtdx.arch.platform_structs import (
     TSC_FREQUENCY_UNIT_HZ,
 )
 from swtdx.arch.td_config import CONFIG_FLAGS_FIXED0, XFAM_FIXED1
+from swtdx.machine.processor import LogicalProcessor
 from swtdx.module import virtual_msrs
 from swtdx.module.errors import LeafFailed
 from swtdx.module.exits.msr import features
 from swtdx.module.globals import SYS
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDCS_SEPT_ROOT, Td
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _MASK64: Final = (1 << 64) - 1
 #: EPTP_CONTROLS: memory type WB, and the page-walk length minus 1 in bits 5:3.
@@ -42,7 +40,7 @@ def _invalid(operand: int) -> LeafFailed:
     return LeafFailed(st.TDX_OPERAND_INVALID | operand)
 
 
-def configure(module: TdxModule, lp: LogicalProcessor, td: Td, params: bytes) -> None:
+def configure(module: ModuleState, lp: LogicalProcessor, td: Td, params: bytes) -> None:
     """Check TD_PARAMS and fill the TDCS.
 
     Raises:
@@ -64,7 +62,7 @@ def configure(module: TdxModule, lp: LogicalProcessor, td: Td, params: bytes) ->
     _msr_bitmaps_and_virtual_msrs(module, td)
 
 
-def _attributes_and_xfam(module: TdxModule, tdcs: memoryview, params: bytes) -> None:
+def _attributes_and_xfam(module: ModuleState, tdcs: memoryview, params: bytes) -> None:
     attributes = TD_PARAMS.attributes.get(params)
     if attributes & ~module.attributes_fixed0:
         raise _invalid(OperandId.ATTRIBUTES)
@@ -85,7 +83,7 @@ def _attributes_and_xfam(module: TdxModule, tdcs: memoryview, params: bytes) -> 
     _xbuff(module, tdcs, xfam)
 
 
-def _xbuff(module: TdxModule, tdcs: memoryview, xfam: int) -> None:
+def _xbuff(module: ModuleState, tdcs: memoryview, xfam: int) -> None:
     """XBUFF size and component offsets (compact format, SDM volume 1, 13.4.3)."""
     offset = 576
     for component in range(2, 19):
@@ -114,7 +112,7 @@ def _sizes(td: Td, params: bytes) -> None:
         raise _invalid(OperandId.RDX)
 
 
-def _flags_and_ept(module: TdxModule, td: Td, params: bytes) -> None:
+def _flags_and_ept(module: ModuleState, td: Td, params: bytes) -> None:
     tdcs = td.tdcs
     flags = TD_PARAMS.config_flags.get(params)
     if flags & ~CONFIG_FLAGS_FIXED0:
@@ -131,7 +129,7 @@ def _flags_and_ept(module: TdxModule, td: Td, params: bytes) -> None:
     TDCS.gpaw.set(tdcs, gpaw)
 
 
-def _time(module: TdxModule, lp: LogicalProcessor, tdcs: memoryview, params: bytes) -> None:
+def _time(module: ModuleState, lp: LogicalProcessor, tdcs: memoryview, params: bytes) -> None:
     frequency = TD_PARAMS.tsc_frequency.get(params)
     if not TSC_FREQUENCY_MIN <= frequency <= TSC_FREQUENCY_MAX:
         raise _invalid(OperandId.TSC_FREQUENCY)
@@ -146,7 +144,7 @@ def _time(module: TdxModule, lp: LogicalProcessor, tdcs: memoryview, params: byt
 
 
 # ---------------------------------------------------------------- CPUID
-def _cpuid(module: TdxModule, tdcs: memoryview, params: bytes) -> None:
+def _cpuid(module: ModuleState, tdcs: memoryview, params: bytes) -> None:
     for row in ROWS:
         native = module.sampled_cpuid(row.index)
         values = [native[n] & ~row.cleared[n] | row.fixed1[n] for n in range(4)]
@@ -177,7 +175,7 @@ def _configured(index: int, native: tuple[int, ...], values: list[int], params: 
 
 
 def _derive(
-    module: TdxModule, tdcs: memoryview, leaf: int, subleaf: int, values: list[int], params: bytes
+    module: ModuleState, tdcs: memoryview, leaf: int, subleaf: int, values: list[int], params: bytes
 ) -> None:
     """What depends on XFAM, ATTRIBUTES and other parameters."""
     xfam, attributes = TDCS.xfam.get(tdcs), TDCS.attributes.get(tdcs)
@@ -239,7 +237,7 @@ def _has(tdcs: memoryview, unless: policy.ZeroUnless) -> bool:
     return False
 
 
-def _xsave_size(module: TdxModule, xfam: int) -> int:
+def _xsave_size(module: ModuleState, xfam: int) -> int:
     """Size of the standard-format XSAVE area of every component in XFAM."""
     size = 576
     for component in range(2, 19):
@@ -250,7 +248,7 @@ def _xsave_size(module: TdxModule, xfam: int) -> int:
 
 
 # ---------------------------------------------------------------- MSRs
-def _arch_capabilities(module: TdxModule, tdcs: memoryview, params: bytes) -> None:
+def _arch_capabilities(module: ModuleState, tdcs: memoryview, params: bytes) -> None:
     value = virtual_msrs.arch_capabilities(
         module.arch_capabilities,
         TD_PARAMS.ia32_arch_capabilities_config.get(params),
@@ -262,7 +260,7 @@ def _arch_capabilities(module: TdxModule, tdcs: memoryview, params: bytes) -> No
     TDCS.virt_ia32_arch_capabilities.set(tdcs, value)
 
 
-def _msr_bitmaps_and_virtual_msrs(module: TdxModule, td: Td) -> None:
+def _msr_bitmaps_and_virtual_msrs(module: ModuleState, td: Td) -> None:
     tdcs = td.tdcs
     td.pages[TDCS_MSR_BITMAPS][:] = msr_policy.bitmap(features(tdcs))
     for name, value in virtual_msrs.vmx_msrs(module, tdcs).items():

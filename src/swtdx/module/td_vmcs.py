@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDR, TDVPS
 from swtdx.arch.regs import R8, RBX, RCX, RDX, RSI
+from swtdx.machine.processor import LogicalProcessor
+from swtdx.machine.vmx.vmcs import Vmcs
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDVPS_VAPIC, TDVPS_XBUFF, Vp
+from swtdx.module.state import ModuleState
 from swtdx.module.vcpu import load_state
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-    from swtdx.machine.vmx.vmcs import Vmcs
-    from swtdx.module.entry import TdxModule
 
 _NONE: Final = (1 << 64) - 1
 _SEGMENT_LIMITS: Final = 0xFFFFFFFF
@@ -75,7 +73,7 @@ _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
 _CR0_PG: Final = 1 << 31
 
 
-def initial_registers(module: TdxModule, vp: Vp, rcx: int, index: int) -> None:
+def initial_registers(module: ModuleState, vp: Vp, rcx: int, index: int) -> None:
     """GPRs and the registers that rest in TDVPS."""
     main, tdcs = vp.main, vp.td.tdcs
     gpr = TDVPS.gpr
@@ -92,7 +90,7 @@ def initial_registers(module: TdxModule, vp: Vp, rcx: int, index: int) -> None:
     struct.pack_into("<I", vp.pages[TDVPS_XBUFF], 24, 0x1F80)
 
 
-def initialise(module: TdxModule, lp: LogicalProcessor, vp: Vp) -> None:
+def initialise(module: ModuleState, lp: LogicalProcessor, vp: Vp) -> None:
     """Make and fill the TD VMCS; it is active on ``lp`` afterwards."""
     td = vp.td
     tdcs = td.tdcs
@@ -141,7 +139,7 @@ def _execution_controls(vmcs: Vmcs, tdcs: memoryview) -> None:
     vmcs.write(f.ENTRY_CONTROLS, _ENTRY)
 
 
-def _control_register_masks(module: TdxModule, vmcs: Vmcs, tdcs: memoryview) -> None:
+def _control_register_masks(module: ModuleState, vmcs: Vmcs, tdcs: memoryview) -> None:
     """Which bits of CR0 and CR4 the module owns, and what the guest reads in them."""
     cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1 = module.cr_fixed
     reserved = 0xFFFFFFFF_1FFAFFC0  # bits 63:32, 28:19, 17, 15:6

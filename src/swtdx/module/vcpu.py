@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.machine.vmx.vmcs import Vmcs
 from swtdx.module.objects.td import TDVPS_XBUFF, Td, Vp
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 #: Where the GPRs rest in TDVPS page 0.
 GPRS: Final = slice(TDVPS.gpr.offset, TDVPS.gpr.offset + 128)
@@ -34,7 +32,7 @@ class Vcpu:
 
     __slots__ = ("context", "entry_rip", "gpr", "lp", "main", "module", "tdcs", "vmcs", "vp")
 
-    def __init__(self, module: TdxModule, lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
+    def __init__(self, module: ModuleState, lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
         self.module = module
         self.lp = lp
         self.vp = vp
@@ -116,7 +114,7 @@ def flush_translations(lp: LogicalProcessor, td: Td) -> None:
             space.flush()
 
 
-def vmcs_of(module: TdxModule, lp: LogicalProcessor, vp: Vp) -> Vmcs:
+def vmcs_of(module: ModuleState, lp: LogicalProcessor, vp: Vp) -> Vmcs:
     """The vCPU's VMCS, active and current on ``lp``, with the rest of its registers loaded."""
     pa = vp.vmcs_pa
     known = pa in lp.vmx.active

@@ -5,12 +5,10 @@ Source: ``virt_msr_helpers.{h,c}`` and the L2 constants of ``vmcs_defs.h`` of th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS
-
-if TYPE_CHECKING:
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
 
@@ -72,7 +70,7 @@ def _allowed(initial: int, variable: int) -> int:
     return initial & ~variable & 0xFFFFFFFF | ((initial | variable) & 0xFFFFFFFF) << 32
 
 
-def vmx_msrs(module: TdxModule, tdcs: memoryview) -> dict[str, int]:
+def vmx_msrs(module: ModuleState, tdcs: memoryview) -> dict[str, int]:
     """The VMX capability MSRs of a TD, by their names in TDCS without ``virt_ia32_vmx_``."""
     attributes, xfam = TDCS.attributes.get(tdcs), TDCS.xfam.get(tdcs)
     debug, pks, perfmon = attributes & 1, attributes >> 30 & 1, attributes >> 63
@@ -118,7 +116,7 @@ def vmx_msrs(module: TdxModule, tdcs: memoryview) -> dict[str, int]:
     }
 
 
-def _cr4_mask(module: TdxModule, xfam: int, pks: int) -> int:
+def _cr4_mask(module: ModuleState, xfam: int, pks: int) -> int:
     """Bits of CR4 that the TD's configuration lets vary."""
     _, _, fixed0, fixed1 = module.cr_fixed
     mask = _CR4[1] & ~fixed0 & fixed1 & ~(1 << 19)

@@ -27,7 +27,7 @@ class Observer:
 
     @property
     def _module(self) -> Any:
-        return self._stage.machine.seam.module
+        return self._stage.machine.seam.module.state
 
     def page_type(self, hpa: int) -> PageType:
         """What the PAMT says of a page."""

@@ -8,7 +8,7 @@ that come after one or two instructions, depends on instruction timing and is no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import sept_bits as bits
 from swtdx.arch import status as st
@@ -17,11 +17,9 @@ from swtdx.arch.operands import OperandId
 from swtdx.module import locks
 from swtdx.module.errors import LeafFailed
 from swtdx.module.objects.sept import walk
-
-if TYPE_CHECKING:
-    from swtdx.module.entry import TdxModule
-    from swtdx.module.objects.td import Vp
-    from swtdx.module.vcpu import Vcpu
+from swtdx.module.objects.td import Vp
+from swtdx.module.state import ModuleState
+from swtdx.module.vcpu import Vcpu
 
 #: Faulting exits on one instruction before faulting GPAs are remembered.
 THRESHOLD: Final = 6
@@ -51,7 +49,7 @@ def record_fault(vcpu: Vcpu, gpa: int) -> None:
         _index.set(main, index + 1)
 
 
-def entry_filter(module: TdxModule, vp: Vp) -> int | None:
+def entry_filter(module: ModuleState, vp: Vp) -> int | None:
     """The remembered GPA that would fault again at this entry, else None.
 
     Raises:

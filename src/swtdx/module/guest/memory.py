@@ -5,7 +5,7 @@ Source: ``check_walk_and_map_guest_side_gpa`` in ``helpers.c`` of the TDX module
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import sept
 from swtdx.arch import sept_bits as bits
@@ -21,10 +21,8 @@ from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
 from swtdx.module.exits.ept import PENDING, to_host
 from swtdx.module.exits.inject import inject_ve
 from swtdx.module.objects.sept import walk
+from swtdx.module.state import ModuleState
 from swtdx.module.vcpu import Vcpu
-
-if TYPE_CHECKING:
-    from swtdx.module.entry import TdxModule
 
 _PAGE: Final = 4096
 _READ: Final = 1
@@ -38,7 +36,7 @@ class GuestBuffer:
 
     __slots__ = ("_module", "pa")
 
-    def __init__(self, module: TdxModule, pa: int) -> None:
+    def __init__(self, module: ModuleState, pa: int) -> None:
         self._module = module
         self.pa = pa
 

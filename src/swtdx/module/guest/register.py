@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from swtdx.module.vcpu import Vcpu
+from swtdx.module.vcpu import Vcpu
 
 #: Returns the completion status; output registers are set by the handler in ``vcpu.gpr``.
-Handler = Callable[["Vcpu"], int]
+Handler = Callable[[Vcpu], int]
 
 #: Handler by leaf number.
 HANDLERS: dict[int, Handler] = {}

@@ -6,7 +6,7 @@ which it runs, output registers and what they hold after an error.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import regs
 from swtdx.arch import status as st
@@ -15,15 +15,13 @@ from swtdx.arch.leaves import HOST_LEAVES, RAX_RESERVED
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.states import SysState
+from swtdx.machine.processor import LogicalProcessor
 from swtdx.module.call import HostCall
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import SYS
 from swtdx.module.host import enter, mem_page, mem_range, mem_sept, mng, mr, phymem, rdwr, sys, sys_config, vp
 from swtdx.module.host.register import HANDLERS, NAMES, Handler
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _LEAF_MODULES: Final = (
     enter, mem_page, mem_range, mem_sept, mng, mr, phymem, rdwr, sys, sys_config, vp,
@@ -72,7 +70,7 @@ def _table() -> dict[int, Entry]:
 TABLE: Final = _table()
 
 
-def dispatch(module: TdxModule, lp: LogicalProcessor) -> None:
+def dispatch(module: ModuleState, lp: LogicalProcessor) -> None:
     """Execute the SEAMCALL whose operands are in ``lp.gpr``."""
     gpr = lp.gpr
     rax = gpr[RAX]

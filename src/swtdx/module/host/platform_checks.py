@@ -7,7 +7,7 @@ Intel's module would refuse such a processor (docs/fidelity.md).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.cpuid_policy import LAST_EXTENDED_LEAF, MIN_NATIVE_BASE_LEAF
@@ -16,13 +16,11 @@ from swtdx.arch.regs import R8, R9, R10, RCX, RDX
 from swtdx.machine import seamops
 from swtdx.machine.cpu import msr_table as msr
 from swtdx.machine.cpu.features import absent_word
+from swtdx.machine.processor import LogicalProcessor
+from swtdx.module.call import HostCall
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import MAX_HKIDS
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-    from swtdx.module.call import HostCall
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _BOOT_NT4: Final = 1 << 22
 _REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
@@ -189,7 +187,7 @@ def _check_vmx(lp: LogicalProcessor) -> None:
 
 
 # ---------------------------------------------------------------- keys and memory
-def _check_keys(module: TdxModule, lp: LogicalProcessor) -> None:
+def _check_keys(module: ModuleState, lp: LogicalProcessor) -> None:
     read = lp.rdmsr
     activate = read(msr.TME_ACTIVATE)
     if not activate & _TME_LOCK:
@@ -206,7 +204,7 @@ def _check_keys(module: TdxModule, lp: LogicalProcessor) -> None:
         raise _msr(msr.WBNOINVDP)
 
 
-def _cmrs_are_valid(module: TdxModule) -> bool:
+def _cmrs_are_valid(module: ModuleState) -> bool:
     end = 0
     for base, size in module.sysinfo.cmrs:
         last = base + size - 1
@@ -216,7 +214,7 @@ def _cmrs_are_valid(module: TdxModule) -> bool:
     return True
 
 
-def _check_smrr(module: TdxModule, lp: LogicalProcessor) -> None:
+def _check_smrr(module: ModuleState, lp: LogicalProcessor) -> None:
     """SMRR must be there, locked, well formed, and apart from every CMR."""
     capabilities = lp.rdmsr(msr.MTRR_CAP)
     if not capabilities >> 11 & 1:

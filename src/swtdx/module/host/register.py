@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from swtdx.module.call import HostCall
+from swtdx.module.call import HostCall
 
-Handler = Callable[["HostCall"], int]
+Handler = Callable[[HostCall], int]
 
 #: Handler by leaf number.
 HANDLERS: dict[int, Handler] = {}

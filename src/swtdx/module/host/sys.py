@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.cpuid_table import CONFIG_ROWS, ROWS, CpuidConfigRow, Quad
@@ -28,9 +28,7 @@ from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import LP_DATA, NO_PAGE, SYS
 from swtdx.module.host.platform_checks import check_platform, check_processor
 from swtdx.module.host.register import host_leaf
-
-if TYPE_CHECKING:
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _PAGE: Final = 4096
 TDCS_BYTES: Final = 6 * _PAGE
@@ -133,7 +131,7 @@ def sys_info(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-def td_sysinfo(module: TdxModule) -> bytes:
+def td_sysinfo(module: ModuleState) -> bytes:
     """TDSYSINFO_STRUCT, 1024 bytes."""
     info = TDSYSINFO_STRUCT.new()
     for name, value in (
@@ -169,7 +167,7 @@ def td_sysinfo(module: TdxModule) -> bytes:
 _ROW_OF: Final = {row.config: row.index for row in ROWS if row.config is not None}
 
 
-def configurable(module: TdxModule, row: CpuidConfigRow) -> Quad:
+def configurable(module: ModuleState, row: CpuidConfigRow) -> Quad:
     """Bits of a leaf that the host may set: direct ones, and allowed ones that the processor has."""
     native = module.sampled_cpuid(_ROW_OF[row.index])
     eax, ebx, ecx, edx = (row.direct[n] | row.allow[n] & native[n] for n in range(4))

@@ -7,7 +7,7 @@ the order of the checks is theirs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -29,9 +29,7 @@ from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import KOT_ENTRY, SYS, TDMR
 from swtdx.module.host.register import host_leaf
 from swtdx.module.host.sys import own_global
-
-if TYPE_CHECKING:
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _PAGE: Final = 4096
 _LARGE: Final = 2 << 20
@@ -129,7 +127,7 @@ def sys_config(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-def _store(module: TdxModule, index: int, info: TdmrInfo) -> None:
+def _store(module: ModuleState, index: int, info: TdmrInfo) -> None:
     view, at = module.data.tdmr(index)
     TDMR.base.set(view, info.base, at)
     TDMR.size_.set(view, info.size, at)
@@ -143,7 +141,7 @@ def _store(module: TdxModule, index: int, info: TdmrInfo) -> None:
 
 
 # ---------------------------------------------------------------- checks
-def _check(module: TdxModule, infos: list[TdmrInfo]) -> None:
+def _check(module: ModuleState, infos: list[TdmrInfo]) -> None:
     """Check the last of ``infos`` by itself and against the ones before it."""
     index = len(infos) - 1
     info = infos[index]
@@ -175,7 +173,7 @@ def _check_reserved(index: int, info: TdmrInfo) -> None:
         previous = offset + size
 
 
-def _check_pamts(module: TdxModule, infos: list[TdmrInfo], limit: int) -> None:
+def _check_pamts(module: ModuleState, infos: list[TdmrInfo], limit: int) -> None:
     index = len(infos) - 1
     info = infos[index]
     for size in (_1G, _2M, _4K):
@@ -213,7 +211,7 @@ def _overlap(first: Range, second: Range) -> bool:
     return first[0] < second[0] + second[1] and second[0] < first[0] + first[1]
 
 
-def _in_cmr(module: TdxModule, start: int, end: int) -> bool:
+def _in_cmr(module: ModuleState, start: int, end: int) -> bool:
     """Whether [start, end) lies in convertible memory; CMRs that touch count as one."""
     joined_base = joined_end = -1
     for base, size in module.sysinfo.cmrs:
@@ -276,7 +274,7 @@ def _reserved_entries(view: memoryview, at: int, offset: int) -> bytes | None:
     return None if entries is None else entries.tobytes()
 
 
-def _free_nodes(module: TdxModule, table: int, offset: int, granule: int) -> None:
+def _free_nodes(module: ModuleState, table: int, offset: int, granule: int) -> None:
     """The entries of the larger pages that begin in these 4 MiB: NDA.
 
     The first entry of a page of the table zeroes that page, which also gives its lines their key (Intel's

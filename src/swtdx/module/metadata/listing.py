@@ -7,7 +7,7 @@ identifier of the first field with counts in it, and 8 bytes for each element.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import metadata
 from swtdx.arch import status as st
@@ -15,9 +15,7 @@ from swtdx.arch.metadata import NULL_ID, Accessor, Context, MetadataField
 from swtdx.arch.metadata_field import CODE_MASK
 from swtdx.module.errors import LeafFailed
 from swtdx.module.metadata import system
-
-if TYPE_CHECKING:
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 SIZE: Final = 4096
 _HEADER: Final = 8
@@ -35,7 +33,7 @@ def _start_of_field(identifier: int) -> MetadataField | None:
     return row if same_size and index % row.elements == 0 else None
 
 
-def dump(module: TdxModule, first: int, accessor: Accessor) -> tuple[bytes, int]:
+def dump(module: ModuleState, first: int, accessor: Accessor) -> tuple[bytes, int]:
     """A list of module fields from ``first`` on, at most 4096 bytes, and where to go on.
 
     Returns the null identifier with the last fields.
@@ -61,7 +59,7 @@ def dump(module: TdxModule, first: int, accessor: Accessor) -> tuple[bytes, int]
     return bytes(out), identifier
 
 
-def _sequence(module: TdxModule, first: int, accessor: Accessor, room: int) -> tuple[bytes, int]:
+def _sequence(module: ModuleState, first: int, accessor: Accessor, room: int) -> tuple[bytes, int]:
     """Fields that follow each other, as far as they fit in ``room`` bytes; and the field after them."""
     row = _start_of_field(first)
     assert row is not None
@@ -85,6 +83,8 @@ def _sequence(module: TdxModule, first: int, accessor: Accessor, room: int) -> t
     return struct.pack(f"<{1 + len(values)}Q", header, *values), identifier
 
 
-def _element(module: TdxModule, row: MetadataField, identifier: int, accessor: Accessor, number: int) -> int:
+def _element(
+    module: ModuleState, row: MetadataField, identifier: int, accessor: Accessor, number: int
+) -> int:
     index = ((identifier & CODE_MASK) - row.code) // row.stride + number
     return system.value(module, row, index) & row.read_mask(accessor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch.cpuid_policy import ARCH_CAPABILITIES_CONFIG_MASK
 from swtdx.arch.cpuid_table import CONFIG_ROWS
@@ -14,9 +14,7 @@ from swtdx.arch.td_config import ATTRIBUTES_FIXED1, CONFIG_FLAGS_FIXED0, CONFIG_
 from swtdx.machine.memory import SEAM
 from swtdx.module import version
 from swtdx.module.host.sys import TDCS_BYTES, TDVPS_BYTES, configurable
-
-if TYPE_CHECKING:
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _NONE: Final = (1 << 64) - 1
 
@@ -66,13 +64,13 @@ _CONSTANT: Final[dict[str, int]] = {
 }  # fmt: skip
 
 
-def _config_leaf(_module: TdxModule, index: int) -> int:
+def _config_leaf(_module: ModuleState, index: int) -> int:
     if index >= len(CONFIG_ROWS):
         return _NONE
     return CONFIG_ROWS[index].leaf | CONFIG_ROWS[index].subleaf << 32
 
 
-def _config_values(module: TdxModule, index: int) -> int:
+def _config_values(module: ModuleState, index: int) -> int:
     """Element 2n is EAX and EBX, 2n + 1 ECX and EDX."""
     number, half = divmod(index, 2)
     if number >= len(CONFIG_ROWS):
@@ -81,10 +79,10 @@ def _config_values(module: TdxModule, index: int) -> int:
     return values[2 * half] | values[2 * half + 1] << 32
 
 
-def _handoff(name: str) -> Callable[[TdxModule, int], int]:
+def _handoff(name: str) -> Callable[[ModuleState, int], int]:
     field = getattr(HANDOFF_DATA_HEADER, name)
 
-    def read(module: TdxModule, _index: int) -> int:
+    def read(module: ModuleState, _index: int) -> int:
         header = module.memory.read(module.sysinfo.data_region, HANDOFF_DATA_HEADER.size, SEAM)
         return int(field.get(header))
 
@@ -92,7 +90,7 @@ def _handoff(name: str) -> Callable[[TdxModule, int], int]:
 
 
 #: Fields that are looked up: by the index of the element.
-_COMPUTED: Final[dict[str, Callable[[TdxModule, int], int]]] = {
+_COMPUTED: Final[dict[str, Callable[[ModuleState, int], int]]] = {
     "NUM_PKGS": lambda module, _: module.sysinfo.packages,
     "PKG_FMS": lambda module, index: module.sysinfo.package_signature(index),
     "NUM_HANDOFF_PAGES": lambda module, _: int(SYS_INFO_TABLE.num_handoff_pages.get(module.sysinfo.table)),
@@ -109,7 +107,7 @@ _COMPUTED: Final[dict[str, Callable[[TdxModule, int], int]]] = {
 }
 
 
-def value(module: TdxModule, field: MetadataField, index: int) -> int:
+def value(module: ModuleState, field: MetadataField, index: int) -> int:
     """Element ``index`` of a module field."""
     constant = _CONSTANT.get(field.name)
     if constant is not None:

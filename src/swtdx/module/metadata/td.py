@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS
@@ -13,9 +13,7 @@ from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import SYS
 from swtdx.module.metadata.element import MASK64, SIZES, Place, merged
 from swtdx.module.objects.td import Td
-
-if TYPE_CHECKING:
-    from swtdx.module.entry import TdxModule
+from swtdx.module.state import ModuleState
 
 _FLEXIBLE_PENDING_VE: Final = 1 << 1
 _PENDING_VE_DISABLE: Final = 1 << 0
@@ -42,7 +40,7 @@ def place(td: Td, field: MetadataField, index: int) -> Place:
     return td.pages[offset >> 12], offset & 0xFFF
 
 
-def read(module: TdxModule, td: Td, field: MetadataField, index: int) -> int:
+def read(module: ModuleState, td: Td, field: MetadataField, index: int) -> int:
     """The element's value before any mask.
 
     Raises:
@@ -59,7 +57,7 @@ def read(module: TdxModule, td: Td, field: MetadataField, index: int) -> int:
 
 
 def write(
-    module: TdxModule, td: Td, field: MetadataField, index: int, accessor: Accessor, value: int, wanted: int
+    module: ModuleState, td: Td, field: MetadataField, index: int, accessor: Accessor, value: int, wanted: int
 ) -> int:
     """Write the ``wanted`` bits of an element; the old value under the read mask.
 
@@ -77,7 +75,7 @@ def write(
 
 
 def _special(
-    module: TdxModule, td: Td, field: MetadataField, accessor: Accessor, old: int, new: int, mask: int
+    module: ModuleState, td: Td, field: MetadataField, accessor: Accessor, old: int, new: int, mask: int
 ) -> int:
     if field.name == "HP_LOCK_TIMEOUT":
         if mask != MASK64:

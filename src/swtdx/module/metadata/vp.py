@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS
 from swtdx.arch.metadata import Accessor, MetadataField
+from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.vmx.vmcs import Vmcs
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import SYS
 from swtdx.module.metadata.element import SIZES, Place, merged
 from swtdx.module.objects.td import TDVPS_VAPIC, Vp
+from swtdx.module.state import ModuleState
 from swtdx.module.vcpu import load_state, save_state
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-    from swtdx.module.entry import TdxModule
 
 _VMCS_CLASS: Final = 0
 _NO_ADDRESS: Final = (1 << 64) - 1
@@ -46,7 +44,7 @@ _RESTING: Final = (17, 18, 19)
 class VpFields:
     """Access to one vCPU's fields; its VMCS is active on the processor that asks."""
 
-    def __init__(self, module: TdxModule, lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
+    def __init__(self, module: ModuleState, lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
         self._module = module
         self._lp = lp
         self._vp = vp

@@ -292,7 +292,7 @@ class World:
     @property
     def module(self) -> Any:
         """The module: only to look where its locks and flags are."""
-        return self.machine.seam.module
+        return self.machine.seam.module.state
 
     def module_td(self, td: Td) -> ModuleTd:
         """The module's windows to a TD's control structures."""

@@ -61,7 +61,7 @@ class Reader:
         picture = self.picture
         if self._module is None:
             return picture
-        data = self._module.data
+        data = self._module.state.data
         sys = data.sys
         state = SYS.sys_state.get(sys)
         picture.ready = state == SysState.READY
