@@ -11,12 +11,6 @@ import pytest
 #: Imports that still close a circle, each with the reason why.  All are for types only; a circle that closes
 #: at run time is never right.  ``*`` stands for any text.  One that closes no circle any more must go.
 CLOSING: Final = {
-    # What a call is, and who serves it: TdxModule is both the module's state and its door.
-    "swtdx.module.* -> swtdx.module.entry": "handlers see the module, whose dispatch tables hold them",
-    "swtdx.module.exits.stepping -> swtdx.module.vcpu": "hears of the vCPU, which asks it",
-    "swtdx.module.guest.register -> swtdx.module.vcpu": "names the arguments of a handler",
-    "swtdx.module.host.platform_checks -> swtdx.module.call": "names the arguments of a handler",
-    "swtdx.module.host.register -> swtdx.module.call": "names the arguments of a handler",
     # Parts of a processor know the processor, and that the machine.
     "swtdx.machine.cpu.activation -> swtdx.machine.cpu.msr_file": "a rule about a processor's MSRs",
     "swtdx.machine.cpu.msr_file -> swtdx.machine.processor": "a part of the processor",
