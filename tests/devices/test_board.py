@@ -6,7 +6,13 @@ import threading
 
 import pytest
 
-from swtdx.devices.board import BoardConfig, BoardError
+from swtdx.devices.acpi import AcpiConfig
+from swtdx.devices.board import Board, BoardConfig, BoardError, describe_board
+from swtdx.devices.bus import BusError
+from swtdx.devices.part import Backplane, Part
+from swtdx.devices.parts import Clock, PciRoot, Virtio
+from swtdx.devices.virtio.console import VirtioConsole
+from swtdx.devices.virtio.pci import BAR_SIZE
 from tests.devices.machines import BoardMachine
 from tests.devices.virtio_driver import ACCESS_PLATFORM, EVENT_IDX, VERSION_1, VirtioDriver
 
@@ -100,3 +106,75 @@ def test_typing_while_the_guest_prints(features: int) -> None:
     thread.join()
     assert got == typed
     assert board.printed == b"".join(b"%05d" % number for number in range(printed))
+
+
+class Beeper(Part):
+    """A device that only these tests have: a byte at port 0x3A0, and a table entry."""
+
+    name = "beeper"
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def plug(self, board: Backplane) -> None:
+        board.ports.register(0x3A0, 1, self, name=self.name)
+
+    def read(self, offset: int, size: int) -> int:
+        return self.value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.value = value
+
+    def describe(self, tables: AcpiConfig) -> AcpiConfig:
+        return tables.with_device("BEEP", "PNP0800", b"")
+
+
+def silent(_data: bytes) -> None:
+    """Prints nowhere."""
+
+
+def another_console() -> Part:
+    return Virtio(lambda wires: VirtioConsole(silent, wake=wires.wake))
+
+
+def test_a_part_is_added_by_the_configuration_alone() -> None:
+    config = BoardConfig(more=(Beeper,))
+    machine = BoardMachine(config)
+    machine.outp(0x3A0, 1, 0x42)
+    assert machine.inp(0x3A0, 1) == 0x42
+    assert machine.board.find(Beeper) is not None
+    without, with_it = describe_board(BoardConfig()).acpi(0), describe_board(config).acpi(0)
+    assert b"BEEP" not in without["DSDT"]
+    assert b"BEEP" in with_it["DSDT"]
+    assert machine.board.acpi(0)["DSDT"] == with_it["DSDT"]
+
+
+def test_pci_parts_get_slots_and_places_of_their_own() -> None:
+    machine = BoardMachine(BoardConfig(more=(another_console,) * 3, ecam=0xE000_0000))
+    functions = machine.board.pci.functions
+    assert list(functions) == [slot << 3 for slot in (0, 1, 2, 3, 4)]
+    places = [int.from_bytes(function.config[0x10:0x14], "little") & -16 for function in functions.values()][
+        1:
+    ]
+    assert places == [0xFEC0_0000 - BAR_SIZE * number for number in (1, 2, 3, 4)]
+    machine.board.poll()
+    assert machine.board.failures == {}
+
+
+def test_places_go_around_ecam() -> None:
+    """BARs come from the top; where ECAM begins, the next one is below it."""
+    board = Board([PciRoot(0xC000_0000, 0xF000_2000, 0xE000_0000)], window=(0xC000_0000, 0xF000_2000))
+    assert board.place(0x2000) == 0xF000_0000
+    assert board.place(0x1000) == 0xE000_0000 - 0x1000
+    with pytest.raises(BoardError, match="no room"):
+        board.place(1 << 30)
+
+
+def test_a_bus_that_is_full_is_said() -> None:
+    with pytest.raises(BoardError, match="31 devices"):
+        BoardMachine(BoardConfig(more=(another_console,) * 31))
+
+
+def test_two_parts_at_one_address_are_refused() -> None:
+    with pytest.raises(BusError, match="RTC and RTC both claim port 0x70"):
+        BoardMachine(BoardConfig(more=(Clock,)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from unicorn import UC_ARCH_X86, UC_ERR_INSN_INVALID, UC_MODE_64, Uc, UcError
 from unicorn import x86_const as x
 
-from swtdx.guests.direct_boot import PrivatePage
+from swtdx.guests.plan import PrivatePage
 
 GPAW = 40
 SHARED_BIT = 1 << (GPAW - 1)

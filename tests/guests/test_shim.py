@@ -13,7 +13,7 @@ from unicorn import UC_HOOK_MEM_READ, Uc
 from unicorn import x86_const as x
 
 from swtdx.guests import event_log as log
-from swtdx.guests.direct_boot import DirectBoot, PrivatePage, build_direct_boot
+from swtdx.guests.direct_boot import DirectBoot, build_direct_boot
 from swtdx.guests.memory_map import (
     ACPI_GPA,
     BOOT_INFO_GPA,
@@ -24,6 +24,7 @@ from swtdx.guests.memory_map import (
     MAILBOX_GPA,
     SHIM_GPA,
 )
+from swtdx.guests.plan import PrivatePage
 from tests.guests.bzimage import make_bzimage
 from tests.guests.td_model import GPAW, LARGE, PAGE, SHARED_BIT, FatalError, TdModel
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-PAGE_SIZE: Final = 4096
-
 # CR0
 CR0_PE: Final = 1 << 0
 CR0_MP: Final = 1 << 1
@@ -122,6 +120,8 @@ AR_DB: Final = 1 << 14
 AR_G: Final = 1 << 15
 AR_UNUSABLE: Final = 1 << 16
 
+#: Where the local APIC is after reset (IA32_APIC_BASE).
+LOCAL_APIC_BASE: Final = 0xFEE0_0000
 # Local APIC: offset in the (virtual) APIC page; its x2APIC MSR is 0x800 + offset / 16
 APIC_ID: Final = 0x020
 APIC_VERSION: Final = 0x030

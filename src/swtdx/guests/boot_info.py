@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swtdx.arch.layout import Array, Blob, Field, Struct
+from swtdx.arch.units import PAGE
 from swtdx.guests.errors import DoesNotFit
 from swtdx.guests.event_log import DIGEST_BYTES, Event
-from swtdx.guests.memory_map import PAGE, Range
+from swtdx.guests.memory_map import Range
 
 MAGIC: Final = int.from_bytes(b"swtdxbi1", "little")
 MAX_RANGES: Final = 4

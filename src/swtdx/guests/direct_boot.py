@@ -1,8 +1,7 @@
-"""What a TD that boots a kernel directly is made of: pure data, for a hypervisor to put in place.
+"""The plan of a TD that boots a kernel directly: our shim, and a kernel that it takes from shared memory.
 
-The hypervisor adds the private pages in the order given (TDH.MEM.PAGE.ADD, and 16 × TDH.MR.EXTEND
-after each one that is measured), puts the shared blobs at their addresses in shared memory, and starts
-vCPU 0.  The shim (``shim/shim.S``) does the rest from inside.
+:mod:`swtdx.guests.plan` says what a hypervisor does with it.  The shim (``shim/shim.S``) does the rest from
+inside.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from swtdx.arch.guest_map import FOUR_GIB
+from swtdx.arch.units import GIB, MIB, PAGE
 from swtdx.guests import event_log as log
 from swtdx.guests.assemble import committed
 from swtdx.guests.boot_info import Load, encode_boot_info
@@ -26,17 +27,14 @@ from swtdx.guests.memory_map import (
     COMMAND_LINE_GPA,
     EVENT_LOG_BYTES,
     EVENT_LOG_GPA,
-    FOUR_GIB,
-    GIB,
     LOADS_GPA,
-    MIB,
-    PAGE,
     SHARED_WINDOW_BYTES,
     SHIM_GPA,
     E820Entry,
     Range,
     memory_map,
 )
+from swtdx.guests.plan import GuestPlan, PrivatePage, SharedBlob, pages_of
 
 GPAWS: Final = (48, 52)
 #: The shim's own pages that nobody measures and that it clears or writes in full: mailbox, three page
@@ -56,39 +54,15 @@ class AcpiTables(Protocol):
         """GPA of the root system description pointer."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrivatePage:
-    """4 KiB to be added as private memory at ``gpa``; ``measured``: extend its contents into MRTD."""
-
-    gpa: int
-    data: bytes
-    measured: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SharedBlob:
-    """Bytes for shared memory.  ``gpa`` has the shared bit set and is page-aligned."""
-
-    gpa: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DirectBoot:
-    """A TD before its first instruction.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectBoot(GuestPlan):
+    """Boots a kernel, or the tiny guest.  The shim does not look at ``vp_init_rdx``.
 
     The shared blobs are read only by the shim: once the kernel has made its first I/O or MMIO access,
     the hypervisor may take that memory back.
     """
 
-    #: Private pages in the order in which they are added; every other page of RAM is left for AUG.
-    pages: tuple[PrivatePage, ...]
-    shared: tuple[SharedBlob, ...]
-    #: RAM that the guest will accept, a page at a time or 2 MiB at a time.
-    ram: tuple[Range, ...]
     e820: tuple[E820Entry, ...]
-    #: Operand RDX of TDH.VP.INIT, the guest's RCX and R8.  The shim does not look at it.
-    vp_init_rdx: int
     #: Events that the shim will log, and RTMR0 to RTMR3 when it enters the kernel.
     events: tuple[log.Event, ...]
     rtmrs: tuple[bytes, bytes, bytes, bytes]
@@ -196,11 +170,8 @@ def build_tiny_boot() -> DirectBoot:
         PrivatePage(SHIM_GPA + PAGE * i, bytes(PAGE), measured=False) for i in range(1, _SHIM_UNMEASURED)
     ]
     return DirectBoot(
-        pages=(*scratch, *_pages(base, code)),
-        shared=(),
-        ram=(),
+        pages=(*scratch, *pages_of(base, code, measured=True)),
         e820=(),
-        vp_init_rdx=0,
         events=(),
         rtmrs=log.replay(()),
         kernel_entry=0,
@@ -290,10 +261,8 @@ def _flatten(acpi: AcpiTables) -> bytes:
 def _shim_pages(info: bytes) -> tuple[PrivatePage, ...]:
     code = committed("shim")
     scratch = (PrivatePage(SHIM_GPA + PAGE * i, bytes(PAGE), measured=False) for i in range(_SHIM_UNMEASURED))
-    return (*scratch, PrivatePage(BOOT_INFO_GPA, info, measured=True), *_pages(FOUR_GIB - len(code), code))
-
-
-def _pages(base: int, code: bytes) -> tuple[PrivatePage, ...]:
-    return tuple(
-        PrivatePage(base + at, code[at : at + PAGE], measured=True) for at in range(0, len(code), PAGE)
+    return (
+        *scratch,
+        PrivatePage(BOOT_INFO_GPA, info, measured=True),
+        *pages_of(FOUR_GIB - len(code), code, measured=True),
     )

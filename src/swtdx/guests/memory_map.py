@@ -10,8 +10,7 @@ EVENT_LOG_GPA         the event log that the CCEL table points to (e820: ACPI NV
 BOOT_PARAMS_GPA       the zero page; COMMAND_LINE_GPA: the command line (RAM)
 16 MiB                usually: the kernel; its file's first part just below (RAM)
 top of low RAM        the initrd, at most 2 GiB from 0
-PCI_MMIO_GPA          window for the BARs of PCI devices (shared)
-0xFEC00000            I/O APIC; 0xFEE00000: local APIC
+PCI window and APICs  where :mod:`swtdx.arch.guest_map` says (shared)
 SHIM_GPA              64 KiB: mailbox for other vCPUs (ACPI NVS), the shim's pages (reserved)
 4 GiB                 the rest of RAM
 ====================  ==========================================================================
@@ -23,13 +22,10 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.arch.guest_map import FOUR_GIB, GUEST_MAP, LEGACY_HOLE_GPA
+from swtdx.arch.units import GIB, MIB, PAGE
 from swtdx.guests.errors import DoesNotFit
 
-PAGE: Final = 4096
-MIB: Final = 1 << 20
-GIB: Final = 1 << 30
-
-LEGACY_HOLE_GPA: Final = 0xA0000
 ACPI_GPA: Final = 0x100000
 ACPI_BYTES: Final = 0x10000
 EVENT_LOG_GPA: Final = 0x110000
@@ -40,18 +36,11 @@ COMMAND_LINE_BYTES: Final = 0x10000
 #: The kernel's file may start here at the lowest.
 LOADS_GPA: Final = COMMAND_LINE_GPA + COMMAND_LINE_BYTES
 
-#: RAM below 4 GiB ends here at the latest; the rest continues at 4 GiB.
-LOW_RAM_MAX: Final = 2 * GIB
-PCI_MMIO_GPA: Final = 0xC0000000
-PCI_MMIO_END: Final = 0xFEC00000
-IOAPIC_GPA: Final = 0xFEC00000
-
 SHIM_GPA: Final = 0xFFFF0000
 #: Mailbox of the MADT's multiprocessor wakeup structure, 4 KiB.
 MAILBOX_GPA: Final = SHIM_GPA
 #: The measured page that tells the shim what to do.
 BOOT_INFO_GPA: Final = 0xFFFF5000
-FOUR_GIB: Final = 4 * GIB
 
 #: The shim reaches shared memory through a window of this size.
 SHARED_WINDOW_BYTES: Final = 512 * GIB
@@ -116,7 +105,7 @@ def memory_map(memory_bytes: int) -> MemoryMap:
         raise DoesNotFit(f"a TD's memory is a whole number of 4 KiB pages, not {memory_bytes} bytes")
     if memory_bytes < 2 * MIB:
         raise DoesNotFit(f"{memory_bytes} bytes of memory are too few for any kernel; give megabytes: 512M")
-    low = min(memory_bytes, LOW_RAM_MAX)
+    low = min(memory_bytes, GUEST_MAP.low_ram_end)
     high = memory_bytes - low
     ram = [Range(0, low)]
     e820 = [

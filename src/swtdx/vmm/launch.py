@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from swtdx.devices.board import PCI_WINDOW_END, Board, BoardConfig, build_board
-from swtdx.devices.dma import BufferDma
+from swtdx.arch.guest_map import GUEST_MAP
+from swtdx.devices.board import Board, BoardConfig, describe_board
 from swtdx.guests.direct_boot import DirectBoot, build_direct_boot, build_tiny_boot
 from swtdx.guests.exec_protocol import ExecStream
 from swtdx.guests.kernel import KernelImage
@@ -21,9 +21,7 @@ from swtdx.guests.memory_map import (
     ACPI_GPA,
     EVENT_LOG_BYTES,
     EVENT_LOG_GPA,
-    IOAPIC_GPA,
     MAILBOX_GPA,
-    PCI_MMIO_GPA,
 )
 from swtdx.machine.host import Host
 from swtdx.vmm.console import Console, Stream
@@ -44,7 +42,6 @@ _TAIL: Final = 16384
 _PANIC: Final = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
 #: How a run ends after a panic, depending on the kernel's panic= and reboot= options.
 _AFTER_PANIC: Final = (EndReason.RESTART, EndReason.HALTED, EndReason.TRIPLE_FAULT, EndReason.TIMEOUT)
-_LOCAL_APIC_GPA: Final = 0xFEE00000
 
 
 @dataclass(slots=True)
@@ -199,7 +196,7 @@ class Launch:
                     console_out=self._output.write,
                     serial_out=config.serial,
                     quote_service=config.quote_service,
-                    mmio=_mmio_ranges(),
+                    mmio=GUEST_MAP.devices(),
                 )
                 self.runner = self.io.runner(processors or self.hypervisor.processors)
             except BaseException:
@@ -237,23 +234,7 @@ def plan(config: LaunchConfig) -> DirectBoot:
         GuestError: the kernel, the initrd or the sizes do not fit together.
         ConfigError: the memory is not made of pages.
     """
-
-    def nothing(*_: object) -> None:
-        """This board is never run."""
-
-    board = build_board(
-        _board_config(config, None),
-        BufferDma(bytearray()),
-        nothing,
-        console_out=nothing,
-        power_off=nothing,
-        restart=nothing,
-    )
-    return _lay_out(config, board)
-
-
-#: Where configuration space is, in the PCI window.
-_ECAM_GPA: Final = 0xE000_0000
+    return _lay_out(config, describe_board(_board_config(config, None)))
 
 
 def _board_config(config: LaunchConfig, console_size: tuple[int, int] | None) -> BoardConfig:
@@ -261,9 +242,8 @@ def _board_config(config: LaunchConfig, console_size: tuple[int, int] | None) ->
     # ECAM alone: each access to configuration space by ports would be two, with three VM exits each.
     return BoardConfig(
         apic_ids=apic_ids,
-        pci_window=PCI_MMIO_GPA,
         console_size=console_size,
-        ecam=_ECAM_GPA,
+        ecam=GUEST_MAP.ecam,
         mechanism1=False,
     )
 
@@ -321,15 +301,6 @@ def _tear_down(td: Td, config: LaunchConfig, phases: dict[str, float]) -> str:
             except VmmError as error:
                 return f"its teardown failed: {error}"
     return ""
-
-
-def _mmio_ranges() -> list[tuple[int, int]]:
-    """Where devices are, or where a kernel looks for them: PCI window, I/O APIC, local APIC."""
-    return [
-        (PCI_MMIO_GPA, PCI_WINDOW_END - PCI_MMIO_GPA),
-        (IOAPIC_GPA, PAGE),
-        (_LOCAL_APIC_GPA, PAGE),
-    ]
 
 
 @contextlib.contextmanager

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from swtdx.arch.guest_map import GUEST_MAP
+from swtdx.arch.units import PAGE
 from swtdx.devices import power, rtc, serial
 from swtdx.devices.acpi import tables
-from swtdx.devices.acpi.dsdt import build_dsdt
+from swtdx.devices.acpi.dsdt import aml_device, build_dsdt
 
 _ALIGN: Final = 64
-#: Linux maps what it is told; a page for all of it is plenty up to this many vCPUs, then it grows.
-PAGE: Final = 4096
 
 
 class AcpiError(ValueError):
@@ -28,12 +28,18 @@ class AcpiConfig:
 
     apic_ids: tuple[int, ...] = (0,)
     wakeup_mailbox: int | None = None
-    memory_windows: tuple[tuple[int, int], ...] = ((0xC000_0000, 0x3EC0_0000),)
+    memory_windows: tuple[tuple[int, int], ...] = (GUEST_MAP.pci_memory,)
     serial_port: int | None = serial.COM1
     serial_irq: int | None = None
     ccel: tuple[int, int] | None = None
     ecam: tuple[int, int] | None = None
     cmos_rtc: bool = False
+    #: AML of further devices in the scope of the system bus.
+    devices: tuple[bytes, ...] = ()
+
+    def with_device(self, label: str, hardware_id: str, *resources: bytes, uid: int = 0) -> AcpiConfig:
+        """These tables with one more device; ``resources`` are resource descriptors in AML."""
+        return replace(self, devices=(*self.devices, aml_device(label, hardware_id, uid, *resources)))
 
     def __post_init__(self) -> None:
         if not self.apic_ids or len(set(self.apic_ids)) != len(self.apic_ids):
@@ -107,6 +113,7 @@ def build_acpi(config: AcpiConfig, base_gpa: int) -> AcpiBlob:
             serial_irq=config.serial_irq,
             ecam=config.ecam,
             rtc=(rtc.RTC_BASE, rtc.RTC_PORTS) if config.cmos_rtc else None,
+            more=config.devices,
         )
     )
     listed = [

@@ -7,6 +7,8 @@ keyboard, clock or event device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from swtdx.devices import power
 from swtdx.devices.acpi import aml, tables
 from swtdx.devices.pci.host import CONFIG_BASE, CONFIG_PORTS
@@ -20,6 +22,7 @@ def build_dsdt(
     serial_irq: int | None = None,
     ecam: tuple[int, int] | None = None,
     rtc: tuple[int, int] | None = None,
+    more: Sequence[bytes] = (),
 ) -> bytes:
     """The table.
 
@@ -29,15 +32,17 @@ def build_dsdt(
         serial_irq: its ISA interrupt, or None for polling.
         ecam: (base GPA, length) to be reserved.
         rtc: (base port, ports) of the CMOS clock, or None.
+        more: AML of further devices.
     """
     devices = [_pci_root(memory_windows)]
     if serial_port is not None:
         devices.append(_serial(serial_port, serial_irq))
     if rtc is not None:
-        devices.append(_device("RTC0", "PNP0B00", 0, aml.io_port(*rtc)))
+        devices.append(aml_device("RTC0", "PNP0B00", 0, aml.io_port(*rtc)))
     if ecam is not None:
         # Linux trusts ECAM only where a motherboard resource reserves it.
-        devices.append(_device("MBRD", "PNP0C02", 0, aml.memory32_fixed(*ecam)))
+        devices.append(aml_device("MBRD", "PNP0C02", 0, aml.memory32_fixed(*ecam)))
+    devices += more
     sleep_type = aml.integer(power.S5_SLEEP_TYPE)
     body = aml.scope("\\_SB", *devices) + aml.name(
         "\\_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0))
@@ -45,7 +50,8 @@ def build_dsdt(
     return tables.table(b"DSDT", 2, body)
 
 
-def _device(label: str, hardware_id: str, uid: int, *resources: bytes) -> bytes:
+def aml_device(label: str, hardware_id: str, uid: int, *resources: bytes) -> bytes:
+    """A device object with its hardware id and its resources (resource descriptors in AML)."""
     return aml.device(
         label,
         aml.name("_HID", aml.eisa_id(hardware_id)),
@@ -58,7 +64,7 @@ def _serial(port: int, interrupt: int | None) -> bytes:
     resources = [aml.io_port(port, UART_PORTS)]
     if interrupt is not None:
         resources.append(aml.irq(interrupt))
-    return _device("COM1", "PNP0501", 0, *resources)
+    return aml_device("COM1", "PNP0501", 0, *resources)
 
 
 def _pci_root(memory_windows: list[tuple[int, int]]) -> bytes:
@@ -66,7 +72,7 @@ def _pci_root(memory_windows: list[tuple[int, int]]) -> bytes:
     # ask for services that nobody gives.
     windows = [aml.memory_window(base, length) for base, length in memory_windows]
     after = CONFIG_BASE + CONFIG_PORTS
-    return _device(
+    return aml_device(
         "PCI0",
         "PNP0A03",
         0,

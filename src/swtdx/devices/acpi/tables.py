@@ -10,13 +10,13 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
+from swtdx.arch.x86 import LOCAL_APIC_BASE
+
 OEM_ID: Final = b"SWTDX "
 OEM_TABLE_ID: Final = b"SWTDX_TD"
 OEM_REVISION: Final = 1
 CREATOR_ID: Final = b"SWTD"
 CREATOR_REVISION: Final = 1
-
-LOCAL_APIC_ADDRESS: Final = 0xFEE0_0000
 
 # FADT: offsets from the table's start
 _FADT_LENGTH: Final = 276
@@ -132,7 +132,7 @@ def madt(apic_ids: Sequence[int], wakeup_mailbox: int | None = None) -> bytes:
             entries.append(struct.pack("<BBHIII", _MADT_LOCAL_X2APIC, 16, 0, apic_id, _MADT_ENABLED, uid))
     if wakeup_mailbox is not None:
         entries.append(struct.pack("<BBHIQ", _MADT_WAKEUP, 16, 0, 0, wakeup_mailbox))
-    return table(b"APIC", 5, struct.pack("<II", LOCAL_APIC_ADDRESS, 0) + b"".join(entries))
+    return table(b"APIC", 5, struct.pack("<II", LOCAL_APIC_BASE, 0) + b"".join(entries))
 
 
 def ccel(log_address: int, log_length: int) -> bytes:

@@ -58,6 +58,11 @@ class PciHost:
     def _remap(self) -> None:
         self._ranges = [entry for function in self._functions.values() for entry in function.decoded()]
 
+    @property
+    def ecam(self) -> tuple[int, int]:
+        """Where ECAM answers: GPAs from, to (exclusive); equal while it is off."""
+        return self._ecam
+
     def set_ecam(self, base: int, length: int) -> None:
         """Answer configuration accesses at GPA ``[base, base + length)``; a length of 0 turns it off."""
         self._ecam = (base, base + length)

@@ -1,0 +1,59 @@
+"""The guest-physical address map: where a TD's RAM ends and its devices are.
+
+This is the one place that gives such addresses out.  Devices claim what the map says, the boot code puts
+RAM around it, and the hypervisor learns from it which addresses are devices.  GPAs have no shared bit here.
+
+Sources: Intel SDM volume 3, section 11.4.1 (local APIC), Intel ICH9 data sheet (I/O APIC), PCI Firmware
+Specification 3.3, section 4.1 (ECAM); the rest is a choice, near to a Q35's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from swtdx.arch.units import GIB, MIB, PAGE
+from swtdx.arch.x86 import LOCAL_APIC_BASE
+
+FOUR_GIB: Final = 4 * GIB
+
+IOAPIC_GPA: Final = 0xFEC0_0000
+#: The PC's legacy hole: RAM to software that is measured, but offered to no one.
+LEGACY_HOLE_GPA: Final = 0xA0000
+#: ECAM of the 256 buses of a segment, aligned to its size.
+ECAM_BYTES: Final = 256 * MIB
+#: ECAM of one bus.
+ECAM_BUS_BYTES: Final = MIB
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMap:
+    """Where things are.  Ends are exclusive.
+
+    Args:
+        low_ram_end: RAM below 4 GiB ends here at the latest; the rest goes on at 4 GiB.
+        pci_window, pci_window_end: memory of PCI devices, ECAM included.
+        ecam: ECAM, if it answers from the start.
+    """
+
+    low_ram_end: int = 2 * GIB
+    pci_window: int = 0xC000_0000
+    pci_window_end: int = IOAPIC_GPA
+    ecam: int = 0xE000_0000
+
+    @property
+    def pci_memory(self) -> tuple[int, int]:
+        """(GPA, bytes) of the PCI window."""
+        return self.pci_window, self.pci_window_end - self.pci_window
+
+    def devices(self) -> tuple[tuple[int, int], ...]:
+        """(GPA, bytes) of what is a device, or where an operating system looks for one."""
+        return (
+            self.pci_memory,
+            (IOAPIC_GPA, PAGE),
+            (LOCAL_APIC_BASE, PAGE),
+        )
+
+
+#: The map of our own board.
+GUEST_MAP: Final = GuestMap()

@@ -1,0 +1,21 @@
+"""Sizes in bytes and all-ones masks, said once.
+
+Source: Intel SDM volume 3, chapter 4 (pages), and volume 1, section 4.1 (widths of integers).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+#: The pages that paging and EPT map.
+PAGE: Final = 4 * KIB
+LARGE_PAGE: Final = 2 * MIB
+HUGE_PAGE: Final = GIB
+CACHE_LINE: Final = 64
+
+MASK32: Final = (1 << 32) - 1
+MASK64: Final = (1 << 64) - 1

@@ -1,0 +1,183 @@
+"""The parts of our boards: each device of this room, plugged in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from swtdx.arch.guest_map import ECAM_BUS_BYTES, ECAM_BYTES
+from swtdx.devices import power, rtc, serial, timer
+from swtdx.devices.acpi import AcpiConfig
+from swtdx.devices.fw_cfg import FW_CFG_BASE, FW_CFG_PORTS, FwCfg
+from swtdx.devices.part import Backplane, Part, Wires
+from swtdx.devices.pci.chipset import HostBridge, LpcBridge
+from swtdx.devices.pci.host import CONFIG_BASE, CONFIG_PORTS, ConfigPorts, MemoryWindow
+from swtdx.devices.power import PowerBlock, ResetControl
+from swtdx.devices.rtc import CmosRtc
+from swtdx.devices.serial import Uart
+from swtdx.devices.timer import StoppedTimer
+from swtdx.devices.virtio.console import VirtioConsole
+from swtdx.devices.virtio.device import VirtioDevice
+from swtdx.devices.virtio.pci import BAR_SIZE, VirtioPci
+
+_LPC_SLOT: Final = 31
+
+
+class Power(Part):
+    """Power-off and the power management timer."""
+
+    name = "power"
+
+    def plug(self, board: Backplane) -> None:
+        """Ports from :data:`swtdx.devices.power.PM_BASE` on."""
+        block = PowerBlock(board.wires.power_off, board.wires.clock)
+        board.ports.register(power.PM_BASE, power.PM_LENGTH, block, name=self.name, widths=(1, 2, 4))
+
+
+class PciRoot(Part):
+    """Configuration space, the window for BARs, the host bridge, and the reset register among their ports.
+
+    Args:
+        window, end: the memory window, ``end`` exclusive.
+        ecam: GPA where ECAM answers from the start, inside the window.
+        mechanism1: configuration space at ports 0xCF8 and 0xCFC too.
+    """
+
+    name = "PCI"
+
+    def __init__(self, window: int, end: int, ecam: int | None = None, *, mechanism1: bool = True) -> None:
+        self._window = (window, end)
+        self._ecam = ecam
+        self._mechanism1 = mechanism1
+
+    def plug(self, board: Backplane) -> None:
+        """Ports 0xCF8 to 0xCFF, the window, and 00:00.0."""
+        ports = ConfigPorts(board.pci, ResetControl(board.wires.restart), mechanism1=self._mechanism1)
+        board.ports.register(CONFIG_BASE, CONFIG_PORTS, ports, name="PCI configuration", widths=(1, 2, 4))
+        start, end = self._window
+        board.mmio.register(start, end - start, MemoryWindow(board.pci, start), name="PCI memory")
+        board.pci.add(0, HostBridge(board.pci, self._ecam))
+
+    def describe(self, tables: AcpiConfig) -> AcpiConfig:
+        """The root, with its window but for ECAM, and ECAM of bus 0."""
+        start, end = self._window
+        if self._ecam is None:
+            return replace(tables, memory_windows=((start, end - start),))
+        parts = ((start, self._ecam), (self._ecam + ECAM_BYTES, end))
+        windows = tuple((low, high - low) for low, high in parts if low < high)
+        return replace(tables, memory_windows=windows, ecam=(self._ecam, ECAM_BUS_BYTES))
+
+
+class Serial(Part):
+    """COM1; ``output`` takes what the guest prints."""
+
+    name = "COM1"
+
+    def __init__(self, output: Callable[[bytes], None]) -> None:
+        self.uart = Uart(output)
+
+    def plug(self, board: Backplane) -> None:
+        """Its ports."""
+        board.ports.register(serial.COM1, serial.PORTS, self.uart, name=self.name)
+
+    def describe(self, tables: AcpiConfig) -> AcpiConfig:
+        """A port to be polled: nothing carries its interrupt."""
+        return replace(tables, serial_port=serial.COM1)
+
+
+class Timer(Part):
+    """The place of the 8254."""
+
+    name = "8254 timer"
+
+    def plug(self, board: Backplane) -> None:
+        """Its ports."""
+        board.ports.register(timer.BASE, timer.PORTS, StoppedTimer(), name=self.name)
+
+
+class Clock(Part):
+    """The CMOS clock; ``declared``: the tables offer it to the operating system."""
+
+    name = "RTC"
+
+    def __init__(self, *, declared: bool = False) -> None:
+        self._declared = declared
+
+    def plug(self, board: Backplane) -> None:
+        """Its ports."""
+        board.ports.register(rtc.RTC_BASE, rtc.RTC_PORTS, CmosRtc(board.wires.now), name=self.name)
+
+    def describe(self, tables: AcpiConfig) -> AcpiConfig:
+        """A device, if it is declared."""
+        return replace(tables, cmos_rtc=True) if self._declared else tables
+
+
+class Virtio(Part):
+    """A virtio device behind PCI.
+
+    Args:
+        make: makes the device, with the wires of the board that it is plugged into.
+        slot: PCI device number; the next free one by default.
+    """
+
+    def __init__(self, make: Callable[[Wires], VirtioDevice], slot: int | None = None) -> None:
+        self._make = make
+        self._slot = slot
+        self._function: VirtioPci | None = None
+
+    def plug(self, board: Backplane) -> None:
+        """A function on bus 0, its BAR placed: a kernel without firmware need not do it itself."""
+        device = self._make(board.wires)
+        self.name = f"virtio device {device.device_id}"
+        self._function = VirtioPci(device, board.wires.dma, board.wires.send_msi)
+        board.pci.add(board.free_slot() if self._slot is None else self._slot, self._function)
+        self._function.place_bar(0, board.place(BAR_SIZE))
+
+    @property
+    def failure(self) -> str | None:
+        """Why its driver has to reset it."""
+        return None if self._function is None else self._function.failure
+
+    def poll(self) -> None:
+        """Input to the guest, interrupts that were put off."""
+        if self._function is not None:
+            self._function.poll()
+
+
+class Console(Virtio):
+    """The virtio console (hvc0); ``output`` and ``size`` are those of :class:`VirtioConsole`."""
+
+    def __init__(self, output: Callable[[bytes], None], size: tuple[int, int] | None = None) -> None:
+        super().__init__(self._console, slot=1)
+        self._output = output
+        self._size = size
+        self.device: VirtioConsole | None = None
+
+    def _console(self, wires: Wires) -> VirtioConsole:
+        self.device = VirtioConsole(self._output, size=self._size, wake=wires.wake)
+        return self.device
+
+
+class Lpc(Part):
+    """The ICH9's LPC bridge, which OVMF looks for."""
+
+    name = "LPC"
+
+    def plug(self, board: Backplane) -> None:
+        """Function 00:1f.0."""
+        board.pci.add(_LPC_SLOT, LpcBridge())
+
+
+class FirmwareConfig(Part):
+    """fw_cfg."""
+
+    name = "fw_cfg"
+
+    def __init__(self) -> None:
+        self.device: FwCfg | None = None
+
+    def plug(self, board: Backplane) -> None:
+        """Its ports."""
+        self.device = FwCfg(board.wires.dma)
+        board.ports.register(FW_CFG_BASE, FW_CFG_PORTS, self.device, name=self.name, widths=(1, 2, 4))
