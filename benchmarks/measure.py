@@ -21,7 +21,8 @@ from collections.abc import Callable
 from tests.measure.images import BFV, MR_EXTEND, TD_HOB, Image, Row
 
 from benchmarks.promise import Promise
-from swtdx.measure.mrtd import MEASURED_PAGE_BYTES, PAGE
+from swtdx.arch.units import PAGE
+from swtdx.measure.mrtd import MEASURED_PAGE_BYTES
 from swtdx.measure.tdvf import parse_tdvf
 
 SIZE = 4 << 20

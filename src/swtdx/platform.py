@@ -15,11 +15,13 @@ from typing import Any, Final, Self
 from swtdx.arch import status as st
 from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.seam_structs import SEAMLDR_PARAMS, SEAMLDR_SCENARIO_LOAD
+from swtdx.arch.units import PAGE
+from swtdx.arch.x86 import CR4_SMXE, CR4_VMXE
 from swtdx.firmware import loader_state, mcheck, np_seamldr
-from swtdx.firmware.acm import CR4_SMXE, Acm, build_acm
+from swtdx.firmware.acm import Acm, build_acm
 from swtdx.firmware.bios import Bios, BiosConfig
 from swtdx.firmware.errors import FirmwareError, LoaderError
-from swtdx.firmware.image import PAGE, SignedImage, build_module
+from swtdx.firmware.image import SignedImage, build_module
 from swtdx.firmware.inventory import describe
 from swtdx.firmware.memory_map import EXTENDED, MemoryPlan, dram_ranges
 from swtdx.firmware.p_seamldr import INSTALL, PSeamldr
@@ -28,7 +30,7 @@ from swtdx.machine import save
 from swtdx.machine.host import Host
 from swtdx.machine.machine import Machine, MachineConfig
 from swtdx.machine.memory import AddressMap, PhysicalMemory, saving
-from swtdx.machine.processor import CR4_VMXE, LogicalProcessor, Mode
+from swtdx.machine.processor import LogicalProcessor, Mode
 from swtdx.machine.random import derive
 from swtdx.machine.snapshot import Snapshot, SnapshotWriter
 

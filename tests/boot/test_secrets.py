@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from swtdx.arch.td_config import ATTR_DEBUG
 from swtdx.firmware.bios import BiosConfig
 from swtdx.guests.guest import Guest
 from swtdx.machine.cpu.pconfig import program_key
@@ -26,7 +27,6 @@ from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import SeamcallError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.result import EndReason
-from swtdx.vmm.td_params import ATTR_DEBUG
 from tests.boot.held import Held, at_once
 
 pytestmark = [pytest.mark.boot, pytest.mark.qemu, pytest.mark.network]

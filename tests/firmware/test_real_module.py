@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from swtdx.arch.td_config import ATTR_DEBUG
 from swtdx.devices.board import BoardConfig
 from swtdx.firmware.errors import LoaderError
 from swtdx.firmware.image import SignedImage
@@ -20,7 +21,7 @@ from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
 from swtdx.vmm.result import EndReason
 from swtdx.vmm.td import InitialPage, Td
-from swtdx.vmm.td_params import ATTR_DEBUG, TdConfig
+from swtdx.vmm.td_params import TdConfig
 
 from .support import EBADHASH, RAX, RCX, RDX, u
 

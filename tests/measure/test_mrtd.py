@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swtdx.arch.units import PAGE
 from swtdx.measure.errors import MeasureError
-from swtdx.measure.mrtd import PAGE, MrtdStream, Region, mrtd
+from swtdx.measure.mrtd import MrtdStream, Region, mrtd
 from tests.measure.images import stream
 
 #: measurement.md §1.2: a zero page at 0xFFFFF000, added and extended; and no page at all.

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from swtdx.arch import status as st
+from swtdx.arch.td_config import ATTR_DEBUG
 from swtdx.vmm.errors import ConfigError, NoHkid, OutOfMemory, SeamcallError, VmmError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.result import EndReason
 from swtdx.vmm.td import InitialPage, Td
-from swtdx.vmm.td_params import ATTR_DEBUG, TdConfig
+from swtdx.vmm.td_params import TdConfig
 from tests.vmm.fake_machine import FakeMachine
 from tests.vmm.support import POWER_OFF, RAM, SHIM, Setup, call
 

@@ -7,8 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from swtdx.arch.units import PAGE
 from swtdx.vmm.errors import OutOfMemory, VmmError
-from swtdx.vmm.memory import BLOCK, PAGE, PageAllocator
+from swtdx.vmm.memory import BLOCK, PageAllocator
 
 PAGES = BLOCK // PAGE
 #: Ranges that the machine adds: whole blocks, odd ends, neighbours, less than a block.

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from swtdx.arch import ghci
+from swtdx.arch.td_config import ATTR_DEBUG
 from swtdx.devices.board import BoardConfig
 from swtdx.machine.engine.scripted import (
     Cli,
@@ -40,7 +41,7 @@ from swtdx.vmm.result import EndReason, RunResult
 from swtdx.vmm.seamcalls import tdh_mng_rd, tdh_vp_rd
 from swtdx.vmm.sysinfo import read_all_fields, read_field
 from swtdx.vmm.td import InitialPage, Td
-from swtdx.vmm.td_params import ATTR_DEBUG, TdConfig
+from swtdx.vmm.td_params import TdConfig
 
 SHARED = 1 << 47
 MIB, PAGE, BLOCK = 1 << 20, 4096, 2 << 20

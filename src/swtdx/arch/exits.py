@@ -145,6 +145,10 @@ class InterruptionType(IntEnum):
     OTHER = 7
 
 
+#: The same as a plain number, for busy code.
+TYPE_HARDWARE_EXCEPTION: Final = InterruptionType.HARDWARE_EXCEPTION.value
+
+
 class ExtendedQualification(IntEnum):
     """RDX[3:0] after TDH.VP.ENTER."""
 

@@ -30,8 +30,6 @@ NAMES: Final = (
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )  # fmt: skip
 
-MASK64: Final = (1 << 64) - 1
-
 
 def number(name: str) -> int:
     """The number of register ``name`` (any case).

@@ -19,3 +19,5 @@ CACHE_LINE: Final = 64
 
 MASK32: Final = (1 << 32) - 1
 MASK64: Final = (1 << 64) - 1
+#: What a field for a physical address holds when it names nothing.
+NULL_PA: Final = MASK64

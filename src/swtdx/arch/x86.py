@@ -54,6 +54,13 @@ EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NXE: Final = 1 << 11
 
+# CPUID bits that mirror CR4
+CPUID_1_ECX_OSXSAVE: Final = 1 << 27
+CPUID_7_ECX_OSPKE: Final = 1 << 4
+
+#: Bits 51:12: the physical address in an entry of any page table, and of a page in an operand.
+FRAME_MASK: Final = (1 << 52) - (1 << 12)
+
 # RFLAGS
 RFLAGS_FIXED: Final = 1 << 1
 RFLAGS_CF: Final = 1 << 0

@@ -22,6 +22,7 @@ from swtdx.arch.report_structs import (
     TEE_TCB_INFO_VALID_PRESERVING,
     TEE_TYPE_TDX,
 )
+from swtdx.arch.td_config import ATTR_SEPT_VE_DISABLE
 
 from .errors import ReportRejected
 from .keys import derive
@@ -97,7 +98,6 @@ def check(report: bytes, verifier: ReportVerifier) -> None:
 
 
 # Attributes of an ordinary TD: SEPT_VE_DISABLE, without which Linux does not start and verifiers reject.
-_SEPT_VE_DISABLE: Final = 1 << 28
 # x87, SSE, AVX, AVX-512, PKRU and AMX: what a TD on a current server has.
 _XFAM: Final = 0x602E7
 
@@ -121,7 +121,7 @@ class TdReportFields:
     mrseam: bytes = field(default_factory=lambda: _digest("swtdx example MRSEAM"))
     mrsignerseam: bytes = bytes(48)
     seam_attributes: int = 0
-    attributes: int = _SEPT_VE_DISABLE
+    attributes: int = ATTR_SEPT_VE_DISABLE
     xfam: int = _XFAM
     mrtd: bytes = field(default_factory=lambda: _digest("swtdx example MRTD"))
     mrconfigid: bytes = bytes(48)

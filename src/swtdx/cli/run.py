@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from swtdx.arch.td_config import ATTR_DEBUG
+from swtdx.arch.units import MIB
 from swtdx.cli.boot_choice import TINY, Boot, Wishes, choose
 from swtdx.cli.failures import complain, is_expected
 from swtdx.cli.run_report import NOT_STARTED, complaint, document, exit_status
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from swtdx.vmm.console import Console
     from swtdx.vmm.result import RunResult
 
-MIB: Final = 1 << 20
 #: What the machine has besides the guest's memory: firmware ranges, PAMTs (1/256 of all), Secure EPT and
 #: control pages, and pages that the guest turns into shared ones.  It costs only what is touched.
 _BESIDES: Final = 256 * MIB
@@ -193,7 +194,7 @@ def _launch(
     with Platform.boot(config) as platform, tracing(platform, trace), Quoting(platform, qgs) as quotes:
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.launch import LaunchConfig, launch
-        from swtdx.vmm.td_params import ATTR_DEBUG, TdConfig
+        from swtdx.vmm.td_params import TdConfig
 
         launch_config = LaunchConfig(
             kernel=boot.kernel,

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch.layout import Blob, Field, Struct
+from swtdx.arch.msrs import IA32_APIC_BASE, IA32_MCG_STATUS
+from swtdx.arch.units import PAGE
+from swtdx.arch.x86 import CR4_SMXE
 from swtdx.firmware.errors import AcmError, ImageError
 from swtdx.firmware.manifest import Manifest, check_sources, measure
 from swtdx.firmware.signing import EXPONENT, KEY_BYTES, Signer, simulated_signer, verify
-from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.faults import GeneralProtection, InvalidOpcode
 from swtdx.machine.processor import Mode
 
@@ -58,10 +60,8 @@ _CONSTANTS: Final = (
     ("vendor", 0x8086), ("key_size", 96), ("scratch_size", 208), ("entry_point", ACM_HEADER.size),
 )  # fmt: skip
 _DEBUG: Final = 1 << 15
-PAGE: Final = 4096
 #: The processor runs ACMs out of a cache of this size.
 MAX_ACM: Final = 256 << 10
-CR4_SMXE: Final = 1 << 14
 #: IA32_MCG_STATUS: a machine check is in progress.
 _MCIP: Final = 1 << 2
 #: ENTERACCS takes a base and a size of 32 bits each.
@@ -193,9 +193,9 @@ def enter_accs(lp: LogicalProcessor, pa: int, size: int, fused_key_hash: bytes) 
         raise InvalidOpcode("GETSEC[ENTERACCS] with CR4.SMXE clear")
     if lp.mode is not Mode.LEGACY:
         raise GeneralProtection(f"GETSEC[ENTERACCS] on a processor that is in {lp.mode.value}")
-    if not lp.rdmsr(at.APIC_BASE) & 1 << 8:
+    if not lp.rdmsr(IA32_APIC_BASE) & 1 << 8:
         raise GeneralProtection("GETSEC[ENTERACCS]: only the bootstrap processor may enter an ACM")
-    if lp.rdmsr(at.MCG_STATUS) & _MCIP:
+    if lp.rdmsr(IA32_MCG_STATUS) & _MCIP:
         raise GeneralProtection("GETSEC[ENTERACCS] while a machine check is in progress")
     if pa % PAGE or size % 64 or not 0 < size <= MAX_ACM:
         raise GeneralProtection(f"GETSEC[ENTERACCS]: {size} bytes at {pa:#x} cannot be an ACM")

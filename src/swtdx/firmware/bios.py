@@ -10,24 +10,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from swtdx.firmware.errors import BiosError
-from swtdx.firmware.memory_map import (
-    HIGH_DRAM,
-    MIB,
-    SEAMRR_UNIT,
-    MemoryPlan,
-    Range,
-    plan,
-)
-from swtdx.machine.cpu import msr_table as at
-from swtdx.machine.cpu.activation import TmeActivate
-from swtdx.machine.cpu.msr_rules import (
-    FEATURE_LOCK,
-    FEATURE_VMX,
-    RANGE_LOCK,
-    RANGE_VALID,
+from swtdx.arch.msrs import (
+    IA32_APIC_BASE,
+    IA32_FEATURE_CONTROL,
+    IA32_MISC_PACKAGE_CTLS,
+    IA32_MTRR_DEF_TYPE,
+    IA32_MTRR_PHYSBASE0,
+    IA32_SEAMRR_PHYS_BASE,
+    IA32_SEAMRR_PHYS_MASK,
+    IA32_SMRR_PHYSBASE,
+    IA32_SMRR_PHYSMASK,
+    IA32_TME_ACTIVATE,
+    IA32_XAPIC_DISABLE_STATUS,
     SEAMRR_CONFIGURED,
 )
+from swtdx.arch.units import MIB
+from swtdx.firmware.errors import BiosError
+from swtdx.firmware.memory_map import HIGH_DRAM, SEAMRR_UNIT, MemoryPlan, Range, plan
+from swtdx.machine.cpu import msr_table as at
+from swtdx.machine.cpu.activation import TmeActivate
+from swtdx.machine.cpu.msr_rules import FEATURE_LOCK, FEATURE_VMX, RANGE_LOCK, RANGE_VALID
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import Algorithm, Integrity
 
@@ -126,11 +128,11 @@ class Bios:
     # ------------------------------------------------------------------ packages
     def _package(self, lp: LogicalProcessor) -> None:
         """Memory encryption first: activating it clears memory."""
-        lp.wrmsr(at.TME_ACTIVATE, self.config.tme_activate)
-        lp.wrmsr(at.MISC_PACKAGE_CTLS, 1)
+        lp.wrmsr(IA32_TME_ACTIVATE, self.config.tme_activate)
+        lp.wrmsr(IA32_MISC_PACKAGE_CTLS, 1)
         if self.config.x2apic:
             # The switch that disables the legacy xAPIC is not public; the status register is.
-            lp.msrs.poke(at.XAPIC_DISABLE_STATUS, 1)
+            lp.msrs.poke(IA32_XAPIC_DISABLE_STATUS, 1)
 
     # ------------------------------------------------------------------ processors
     @staticmethod
@@ -146,32 +148,32 @@ class Bios:
                 size >>= 1
             if number == at.MTRR_COUNT:
                 raise BiosError(f"the device hole from {hole:#x} needs more than {at.MTRR_COUNT} MTRRs")
-            base = at.MTRR_PHYSBASE0 + 2 * number
+            base = IA32_MTRR_PHYSBASE0 + 2 * number
             lp.wrmsr(base, hole | UNCACHED)
             lp.wrmsr(base + 1, _mask(lp, size) | _VARIABLE_VALID)
             hole += size
             number += 1
-        lp.wrmsr(at.MTRR_DEF_TYPE, _MTRR_ENABLE | _MTRR_FIXED_ENABLE | WRITE_BACK)
+        lp.wrmsr(IA32_MTRR_DEF_TYPE, _MTRR_ENABLE | _MTRR_FIXED_ENABLE | WRITE_BACK)
 
     @staticmethod
     def _features(lp: LogicalProcessor, _layout: MemoryPlan) -> None:
-        lp.wrmsr(at.FEATURE_CONTROL, FEATURE_LOCK | FEATURE_VMX)
+        lp.wrmsr(IA32_FEATURE_CONTROL, FEATURE_LOCK | FEATURE_VMX)
 
     @staticmethod
     def _smrr(lp: LogicalProcessor, layout: MemoryPlan) -> None:
         base, size = layout.smrr
-        lp.wrmsr(at.SMRR_BASE, base | WRITE_BACK)
-        lp.wrmsr(at.SMRR_MASK, -size & 0xFFFFF000 | RANGE_VALID | RANGE_LOCK)
+        lp.wrmsr(IA32_SMRR_PHYSBASE, base | WRITE_BACK)
+        lp.wrmsr(IA32_SMRR_PHYSMASK, -size & 0xFFFFF000 | RANGE_VALID | RANGE_LOCK)
 
     @staticmethod
     def _seamrr(lp: LogicalProcessor, layout: MemoryPlan) -> None:
         base, size = layout.seamrr
-        lp.wrmsr(at.SEAMRR_BASE, base | SEAMRR_CONFIGURED)
-        lp.wrmsr(at.SEAMRR_MASK, _mask(lp, size) | RANGE_LOCK)
+        lp.wrmsr(IA32_SEAMRR_PHYS_BASE, base | SEAMRR_CONFIGURED)
+        lp.wrmsr(IA32_SEAMRR_PHYS_MASK, _mask(lp, size) | RANGE_LOCK)
 
     def _apic(self, lp: LogicalProcessor, _layout: MemoryPlan) -> None:
         if self.config.x2apic:
-            lp.wrmsr(at.APIC_BASE, lp.rdmsr(at.APIC_BASE) | _X2APIC_ON)
+            lp.wrmsr(IA32_APIC_BASE, lp.rdmsr(IA32_APIC_BASE) | _X2APIC_ON)
 
 
 def _mask(lp: LogicalProcessor, size: int) -> int:

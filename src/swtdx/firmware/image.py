@@ -12,10 +12,10 @@ from typing import Final
 
 from swtdx.arch.layout import Blob, Field, Struct
 from swtdx.arch.seam_structs import SEAMLDR_MAX_MODULE_PAGES
+from swtdx.arch.units import PAGE
 from swtdx.firmware.errors import ImageError
 from swtdx.firmware.manifest import Manifest, measure
 
-PAGE: Final = 4096
 MAGIC: Final = b"SWTDXIMG"
 FORMAT: Final = 1
 

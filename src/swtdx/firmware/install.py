@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from swtdx.arch import status as st
+from swtdx.arch.msrs import IA32_SGX_DEBUG_MODE
 from swtdx.arch.regs import RDX
 from swtdx.arch.seam_structs import (
     HANDOFF_DATA_HEADER,
@@ -21,6 +22,7 @@ from swtdx.arch.seam_structs import (
     SEAMLDR_SCENARIO_UPDATE,
     SYS_INFO_TABLE,
 )
+from swtdx.arch.units import PAGE
 from swtdx.firmware import image, seam_vmcs, sigstruct
 from swtdx.firmware.errors import ImageError
 from swtdx.firmware.manifest import Manifest, check_sources, load_entry
@@ -30,14 +32,12 @@ from swtdx.firmware.seam_layout import (
     LINEAR_KEYHOLE,
     LINEAR_KEYHOLE_EDIT,
     LINEAR_STACK,
-    PAGE,
     SeamLayout,
     aslr_bits,
 )
 from swtdx.firmware.signing import simulated_signer
 from swtdx.firmware.sigstruct import Expectations, Refusal
 from swtdx.machine import seamops
-from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.memory import Requestor
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Installer:
         current = None
         if scenario == SEAMLDR_SCENARIO_UPDATE:
             current = int.from_bytes(SEAMEXTEND.tee_tcb_svn.get(loader.snapshot)[:2], "little")
-        debug = loader.machine.processors[0].msrs.peek(at.SGX_DEBUG_MODE) & _DEBUG_UNLOCKED
+        debug = loader.machine.processors[0].msrs.peek(IA32_SGX_DEBUG_MODE) & _DEBUG_UNLOCKED
         return Expectations(loader.trusted, cpuids, bool(debug), current)
 
     def _layout(self, lp: LogicalProcessor, params: bytes, signature: bytes) -> SeamLayout:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from swtdx.arch.msrs import IA32_MKTME_KEYID_PARTITIONING, IA32_TME_ACTIVATE
 from swtdx.arch.seam_structs import P_SYS_INFO_TABLE, SEAMEXTEND
+from swtdx.arch.units import PAGE
 from swtdx.firmware.p_seamldr import BUILD_DATE, MAJOR, MINOR, PSeamldr
-from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.cpu.activation import TmeActivate
 from swtdx.machine.memory import Requestor
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from swtdx.firmware.acm import Acm
     from swtdx.firmware.memory_map import MemoryPlan, Range
     from swtdx.machine.machine import Machine
-
-_PAGE = 4096
 
 
 def _range(where: Range) -> dict[str, int]:
@@ -28,8 +27,8 @@ def _range(where: Range) -> dict[str, int]:
 def describe(machine: Machine, plan: MemoryPlan, acm: Acm) -> dict[str, Any]:
     """The platform in lists, dicts, ints and strings; addresses and sizes are integers in bytes."""
     boot = machine.processors[0]
-    tme = TmeActivate.of(boot.rdmsr(at.TME_ACTIVATE))
-    partitioning = boot.rdmsr(at.KEYID_PARTITIONING)
+    tme = TmeActivate.of(boot.rdmsr(IA32_TME_ACTIVATE))
+    partitioning = boot.rdmsr(IA32_MKTME_KEYID_PARTITIONING)
     shared, private = partitioning & 0xFFFFFFFF, partitioning >> 32
     return {
         "processor": {
@@ -79,7 +78,7 @@ def _cmrs(machine: Machine) -> list[dict[str, int]]:
     seam = machine.memory.seamrr
     if seam is None:
         return []
-    table = machine.memory.read(seam[0] + seam[1] - _PAGE, _PAGE, Requestor.SEAM)
+    table = machine.memory.read(seam[0] + seam[1] - PAGE, PAGE, Requestor.SEAM)
     numbers = P_SYS_INFO_TABLE.cmrs.all(table)
     pairs = zip(numbers[0::2], numbers[1::2], strict=True)
     return [{"base": base, "size": size} for base, size in pairs if size]

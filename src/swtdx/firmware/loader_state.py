@@ -10,11 +10,12 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from swtdx.arch.seam_structs import P_SYS_INFO_TABLE, SEAM_SIGSTRUCT, SEAMEXTEND
+from swtdx.arch.units import PAGE
 from swtdx.firmware import image
 from swtdx.firmware.acm import SIGNERS, Acm
 from swtdx.firmware.errors import ImageError
 from swtdx.firmware.manifest import Manifest, check_sources
-from swtdx.firmware.memory_map import PAGE, MemoryPlan, overlap, show
+from swtdx.firmware.memory_map import MemoryPlan, overlap, show
 from swtdx.firmware.p_seamldr import PSeamldr
 from swtdx.firmware.seam_layout import SeamLayout
 from swtdx.machine.memory import MemoryFault, Requestor

@@ -14,18 +14,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from swtdx.arch.msrs import (
+    IA32_APIC_BASE,
+    IA32_FEATURE_CONTROL,
+    IA32_MTRR_DEF_TYPE,
+    IA32_MTRR_PHYSBASE0,
+    IA32_SEAMRR_PHYS_BASE,
+    IA32_SEAMRR_PHYS_MASK,
+    IA32_SMRR_PHYSBASE,
+    IA32_SMRR_PHYSMASK,
+    IA32_TME_ACTIVATE,
+    IA32_TME_EXCLUDE_MASK,
+    IA32_XAPIC_DISABLE_STATUS,
+    SEAMRR_CONFIGURED,
+    TME_ACTIVATE_LOCK,
+)
 from swtdx.arch.platform_structs import MAX_CMRS, MAX_PKGS
 from swtdx.arch.seam_structs import P_SYS_INFO_TABLE
+from swtdx.arch.units import PAGE
 from swtdx.firmware.errors import McheckError
-from swtdx.firmware.memory_map import PAGE, SEAMRR_UNIT, Range, overlap, show
+from swtdx.firmware.memory_map import SEAMRR_UNIT, Range, overlap, show
 from swtdx.machine.cpu import msr_table as at
-from swtdx.machine.cpu.activation import TME_LOCK, TmeActivate
-from swtdx.machine.cpu.msr_rules import (
-    FEATURE_LOCK,
-    RANGE_LOCK,
-    RANGE_VALID,
-    SEAMRR_CONFIGURED,
-)
+from swtdx.machine.cpu.activation import TmeActivate
+from swtdx.machine.cpu.msr_rules import FEATURE_LOCK, RANGE_LOCK, RANGE_VALID
 from swtdx.machine.memory import Integrity, Requestor
 
 if TYPE_CHECKING:
@@ -94,9 +105,9 @@ class Mcheck:
                 )
 
     def _encryption(self) -> None:
-        value = self._everywhere(at.TME_ACTIVATE)
+        value = self._everywhere(IA32_TME_ACTIVATE)
         fields = TmeActivate.of(value)
-        if not value & TME_LOCK:
+        if not value & TME_ACTIVATE_LOCK:
             raise McheckError("IA32_TME_ACTIVATE", "not locked (bit 0); the BIOS must write it")
         if not fields.enable:
             raise McheckError("IA32_TME_ACTIVATE", "TME is not enabled (bit 1)")
@@ -110,20 +121,20 @@ class Mcheck:
             raise McheckError("IA32_TME_ACTIVATE", f"the memory controllers split KeyIDs as {split}")
 
     def _apics(self) -> None:
-        if not self._everywhere(at.XAPIC_DISABLE_STATUS) & 1:
+        if not self._everywhere(IA32_XAPIC_DISABLE_STATUS) & 1:
             raise McheckError(
                 "IA32_XAPIC_DISABLE_STATUS", "the legacy xAPIC is not disabled; enable x2APIC in the BIOS"
             )
         for lp in self.machine.processors:
-            if lp.rdmsr(at.APIC_BASE) & _X2APIC != _X2APIC:
+            if lp.rdmsr(IA32_APIC_BASE) & _X2APIC != _X2APIC:
                 raise McheckError("IA32_APIC_BASE", f"processor {lp.index} is not in x2APIC mode")
 
     def _locks(self) -> None:
-        if not self._everywhere(at.FEATURE_CONTROL) & FEATURE_LOCK:
+        if not self._everywhere(IA32_FEATURE_CONTROL) & FEATURE_LOCK:
             raise McheckError("IA32_FEATURE_CONTROL", "not locked (bit 0)")
 
     def _smram(self) -> None:
-        base, mask = self._everywhere(at.SMRR_BASE), self._everywhere(at.SMRR_MASK)
+        base, mask = self._everywhere(IA32_SMRR_PHYSBASE), self._everywhere(IA32_SMRR_PHYSMASK)
         if not mask & RANGE_VALID:
             raise McheckError("SMRR", "not valid (IA32_SMRR_PHYSMASK bit 11)")
         if not mask & RANGE_LOCK:
@@ -134,7 +145,7 @@ class Mcheck:
             raise McheckError("SMRR", f"base {self.smrr[0]:#x} is not a multiple of the size {size:#x}")
 
     def _seam_range(self) -> None:
-        base, mask = self._everywhere(at.SEAMRR_BASE), self._everywhere(at.SEAMRR_MASK)
+        base, mask = self._everywhere(IA32_SEAMRR_PHYS_BASE), self._everywhere(IA32_SEAMRR_PHYS_MASK)
         if not base & SEAMRR_CONFIGURED:
             raise McheckError("SEAMRR", "not configured (IA32_SEAMRR_PHYS_BASE bit 3)")
         if not mask & RANGE_LOCK:
@@ -157,13 +168,13 @@ class Mcheck:
 
     def _memory_types(self) -> None:
         """The SEAM range must be write-back on every processor."""
-        default = self._everywhere(at.MTRR_DEF_TYPE)
+        default = self._everywhere(IA32_MTRR_DEF_TYPE)
         if not default & 1 << 11:
             raise McheckError("IA32_MTRR_DEF_TYPE", "MTRRs are not enabled (bit 11)")
         covered = default & 0xFF == _WRITE_BACK
         for number in range(at.MTRR_COUNT):
-            base = self._everywhere(at.MTRR_PHYSBASE0 + 2 * number)
-            mask = self._everywhere(at.MTRR_PHYSBASE0 + 2 * number + 1)
+            base = self._everywhere(IA32_MTRR_PHYSBASE0 + 2 * number)
+            mask = self._everywhere(IA32_MTRR_PHYSBASE0 + 2 * number + 1)
             if mask & 1 << 11:
                 size = _size_of_mask(f"IA32_MTRR_PHYSMASK{number}", mask & ~0xFFF, 52)
                 where = (base & mask & ~0xFFF, size)
@@ -179,7 +190,7 @@ class Mcheck:
                 "IA32_MTRR_DEF_TYPE",
                 f"the SEAM range has memory type {default & 0xFF}, not write-back, and no MTRR covers it",
             )
-        exclude = self._everywhere(at.TME_EXCLUDE_MASK)
+        exclude = self._everywhere(IA32_TME_EXCLUDE_MASK)
         if exclude & 1 << 11:
             raise McheckError("IA32_TME_EXCLUDE", "memory is excluded from encryption")
 
@@ -213,7 +224,7 @@ class Mcheck:
         machine.memory.direct_zero(base, size, Requestor.SEAM)
         machine.memory.write(base + size - PAGE, self._table(), Requestor.SEAM)
         for lp in machine.processors:
-            lp.msrs.poke(at.SEAMRR_MASK, lp.msrs.peek(at.SEAMRR_MASK) | RANGE_VALID)
+            lp.msrs.poke(IA32_SEAMRR_PHYS_MASK, lp.msrs.peek(IA32_SEAMRR_PHYS_MASK) | RANGE_VALID)
         machine.seam.enabled = True
 
     def _table(self) -> bytes:

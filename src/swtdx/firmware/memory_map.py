@@ -14,12 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.arch.units import GIB, KIB, MIB, PAGE
 from swtdx.firmware.errors import BiosError
 
-KIB: Final = 1 << 10
-MIB: Final = 1 << 20
-GIB: Final = 1 << 30
-PAGE: Final = 4096
 #: Where DRAM below 4 GiB ends at most; devices have the rest.
 LOW_DRAM: Final = 2 * GIB
 HIGH_DRAM: Final = 4 * GIB

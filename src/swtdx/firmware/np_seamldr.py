@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import status as st
+from swtdx.arch.msrs import (
+    IA32_MISC_ENABLE,
+    IA32_SEAMEXTEND,
+    IA32_SEAMRR_PHYS_BASE,
+    IA32_SEAMRR_PHYS_MASK,
+    IA32_SGX_DEBUG_MODE,
+)
 from swtdx.arch.seam_structs import P_SYS_INFO_TABLE, SEAMEXTEND
+from swtdx.arch.units import PAGE
 from swtdx.firmware.acm import P_SEAMLDR_CONSTS, SIGNERS, Acm, enter_accs
 from swtdx.firmware.errors import AcmError
 from swtdx.firmware.p_seamldr import PSeamldr
@@ -19,12 +27,10 @@ from swtdx.firmware.seam_layout import (
     LINEAR_KEYHOLE_EDIT,
     LINEAR_MODULE,
     LINEAR_STACK,
-    PAGE,
     SHADOW_STACK,
     aslr_bits,
     page_tables,
 )
-from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.cpu.msr_rules import RANGE_VALID
 from swtdx.machine.memory import Requestor
 from swtdx.machine.processor import LogicalProcessor, Mode
@@ -54,23 +60,23 @@ class NpSeamldr:
     def run(self) -> int:
         """Execute; returns the NP-SEAMLDR's status.  The processor leaves ACM mode."""
         lp = self.lp
-        misc = lp.rdmsr(at.MISC_ENABLE)
-        lp.wrmsr(at.MISC_ENABLE, misc & ~_BOOT_NT4)
+        misc = lp.rdmsr(IA32_MISC_ENABLE)
+        lp.wrmsr(IA32_MISC_ENABLE, misc & ~_BOOT_NT4)
         unlocked = False
         try:
-            mask = lp.rdmsr(at.SEAMRR_MASK)
+            mask = lp.rdmsr(IA32_SEAMRR_PHYS_MASK)
             if not mask & RANGE_VALID:
                 return self._fail(st.NPSEAMLDR_EBADRANGE, "SEAMRR is not valid; MCHECK has not run")
             # While it works, the range is an ordinary one for this processor.
-            lp.wrmsr(at.SEAMRR_MASK, mask & ~RANGE_VALID)
+            lp.wrmsr(IA32_SEAMRR_PHYS_MASK, mask & ~RANGE_VALID)
             unlocked = True
             return self._load(mask)
         finally:
             if unlocked:
                 if self._mutex:
                     self._set_mutex(0)
-                lp.wrmsr(at.SEAMRR_MASK, lp.msrs.peek(at.SEAMRR_MASK) | RANGE_VALID)
-            lp.wrmsr(at.MISC_ENABLE, misc)
+                lp.wrmsr(IA32_SEAMRR_PHYS_MASK, lp.msrs.peek(IA32_SEAMRR_PHYS_MASK) | RANGE_VALID)
+            lp.wrmsr(IA32_MISC_ENABLE, misc)
             lp.mode = Mode.LEGACY
 
     def _fail(self, status: int, why: str) -> int:
@@ -81,7 +87,7 @@ class NpSeamldr:
     def _load(self, mask: int) -> int:
         lp = self.lp
         address = (1 << lp.model.maxpa) - 1 & ~((1 << 25) - 1)
-        base = lp.rdmsr(at.SEAMRR_BASE) & address
+        base = lp.rdmsr(IA32_SEAMRR_PHYS_BASE) & address
         size = (1 << lp.model.maxpa) - (mask & address)
         if size > LARGEST_RANGE:
             return self._fail(st.NPSEAMLDR_EBADRANGE, f"SEAMRR of {size >> 20} MiB; at most 1 GiB")
@@ -187,13 +193,13 @@ class NpSeamldr:
 
     def _open_door(self, range_base: int) -> None:
         """SEAMEXTEND := P_SEAMLDR_READY, and the P-SEAMLDR's entry point goes live."""
-        debug = self.lp.rdmsr(at.SGX_DEBUG_MODE) >> 1 & 1
+        debug = self.lp.rdmsr(IA32_SGX_DEBUG_MODE) >> 1 & 1
         extend = SEAMEXTEND.new()
         SEAMEXTEND.system_under_debug.set(extend, debug)
         SEAMEXTEND.p_seamldr_ready.set(extend, 1)
         # The register is loaded from memory; the start of the P-SEAMLDR's range serves as the buffer.
         self.memory.write(range_base, extend, Requestor.SEAM)
-        self.lp.wrmsr(at.SEAMEXTEND, range_base)
+        self.lp.wrmsr(IA32_SEAMEXTEND, range_base)
         trusted = frozenset(bytes.fromhex(key) for key in self.acm.manifest.constant(SIGNERS).split(","))
         loader = PSeamldr(self.machine, self.table_pa, trusted, self.acm)
         self.machine.seam.p_seamldr_entry = loader

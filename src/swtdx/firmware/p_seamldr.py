@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import status as st
+from swtdx.arch.msrs import IA32_SEAMEXTEND
 from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.seam_structs import P_SYS_INFO_TABLE, SEAMEXTEND, SEAMLDR_INFO
+from swtdx.arch.units import PAGE
 from swtdx.firmware.install import Installer
 from swtdx.firmware.sigstruct import Refusal
-from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.memory import Requestor
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ VENDOR: Final = 0x8086
 BUILD_DATE: Final = 0x20240101
 BUILD_NUMBER: Final = 0
 MAJOR, MINOR = 1, 5
-_PAGE: Final = 4096
 _HALF: Final = 2048
 #: Offset in the P-SEAMLDR's range of the 256-byte buffer through which SEAMEXTEND moves.
 _EXTEND_BUFFER: Final = 0
@@ -56,7 +56,7 @@ class PSeamldr:
         #: SEAMEXTEND as it was when the first processor called INSTALL.
         self.snapshot = bytes(SEAMEXTEND.size)
         self.installer = Installer(self)
-        table = self.memory.read(table_pa, _PAGE, Requestor.SEAM)
+        table = self.memory.read(table_pa, PAGE, Requestor.SEAM)
         self.total_lps: int = P_SYS_INFO_TABLE.tot_num_lps.get(table)
         self.range_base: int = P_SYS_INFO_TABLE.p_seamldr_range_base.get(table)
         self.acm_x2apic: int = P_SYS_INFO_TABLE.acm_x2apicid.get(table)
@@ -107,14 +107,14 @@ class PSeamldr:
     def read_extend(self, lp: LogicalProcessor) -> bytes:
         """SEAMEXTEND, through its command MSR."""
         buffer = self.range_base + _EXTEND_BUFFER
-        lp.wrmsr(at.SEAMEXTEND, buffer | 1)
+        lp.wrmsr(IA32_SEAMEXTEND, buffer | 1)
         return self.memory.read(buffer, SEAMEXTEND.size, Requestor.SEAM)
 
     def write_extend(self, lp: LogicalProcessor, value: bytes) -> None:
         """Set SEAMEXTEND through its command MSR."""
         buffer = self.range_base + _EXTEND_BUFFER
         self.memory.write(buffer, value, Requestor.SEAM)
-        lp.wrmsr(at.SEAMEXTEND, buffer)
+        lp.wrmsr(IA32_SEAMEXTEND, buffer)
 
     # ------------------------------------------------------------------ leaves
     def _info(self, lp: LogicalProcessor) -> int:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.arch.seam_structs import SEAM_SIGSTRUCT
+from swtdx.arch.units import PAGE
 
-PAGE: Final = 4096
 CODE_REGION: Final = 2 << 20
 SHADOW_STACK: Final = PAGE
 #: Linear bases (``pseamldr_data_types.h``); address-space randomisation adds bits 46:34.

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.layout import Field, Struct
+from swtdx.arch.units import PAGE
 from swtdx.firmware.seam_layout import (
     LINEAR_CODE,
     LINEAR_DATA,
     LINEAR_STACK,
     LINEAR_SYSINFO,
-    PAGE,
     SeamLayout,
 )
 from swtdx.machine.vmx.vmcs import REVISION

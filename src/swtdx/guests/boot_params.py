@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from swtdx.arch.units import MASK32
 from swtdx.guests.kernel import KernelImage
 from swtdx.guests.memory_map import E820Entry, Range
 from swtdx.guests.setup_header import (
@@ -14,8 +15,6 @@ from swtdx.guests.setup_header import (
     SETUP_HEADER,
     ZERO_PAGE_BYTES,
 )
-
-_MASK32 = (1 << 32) - 1
 
 
 def build_boot_params(
@@ -44,19 +43,19 @@ def build_boot_params(
     page[HEADER_START:header_end] = kernel.data[HEADER_START:header_end]
     field = SETUP_HEADER
     field.type_of_loader.set(page, LOADER_UNDEFINED)
-    field.code32_start.set(page, load_gpa & _MASK32)
-    field.cmd_line_ptr.set(page, cmdline_gpa & _MASK32)
+    field.code32_start.set(page, load_gpa & MASK32)
+    field.cmd_line_ptr.set(page, cmdline_gpa & MASK32)
     field.ext_cmd_line_ptr.set(page, cmdline_gpa >> 32)
     if initrd is not None:
-        field.ramdisk_image.set(page, initrd.base & _MASK32)
+        field.ramdisk_image.set(page, initrd.base & MASK32)
         field.ext_ramdisk_image.set(page, initrd.base >> 32)
-        field.ramdisk_size.set(page, initrd.size & _MASK32)
+        field.ramdisk_size.set(page, initrd.size & MASK32)
         field.ext_ramdisk_size.set(page, initrd.size >> 32)
     field.acpi_rsdp_addr.set(page, rsdp_gpa)
     field.e820_entries.set(page, len(e820))
     words = E820_ENTRY_BYTES // 4
     for index, entry in enumerate(e820):
-        values = (entry.base & _MASK32, entry.base >> 32, entry.size & _MASK32, entry.size >> 32, entry.kind)
+        values = (entry.base & MASK32, entry.base >> 32, entry.size & MASK32, entry.size >> 32, entry.kind)
         for offset, value in enumerate(values):
             field.e820_table.set(page, index * words + offset, value)
     return bytes(page)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Self
 
 from swtdx.arch import ghci
 from swtdx.arch import status as st
@@ -21,8 +21,6 @@ from swtdx.platform import Platform, PlatformConfig
 from swtdx.trace.names import status_text
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.processor import Processor
-
-PAGE: Final = 4096
 
 
 class Impossible(RuntimeError):

@@ -6,16 +6,16 @@ from typing import Final
 
 from swtdx.arch.metadata import Context
 from swtdx.arch.regs import NAMES
+from swtdx.arch.units import MASK64
+from swtdx.arch.x86 import FRAME_MASK
 from swtdx.lab.attack import attack
 from swtdx.lab.bench import Bench
 from swtdx.vmm.processor import TIMER_VECTOR
 
 FAMILY: Final = "registers"
-_U64: Final = (1 << 64) - 1
-_ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 
 
-def _write(bench: Bench, name: str, value: int, mask: int = _U64) -> None:
+def _write(bench: Bench, name: str, value: int, mask: int = MASK64) -> None:
     field = bench.field(Context.VP, name)
     bench.attempt("TDH.VP.WR", name, rcx=bench.victim.tdvpr, rdx=field, r8=value, r9=mask)
 
@@ -94,4 +94,4 @@ def change_EPTP_and_HKID(bench: Bench) -> None:
 @attack(FAMILY, "have the processor read the victim's own page as its shared EPT")
 def shared_EPT_in_private_memory(bench: Bench) -> None:
     """TDH.VP.WR of SHARED_EPTP with an address that carries the victim's HKID."""
-    _write(bench, "SHARED_EPTP", bench.keyed(bench.victim.hpa()), _ADDRESS)
+    _write(bench, "SHARED_EPTP", bench.keyed(bench.victim.hpa()), FRAME_MASK)

@@ -9,6 +9,7 @@ from swtdx.arch import ghci
 from swtdx.arch.exits import ExitReason, ExtendedQualification
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
 from swtdx.arch.regs import R8, R9, R10, R11, R12, R13, R14, R15, RBP, RBX, RDI, RSI
+from swtdx.arch.units import MASK64, PAGE
 from swtdx.machine.engine.protocol import EngineError
 from swtdx.machine.engine.scripted import Pause, Read, Script, Tdcall, Write
 from swtdx.machine.random import derive
@@ -19,7 +20,6 @@ from swtdx.vmm.processor import Processor
 from swtdx.vmm.td import InitialPage, Td
 from swtdx.vmm.td_params import TdConfig
 
-PAGE: Final = 4096
 CODE: Final = 0x10_0000
 RAM: Final = 0x400_0000
 RAM_END: Final = RAM + (4 << 20)
@@ -35,7 +35,6 @@ _ACCEPT: Final = GUEST_BY_NAME["TDG.MEM.PAGE.ACCEPT"].number
 _TDCALL: Final = int(ExitReason.TDCALL)
 _EPT_VIOLATION: Final = int(ExitReason.EPT_VIOLATION)
 _INTERRUPT: Final = int(ExitReason.EXTERNAL_INTERRUPT)
-_U64: Final = (1 << 64) - 1
 
 
 def secret_words(seed: bytes, label: str, count: int = WORDS) -> list[int]:
@@ -73,7 +72,7 @@ class Victim:
             yield Tdcall(rax=_ACCEPT, rcx=gpa)
         for number, word in enumerate(self.secret):
             yield Write(RAM + 8 * number, word)
-            yield Write(SECOND + 8 * number, word ^ _U64)
+            yield Write(SECOND + 8 * number, word ^ MASK64)
         while True:
             for register, word in zip(KEEPERS, self.secret, strict=False):
                 cpu.gpr[register] = word
@@ -89,7 +88,9 @@ class Victim:
                 meanwhile()
             for number, word in enumerate(self.secret):
                 self._expect((yield Read(RAM + 8 * number)), word, f"GPA {RAM + 8 * number:#x}")
-                self._expect((yield Read(SECOND + 8 * number)), word ^ _U64, f"GPA {SECOND + 8 * number:#x}")
+                self._expect(
+                    (yield Read(SECOND + 8 * number)), word ^ MASK64, f"GPA {SECOND + 8 * number:#x}"
+                )
 
     def _look_at_registers(self, cpu: Script) -> None:
         for register, word in zip(KEEPERS, self.secret, strict=False):
@@ -150,5 +151,5 @@ class Victim:
 
     def leaked(self, registers: list[int]) -> bool:
         """Whether a register file holds a word of the secret."""
-        words = {*self.secret, *(word ^ _U64 for word in self.secret)}
+        words = {*self.secret, *(word ^ MASK64 for word in self.secret)}
         return any(value in words for value in registers)

@@ -8,10 +8,7 @@ another owner, or at another GPA, than the last time.
 
 from __future__ import annotations
 
-from typing import Final
-
-_LARGE: Final = 2 << 20
-_SMALL: Final = 4096
+from swtdx.arch.units import LARGE_PAGE, PAGE
 
 #: (owner, GPA - HPA): the same for every page of an unchanged large mapping.
 Tag = tuple[int, int]
@@ -27,23 +24,23 @@ class CodeWatch:
     def mapped(self, owner: int, gpa: int, hpa: int, size: int) -> bool:
         """Note a mapping; True when the frames may hold code translated for another one."""
         tag = (owner, gpa - hpa)
-        region = hpa // _LARGE
+        region = hpa // LARGE_PAGE
         before = self._large.get(region)
-        if size >= _LARGE:
+        if size >= LARGE_PAGE:
             parts = self._small.pop(region, {})
             self._large[region] = tag
             return before not in (None, tag) or any(part != tag for part in parts.values())
         parts = self._small.setdefault(region, {})
-        last = parts.get(hpa // _SMALL, before)
-        parts[hpa // _SMALL] = tag
+        last = parts.get(hpa // PAGE, before)
+        parts[hpa // PAGE] = tag
         return last not in (None, tag)
 
     def ever_mapped(self, hpa: int, size: int) -> bool:
         """Whether a frame of the ``size`` bytes at ``hpa``, within one 2 MiB region, was ever mapped."""
-        region = hpa // _LARGE
+        region = hpa // LARGE_PAGE
         if region in self._large:
             return True
         parts = self._small.get(region)
         return parts is not None and any(
-            page in parts for page in range(hpa // _SMALL, (hpa + size - 1) // _SMALL + 1)
+            page in parts for page in range(hpa // PAGE, (hpa + size - 1) // PAGE + 1)
         )

@@ -6,8 +6,9 @@ import enum
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from swtdx.arch.msrs import IA32_FEATURE_CONTROL
+from swtdx.arch.x86 import CR4_VMXE
 from swtdx.machine import seamops
-from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.cpu.cpuid import Cpuid, Regs
 from swtdx.machine.cpu.features import cr4_bits
 from swtdx.machine.cpu.fuses import Fuses
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 #: SEAMCALL with this bit of RAX set goes to the P-SEAMLDR, else to the TDX Module.
 P_SEAMLDR_BIT: Final = 1 << 63
-#: CR4.VMXE; VMXON needs it.
-CR4_VMXE: Final = 1 << 13
 
 
 class Mode(enum.Enum):
@@ -162,7 +161,7 @@ class LogicalProcessor:
         if self.mode is not Mode.LEGACY:
             raise GeneralProtection(f"VMXON on processor {self.index}, which is in {self.mode.value}")
         allowed = FEATURE_LOCK | FEATURE_VMX
-        if self.msrs.peek(at.FEATURE_CONTROL) & allowed != allowed:
+        if self.msrs.peek(IA32_FEATURE_CONTROL) & allowed != allowed:
             raise GeneralProtection(
                 f"VMXON on processor {self.index}: the BIOS has not locked IA32_FEATURE_CONTROL with VMX"
             )

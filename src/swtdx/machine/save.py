@@ -16,8 +16,10 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from swtdx.arch.seam_structs import SEAMEXTEND
+from swtdx.arch.units import MASK64
 from swtdx.machine.cpu.msr_table import MSRS
 from swtdx.machine.cpu.package import package_of
+from swtdx.machine.engine.protocol import OTHER_MSRS
 from swtdx.machine.machine import Machine, MachineConfig
 from swtdx.machine.memory import MachineCheck, MemoryFault, saving
 from swtdx.machine.processor import LogicalProcessor, Mode
@@ -28,10 +30,7 @@ if TYPE_CHECKING:
     from swtdx.machine.vmx.vmcs import Vmcs
 
 VERSION: Final = 1
-#: Guest MSRs that an engine keeps and no VMCS field holds: STAR, LSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX.
-_CONTEXT_MSRS: Final = (0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102, 0xC0000103)
 _DEBUG_REGISTERS: Final = (0, 1, 2, 3, 6)
-_NONE: Final = (1 << 64) - 1
 _MODES: Final = (Mode.LEGACY, Mode.ROOT)
 #: What values that nobody saved make Python say.
 _NONSENSE: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError)
@@ -163,7 +162,7 @@ def _save_processors(machine: Machine, out: SectionWriter) -> None:
         out.u8(lp.cf | lp.zf << 1)
         out.u64(lp.cr4)
         out.blob(bytes(sorted(lp.pending)))
-        out.u64(_NONE if lp.timer_deadline is None else lp.timer_deadline)
+        out.u64(MASK64 if lp.timer_deadline is None else lp.timer_deadline)
         out.u8(lp.timer_vector)
         _save_msrs(lp.msrs.values, out)
     for number in range(machine.config.packages):
@@ -186,7 +185,7 @@ def _load_processors(section: SectionReader, machine: Machine) -> None:
         lp.cr4 = section.u64()
         lp.pending.update(section.blob())
         deadline = section.u64()
-        lp.timer_deadline = None if deadline == _NONE else deadline
+        lp.timer_deadline = None if deadline == MASK64 else deadline
         lp.timer_vector = section.u8()
         _load_msrs(lp.msrs.values, section)
     for number in range(machine.config.packages):
@@ -253,9 +252,9 @@ def _save_context(vmcs: Vmcs, out: SectionWriter) -> None:
     out.u64(context.xcr0)
     for number in _DEBUG_REGISTERS:
         out.u64(context.read_dr(number))
-    for index in _CONTEXT_MSRS:
+    for index in OTHER_MSRS:
         value = context.read_msr(index)
-        out.u64(_NONE if value is None else value)
+        out.u64(MASK64 if value is None else value)
     out.u32(len(context.extra_msrs))
     for index in sorted(context.extra_msrs):
         out.u32(index)
@@ -284,9 +283,9 @@ def _activate(section: SectionReader, lp: LogicalProcessor, pa: int) -> Vmcs:
     context.xcr0 = section.u64()
     for number in _DEBUG_REGISTERS:
         context.write_dr(number, section.u64())
-    for index in _CONTEXT_MSRS:
+    for index in OTHER_MSRS:
         value = section.u64()
-        if value != _NONE:
+        if value != MASK64:
             context.write_msr(index, value)
     for _ in range(section.u32()):
         index = section.u32()

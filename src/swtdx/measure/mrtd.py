@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from swtdx.arch.units import PAGE
 from swtdx.measure.errors import MeasureError
 
-PAGE: Final = 4096
 _CHUNK: Final = 256
 _CHUNKS: Final = PAGE // _CHUNK
 _BLOCK: Final = 128

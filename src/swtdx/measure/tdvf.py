@@ -13,8 +13,9 @@ from enum import IntEnum
 from typing import Final
 from uuid import UUID
 
+from swtdx.arch.units import PAGE
 from swtdx.measure.errors import MeasureError
-from swtdx.measure.mrtd import PAGE, MrtdStream, Region
+from swtdx.measure.mrtd import MrtdStream, Region
 
 _FOOTER: Final = UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
 _OFFSET_ENTRY: Final = UUID("e47a6535-984a-4798-865e-4685a7bf8ec2").bytes_le

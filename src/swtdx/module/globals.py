@@ -11,15 +11,14 @@ from typing import Final
 
 from swtdx.arch.layout import Array, Field, Struct
 from swtdx.arch.states import KotState, SysState
+from swtdx.arch.units import PAGE
 from swtdx.machine.memory import SEAM, PhysicalMemory
 
-PAGE: Final = 4096
 MAX_LPS: Final = 256
 MAX_TDMRS: Final = 64
 MAX_CMRS: Final = 32
 MAX_HKIDS: Final = 2048
 MAX_PACKAGES: Final = 8
-NO_PAGE: Final = (1 << 64) - 1
 
 
 class SYS(Struct, size=PAGE):

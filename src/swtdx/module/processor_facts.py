@@ -10,9 +10,10 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Final
 
+from swtdx.arch import msrs
 from swtdx.arch.cpuid_table import NA, ROWS, Quad
 from swtdx.arch.td_config import ATTR_DEBUG, ATTR_PKS, ATTR_SEPT_VE_DISABLE, XFAM_FIXED0
-from swtdx.machine.cpu import msr_table as msr
+from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE
 from swtdx.machine.machine import Machine
 
 #: ATTRIBUTES bits that a TD may set: DEBUG, SEPT_VE_DISABLE, PKS.  The reference module also has
@@ -20,10 +21,7 @@ from swtdx.machine.machine import Machine
 ATTRIBUTES_FIXED0: Final = ATTR_DEBUG | ATTR_SEPT_VE_DISABLE | ATTR_PKS
 _XCR0_USER: Final = 0x000602E7
 _XSS_SUPERVISOR: Final = 0x0001D900
-_OSXSAVE: Final = 1 << 27
-_OSPKE: Final = 1 << 4
 _LA57: Final = 1 << 16
-_MASK64: Final = (1 << 64) - 1
 
 
 class ProcessorFacts:
@@ -48,9 +46,9 @@ class ProcessorFacts:
         for row in ROWS:
             eax, ebx, ecx, edx = self.native_cpuid(row.leaf, row.subleaf)
             if row.leaf == 1:
-                ecx &= ~_OSXSAVE
+                ecx &= ~CPUID_1_ECX_OSXSAVE
             elif (row.leaf, row.subleaf) == (7, 0):
-                ecx &= ~_OSPKE
+                ecx &= ~CPUID_7_ECX_OSPKE
             found.append((eax, ebx, ecx, edx))
         return tuple(found)
 
@@ -77,24 +75,27 @@ class ProcessorFacts:
     @cached_property
     def ept_vpid_cap(self) -> int:
         """IA32_VMX_EPT_VPID_CAP."""
-        return self._lp.rdmsr(0x48C)
+        return self._lp.rdmsr(msrs.IA32_VMX_EPT_VPID_CAP)
 
     @cached_property
     def secondary_controls(self) -> tuple[int, int]:
         """Secondary processor-based controls that must be 1, and that may be 1 (IA32_VMX_PROCBASED_CTLS2)."""
-        setting = self._lp.rdmsr(0x48B)
+        setting = self._lp.rdmsr(msrs.IA32_VMX_PROCBASED_CTLS2)
         return setting & 0xFFFFFFFF, setting >> 32
 
     @cached_property
     def arch_capabilities(self) -> int:
         """IA32_ARCH_CAPABILITIES."""
-        return self._lp.rdmsr(msr.ARCH_CAPABILITIES)
+        return self._lp.rdmsr(msrs.IA32_ARCH_CAPABILITIES)
 
     @cached_property
     def cr_fixed(self) -> tuple[int, int, int, int]:
         """IA32_VMX_CR0_FIXED0, CR0_FIXED1, CR4_FIXED0, CR4_FIXED1."""
-        cr0_0, cr0_1, cr4_0, cr4_1 = (self._lp.rdmsr(index) for index in range(0x486, 0x48A))
-        return cr0_0, cr0_1, cr4_0, cr4_1
+        read = self._lp.rdmsr
+        return (
+            read(msrs.IA32_VMX_CR0_FIXED0), read(msrs.IA32_VMX_CR0_FIXED1),
+            read(msrs.IA32_VMX_CR4_FIXED0), read(msrs.IA32_VMX_CR4_FIXED1),
+        )  # fmt: skip
 
     @cached_property
     def tsc_hz(self) -> int:

@@ -14,6 +14,8 @@ import hashlib
 import struct
 from typing import Final
 
+from swtdx.arch.units import MASK64
+
 #: Bytes of a saved state: eight 64-bit words, then the number of bytes hashed.
 STATE_SIZE: Final = 72
 BLOCK: Final = 128
@@ -24,7 +26,6 @@ _INITIAL: Final = (
 )  # fmt: skip
 _STATE: Final = struct.Struct("<9Q")
 _CTX_SIZE: Final = 216
-_MASK: Final = (1 << 64) - 1
 
 
 def initial() -> bytes:
@@ -103,14 +104,14 @@ def _cube_root_fraction(number: int) -> int:
             low = middle
         else:
             high = middle - 1
-    return low & _MASK
+    return low & MASK64
 
 
 _round_constants: list[int] = []
 
 
 def _rotate(value: int, by: int) -> int:
-    return (value >> by | value << 64 - by) & _MASK
+    return (value >> by | value << 64 - by) & MASK64
 
 
 def _compress(words: list[int], block: bytes) -> list[int]:
@@ -120,15 +121,15 @@ def _compress(words: list[int], block: bytes) -> list[int]:
     for t in range(16, 80):
         s0 = _rotate(w[t - 15], 1) ^ _rotate(w[t - 15], 8) ^ w[t - 15] >> 7
         s1 = _rotate(w[t - 2], 19) ^ _rotate(w[t - 2], 61) ^ w[t - 2] >> 6
-        w.append(w[t - 16] + s0 + w[t - 7] + s1 & _MASK)
+        w.append(w[t - 16] + s0 + w[t - 7] + s1 & MASK64)
     a, b, c, d, e, f, g, h = words
     for t in range(80):
         s1 = _rotate(e, 14) ^ _rotate(e, 18) ^ _rotate(e, 41)
-        t1 = h + s1 + (e & f ^ ~e & g) + _round_constants[t] + w[t] & _MASK
+        t1 = h + s1 + (e & f ^ ~e & g) + _round_constants[t] + w[t] & MASK64
         s0 = _rotate(a, 28) ^ _rotate(a, 34) ^ _rotate(a, 39)
-        t2 = s0 + (a & b ^ a & c ^ b & c) & _MASK
-        a, b, c, d, e, f, g, h = t1 + t2 & _MASK, a, b, c, d + t1 & _MASK, e, f, g
-    return [x + y & _MASK for x, y in zip(words, (a, b, c, d, e, f, g, h), strict=True)]
+        t2 = s0 + (a & b ^ a & c ^ b & c) & MASK64
+        a, b, c, d, e, f, g, h = t1 + t2 & MASK64, a, b, c, d + t1 & MASK64, e, f, g
+    return [x + y & MASK64 for x, y in zip(words, (a, b, c, d, e, f, g, h), strict=True)]
 
 
 def _update_python(state: bytes | memoryview, data: bytes) -> bytes:

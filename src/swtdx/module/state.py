@@ -8,12 +8,13 @@ them.  Every leaf gets it; it knows none of them.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
 
 from swtdx.arch import features
 from swtdx.arch import status as st
 from swtdx.arch.cpuid_table import Quad
+from swtdx.arch.msrs import IA32_TSC_ADJUST
 from swtdx.arch.operands import OperandId
+from swtdx.arch.units import PAGE
 from swtdx.machine import seamops
 from swtdx.machine.cpu.pconfig import program_key
 from swtdx.machine.machine import Machine
@@ -32,9 +33,6 @@ from swtdx.module.objects.pamt import Pamt
 from swtdx.module.objects.td import Td, Vp
 from swtdx.module.processor_facts import ATTRIBUTES_FIXED0, ProcessorFacts
 from swtdx.module.sysinfo import SysInfo
-
-_TSC_ADJUST: Final = 0x3B
-_PAGE: Final = 4096
 
 
 class ModuleState:
@@ -99,7 +97,7 @@ class ModuleState:
 
     def flush_page(self, pa: int) -> None:
         """Write back and invalidate the lines of one page cached under the HKID of ``pa``."""
-        self.memory.clflush(pa, _PAGE, SEAM)
+        self.memory.clflush(pa, PAGE, SEAM)
 
     def memory_written(self, hpa: int, size: int) -> None:
         """The module wrote to guest memory that may have been executed."""
@@ -156,8 +154,8 @@ class ModuleState:
         Raises:
             LeafFailed: INCONSISTENT_MSR | 0x3B.
         """
-        if lp.rdmsr(_TSC_ADJUST) != SYS.tsc_adjust.get(self.data.sys):
-            raise LeafFailed(st.TDX_INCONSISTENT_MSR | _TSC_ADJUST)
+        if lp.rdmsr(IA32_TSC_ADJUST) != SYS.tsc_adjust.get(self.data.sys):
+            raise LeafFailed(st.TDX_INCONSISTENT_MSR | IA32_TSC_ADJUST)
 
     def program_key(self, lp: LogicalProcessor, hkid: int) -> None:
         """PCONFIG: a new random key for ``hkid`` on the package of ``lp``.

@@ -7,10 +7,10 @@ from typing import Final
 
 from swtdx.arch.platform_structs import MAX_CMRS
 from swtdx.arch.seam_structs import SYS_INFO_TABLE
+from swtdx.arch.units import PAGE
 from swtdx.machine.memory import SEAM, PhysicalMemory
 
-_PAGE: Final = 4096
-_SHADOW_STACK: Final = _PAGE
+_SHADOW_STACK: Final = PAGE
 
 
 class SysInfo:
@@ -58,15 +58,15 @@ class SysInfo:
         a VMCS for each addressable processor, then the data (intel/seam-loader, ``seamldr_install.c``).
         """
         fields = SYS_INFO_TABLE
-        stack = (fields.num_stack_pages.get(self.table) + 1) * _PAGE + _SHADOW_STACK
-        return self._base + _PAGE + self._addressable(stack) * _PAGE
+        stack = (fields.num_stack_pages.get(self.table) + 1) * PAGE + _SHADOW_STACK
+        return self._base + PAGE + self._addressable(stack) * PAGE
 
     @property
     def global_data(self) -> int:
         """HPA of the part of the data region that all processors share: behind the TLS of each."""
         fields = SYS_INFO_TABLE
-        stack = (fields.num_stack_pages.get(self.table) + 1) * _PAGE + _SHADOW_STACK
-        tls = (fields.num_tls_pages.get(self.table) + 1) * _PAGE
+        stack = (fields.num_stack_pages.get(self.table) + 1) * PAGE + _SHADOW_STACK
+        tls = (fields.num_tls_pages.get(self.table) + 1) * PAGE
         return int(self.data_region + self._addressable(stack) * tls)
 
     def _addressable(self, stack: int) -> int:

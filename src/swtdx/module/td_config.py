@@ -22,6 +22,7 @@ from swtdx.arch.platform_structs import (
     TSC_FREQUENCY_UNIT_HZ,
 )
 from swtdx.arch.td_config import CONFIG_FLAGS_FIXED0, XFAM_FIXED1
+from swtdx.arch.units import MASK64
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.module import virtual_msrs
 from swtdx.module.errors import LeafFailed
@@ -30,7 +31,6 @@ from swtdx.module.globals import SYS
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDCS_SEPT_ROOT, Td
 from swtdx.module.state import ModuleState
 
-_MASK64: Final = (1 << 64) - 1
 #: EPTP_CONTROLS: memory type WB, and the page-walk length minus 1 in bits 5:3.
 _WRITE_BACK: Final = 6
 _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
@@ -139,7 +139,7 @@ def _time(module: ModuleState, lp: LogicalProcessor, tdcs: memoryview, params: b
     multiplier = (frequency * TSC_FREQUENCY_UNIT_HZ << 48) // native
     TDCS.tsc_multiplier.set(tdcs, multiplier)
     # The virtual TSC starts from 0 now.
-    TDCS.tsc_offset.set(tdcs, -(lp.machine.tsc() * multiplier >> 48) & _MASK64)
+    TDCS.tsc_offset.set(tdcs, -(lp.machine.tsc() * multiplier >> 48) & MASK64)
     TDCS.hp_lock_timeout.set(tdcs, HP_LOCK_TIMEOUT_USEC[2] * native // 1_000_000)
 
 

@@ -8,13 +8,22 @@ from typing import Final
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDR, TDVPS
 from swtdx.arch.regs import R8, RBX, RCX, RDX, RSI
+from swtdx.arch.units import NULL_PA
+from swtdx.arch.vmx_controls import (
+    PROC2_PCONFIG,
+    PROC2_USER_WAIT_PAUSE,
+    PROC3_GPAW,
+    PROC_MONITOR_EXITING,
+    PROC_MWAIT_EXITING,
+    PROC_RDPMC_EXITING,
+)
+from swtdx.arch.x86 import CR0_PG
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.vmx.vmcs import Vmcs
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDVPS_VAPIC, TDVPS_XBUFF, Vp
 from swtdx.module.state import ModuleState
 from swtdx.module.vcpu import load_state
 
-_NONE: Final = (1 << 64) - 1
 _SEGMENT_LIMITS: Final = 0xFFFFFFFF
 _CODE: Final = 0xC09B
 _DATA: Final = 0xC093
@@ -35,23 +44,23 @@ _GUEST_STATE: Final = {
     f.GUEST_PERF_GLOBAL_CTRL: 0xFF,
     f.GUEST_PAT: 0x0007040600070406,
     f.GUEST_EFER: 0x901,
-    f.VMCS_LINK_POINTER: _NONE,
-    f.GUEST_PDPTE0: _NONE,
-    f.GUEST_PDPTE1: _NONE,
-    f.GUEST_PDPTE2: _NONE,
-    f.GUEST_PDPTE3: _NONE,
+    f.VMCS_LINK_POINTER: NULL_PA,
+    f.GUEST_PDPTE0: NULL_PA,
+    f.GUEST_PDPTE1: NULL_PA,
+    f.GUEST_PDPTE2: NULL_PA,
+    f.GUEST_PDPTE3: NULL_PA,
 }
 
 #: Controls that are the same for every TD.
 _CONTROLS: Final = {
     f.EXCEPTION_BITMAP: 1 << 18,
-    f.APIC_ACCESS_PAGE: _NONE,
+    f.APIC_ACCESS_PAGE: NULL_PA,
     f.POSTED_INTERRUPT_NOTIFICATION_VECTOR: 0xFFFF,
-    f.POSTED_INTERRUPT_DESCRIPTOR: _NONE,
-    f.PML_ADDRESS: _NONE,
-    f.ENCLS_EXITING_BITMAP: _NONE,
-    f.ENCLV_EXITING_BITMAP: _NONE,
-    f.PCONFIG_EXITING_BITMAP: _NONE,
+    f.POSTED_INTERRUPT_DESCRIPTOR: NULL_PA,
+    f.PML_ADDRESS: NULL_PA,
+    f.ENCLS_EXITING_BITMAP: NULL_PA,
+    f.ENCLV_EXITING_BITMAP: NULL_PA,
+    f.PCONFIG_EXITING_BITMAP: NULL_PA,
 }
 
 # Initial controls: ``td_vmcs_ctl_values_e`` in ``vmcs_defs.h``, with the bits that the capability MSRs
@@ -59,18 +68,11 @@ _CONTROLS: Final = {
 PIN_BASED: Final = 0x29 | 0x16
 #: TSC offsetting, HLT exiting, tertiary controls, TPR shadow, I/O exiting, MSR bitmaps, secondary.
 _PROC: Final = 0x91220088 | 0x04006172
-_MWAIT_EXITING: Final = 1 << 10
-_RDPMC_EXITING: Final = 1 << 11
-_MONITOR_EXITING: Final = 1 << 29
 _SECONDARY: Final = 0x133CB3FA
-_GUEST_WAIT_PAUSE: Final = 1 << 26
-_GUEST_PCONFIG: Final = 1 << 27
 _TERTIARY: Final = 0x80
-_GPAW: Final = 1 << 5
 _EXIT: Final = 0x1F3C8204 | 0x00036DFB
 _ENTRY: Final = 0x003EC004 | 0x000011FB
 _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
-_CR0_PG: Final = 1 << 31
 
 
 def initial_registers(module: ModuleState, vp: Vp, rcx: int, index: int) -> None:
@@ -124,17 +126,17 @@ def _execution_controls(vmcs: Vmcs, tdcs: memoryview) -> None:
 
     proc, secondary = _PROC, _SECONDARY
     if not has("monitor_mwait"):
-        proc |= _MWAIT_EXITING | _MONITOR_EXITING
+        proc |= PROC_MWAIT_EXITING | PROC_MONITOR_EXITING
     if not TDCS.attributes.get(tdcs) >> 63:
-        proc |= _RDPMC_EXITING
+        proc |= PROC_RDPMC_EXITING
     if has("waitpkg"):
-        secondary |= _GUEST_WAIT_PAUSE
+        secondary |= PROC2_USER_WAIT_PAUSE
     if has("mktme"):
-        secondary |= _GUEST_PCONFIG
+        secondary |= PROC2_PCONFIG
     vmcs.write(f.PIN_BASED_CONTROLS, PIN_BASED)
     vmcs.write(f.PROC_BASED_CONTROLS, proc)
     vmcs.write(f.SECONDARY_CONTROLS, secondary)
-    vmcs.write(f.PROCBASED_CTLS3, _TERTIARY | (_GPAW if TDCS.gpaw.get(tdcs) else 0))
+    vmcs.write(f.PROCBASED_CTLS3, _TERTIARY | (PROC3_GPAW if TDCS.gpaw.get(tdcs) else 0))
     vmcs.write(f.EXIT_CONTROLS, _EXIT)
     vmcs.write(f.ENTRY_CONTROLS, _ENTRY)
 
@@ -143,11 +145,11 @@ def _control_register_masks(module: ModuleState, vmcs: Vmcs, tdcs: memoryview) -
     """Which bits of CR0 and CR4 the module owns, and what the guest reads in them."""
     cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1 = module.cr_fixed
     reserved = 0xFFFFFFFF_1FFAFFC0  # bits 63:32, 28:19, 17, 15:6
-    mask = (cr0_fixed0 | ~cr0_fixed1) & ~_CR0_PG | 1 << 0 | 1 << 5 | 1 << 29 | 1 << 30 | reserved
-    vmcs.write(f.CR0_GUEST_HOST_MASK, mask & _NONE)
+    mask = (cr0_fixed0 | ~cr0_fixed1) & ~CR0_PG | 1 << 0 | 1 << 5 | 1 << 29 | 1 << 30 | reserved
+    vmcs.write(f.CR0_GUEST_HOST_MASK, mask & NULL_PA)
     vmcs.write(f.CR0_READ_SHADOW, cr0_fixed0 | 1 << 0 | 1 << 5)
     xfam, attributes = TDCS.xfam.get(tdcs), TDCS.attributes.get(tdcs)
-    mask = cr4_fixed0 | ~cr4_fixed1 | 1 << 6 | 1 << 13 | 1 << 14 | 1 << 15 | (_NONE >> 26 << 26)
+    mask = cr4_fixed0 | ~cr4_fixed1 | 1 << 6 | 1 << 13 | 1 << 14 | 1 << 15 | (NULL_PA >> 26 << 26)
     if not xfam >> 9 & 1:
         mask |= 1 << 22
     if xfam >> 11 & 3 != 3:
@@ -157,5 +159,5 @@ def _control_register_masks(module: ModuleState, vmcs: Vmcs, tdcs: memoryview) -
     mask |= 1 << 19
     if not attributes >> 30 & 1:
         mask |= 1 << 24
-    vmcs.write(f.CR4_GUEST_HOST_MASK, mask & _NONE)
+    vmcs.write(f.CR4_GUEST_HOST_MASK, mask & NULL_PA)
     vmcs.write(f.CR4_READ_SHADOW, cr4_fixed0 & ~(1 << 13) | 1 << 6)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch import msrs
 from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.arch.units import PAGE
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.machine.vmx.vmcs import Vmcs
@@ -13,17 +15,16 @@ from swtdx.module.state import ModuleState
 
 #: Where the GPRs rest in TDVPS page 0.
 GPRS: Final = slice(TDVPS.gpr.offset, TDVPS.gpr.offset + 128)
-_PAGE: Final = 4096
 #: MSRs that VM entry does not load: kept in TDVPS while the vCPU is not on a processor.
 _MSRS: Final = (
-    (0x48, TDVPS.ia32_spec_ctrl),
-    (0x600, TDVPS.ia32_ds_area),
-    (0x1B01, TDVPS.ia32_uarch_misc_ctl),
-    (0xC0000081, TDVPS.ia32_star),
-    (0xC0000082, TDVPS.ia32_lstar),
-    (0xC0000084, TDVPS.ia32_fmask),
-    (0xC0000102, TDVPS.ia32_kernel_gs_base),
-    (0xC0000103, TDVPS.ia32_tsc_aux),
+    (msrs.IA32_SPEC_CTRL, TDVPS.ia32_spec_ctrl),
+    (msrs.IA32_DS_AREA, TDVPS.ia32_ds_area),
+    (msrs.IA32_UARCH_MISC_CTL, TDVPS.ia32_uarch_misc_ctl),
+    (msrs.IA32_STAR, TDVPS.ia32_star),
+    (msrs.IA32_LSTAR, TDVPS.ia32_lstar),
+    (msrs.IA32_FMASK, TDVPS.ia32_fmask),
+    (msrs.IA32_KERNEL_GS_BASE, TDVPS.ia32_kernel_gs_base),
+    (msrs.IA32_TSC_AUX, TDVPS.ia32_tsc_aux),
 )
 
 
@@ -101,9 +102,9 @@ def save_state(lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
         field.set(main, context.extra_msrs.get(index, 0) if value is None else value)
     TDVPS.xcr0.set(main, context.xcr0)
     image = context.read_xstate()
-    for number in range(0, len(image), _PAGE):
-        part = image[number : number + _PAGE]
-        vp.pages[TDVPS_XBUFF + number // _PAGE][: len(part)] = part
+    for number in range(0, len(image), PAGE):
+        part = image[number : number + PAGE]
+        vp.pages[TDVPS_XBUFF + number // PAGE][: len(part)] = part
 
 
 def flush_translations(lp: LogicalProcessor, td: Td) -> None:

@@ -8,6 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS
+from swtdx.arch.units import MASK64
+from swtdx.arch.vmx_controls import (
+    PROC2_USER_WAIT_PAUSE,
+    PROC_MONITOR_EXITING,
+    PROC_MWAIT_EXITING,
+    PROC_RDPMC_EXITING,
+)
 from swtdx.module.state import ModuleState
 
 _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
@@ -33,10 +40,6 @@ _EXIT: Final = (0x1F3C8204, 0x00000000)
 _ENTRY: Final = (0x003EC004, 0x00000200)
 _CR0: Final = (0x21, 0x8005001F)
 _CR4: Final = (0x2040, 0x3FF1FBF)
-_MWAIT_EXITING: Final = 1 << 10
-_RDPMC_EXITING: Final = 1 << 11
-_MONITOR_EXITING: Final = 1 << 29
-_GUEST_WAIT_PAUSE: Final = 1 << 26
 _PCONFIG: Final = 1 << 27
 _EXIT_PERF: Final = 1 << 12 | 1 << 30
 _ENTRY_PERF: Final = 1 << 13
@@ -49,7 +52,6 @@ _MISC: Final = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 14 | 4 << 16 | 1 << 29 | 1 << 30
 _EPT: Final = 1 | 1 << 16 | 1 << 17 | 1 << 22
 _SUPERVISOR_SHADOW_STACK: Final = 1 << 23
 _HLAT_PREFIX: Final = 0x3F << 48
-_MASK64: Final = (1 << 64) - 1
 
 
 def arch_capabilities(native: int, configured: int, *, given: bool, tsx: bool) -> int | None:
@@ -62,7 +64,7 @@ def arch_capabilities(native: int, configured: int, *, given: bool, tsx: bool) -
     value = native & ~_ZERO & ~(_ALLOWED & ~configured)
     if not tsx:
         value &= ~_TSX_CTRL
-    return (value | configured & _RRSBA) & _MASK64
+    return (value | configured & _RRSBA) & MASK64
 
 
 def _allowed(initial: int, variable: int) -> int:
@@ -80,13 +82,13 @@ def vmx_msrs(module: ModuleState, tdcs: memoryview) -> dict[str, int]:
 
     proc, proc_mask = _PROC
     if not has("monitor_mwait"):
-        proc |= _MWAIT_EXITING | _MONITOR_EXITING
+        proc |= PROC_MWAIT_EXITING | PROC_MONITOR_EXITING
     if perfmon:
-        proc_mask |= _RDPMC_EXITING
+        proc_mask |= PROC_RDPMC_EXITING
     else:
-        proc, proc_mask = proc | _RDPMC_EXITING, proc_mask & ~_RDPMC_EXITING
+        proc, proc_mask = proc | PROC_RDPMC_EXITING, proc_mask & ~PROC_RDPMC_EXITING
     proc2, proc2_mask = _PROC2
-    for name, bit in (("waitpkg", _GUEST_WAIT_PAUSE), ("mktme", _PCONFIG)):
+    for name, bit in (("waitpkg", PROC2_USER_WAIT_PAUSE), ("mktme", _PCONFIG)):
         if has(name):
             proc2, proc2_mask = proc2 | bit, proc2_mask | bit
         else:

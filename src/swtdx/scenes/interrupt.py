@@ -8,6 +8,7 @@ from typing import Any, Final
 from swtdx.arch import ghci
 from swtdx.arch.exits import ExitReason
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
+from swtdx.arch.msrs import IA32_X2APIC_EOI
 from swtdx.arch.regs import R8, R9, R10, R11, R12, R13, R14, R15, RBP, RBX, RDI, RSI
 from swtdx.machine.engine.scripted import Pause, Script, Sti, Tdcall, Write, Wrmsr
 from swtdx.scenes.looking import look, registers
@@ -21,7 +22,6 @@ from swtdx.vmm.processor import TIMER_VECTOR
 VECTOR: Final = 0x41
 _ACCEPT: Final = GUEST_BY_NAME["TDG.MEM.PAGE.ACCEPT"].number
 _GET_INFO: Final = ghci.GET_TD_VMCALL_INFO
-_X2APIC_EOI: Final = 0x80B
 _KEEPERS: Final = (RBX, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15)
 #: Cycles after which the host's timer fires.
 _TIMER: Final = 40_000
@@ -40,7 +40,7 @@ class _Play:
     def _guest(self, cpu: Script) -> Any:
         def handler(vector: int) -> Any:
             self.taken.append(vector)
-            yield Wrmsr(_X2APIC_EOI, 0)
+            yield Wrmsr(IA32_X2APIC_EOI, 0)
 
         cpu.on_interrupt = handler
         yield Sti()

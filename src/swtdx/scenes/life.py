@@ -12,11 +12,12 @@ from swtdx.arch.ghci import BASIC_MASK, GET_TD_VMCALL_INFO
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
 from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.regs import RAX, RCX, RDX, number
+from swtdx.arch.units import PAGE
 from swtdx.machine.engine.scripted import Read, Script, Tdcall, Write
 from swtdx.machine.random import derive
 from swtdx.scenes.model import Step
 from swtdx.scenes.observer import Observer
-from swtdx.scenes.stage import CODE, PAGE, RAM, Stage
+from swtdx.scenes.stage import CODE, RAM, Stage
 from swtdx.trace.decode import decode
 from swtdx.trace.names import status_text
 from swtdx.vmm.td_params import TdConfig

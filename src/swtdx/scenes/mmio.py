@@ -8,17 +8,18 @@ from typing import Any, Final
 from swtdx.arch import ghci
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
 from swtdx.arch.regs import R8, R9, RAX, RBP, RBX, RDI, RSI
+from swtdx.arch.units import PAGE
+from swtdx.arch.x86 import VECTOR_VE
 from swtdx.machine.engine.scripted import GuestFault, Read, Script, Tdcall, Write
 from swtdx.scenes.looking import look, registers
 from swtdx.scenes.model import Rows, Step
-from swtdx.scenes.stage import PAGE, RAM, SHARED, Stage, recorded
+from swtdx.scenes.stage import RAM, SHARED, Stage, recorded
 from swtdx.trace.record import Kind, Record
 from swtdx.vmm.td import Td
 
 #: Where the device is, and the register that the guest reads.
 DEVICE: Final = 0xB000_0000
 REGISTER: Final = DEVICE + 8
-_VE: Final = 20
 _ACCEPT: Final = GUEST_BY_NAME["TDG.MEM.PAGE.ACCEPT"].number
 _VEINFO_GET: Final = GUEST_BY_NAME["TDG.VP.VEINFO.GET"].number
 _KEEPERS: Final = (RBX, RBP, RSI, RDI, R8, R9)
@@ -69,7 +70,7 @@ class _Play:
         try:
             yield Read(SHARED | REGISTER, 4)
         except GuestFault as fault:
-            if fault.vector != _VE:
+            if fault.vector != VECTOR_VE:
                 raise
             info = yield Tdcall(rax=_VEINFO_GET)
             # As Linux does: the instruction at RIP says how many bytes, and that it is a read into EAX.

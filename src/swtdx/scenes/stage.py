@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
+from swtdx.arch.units import PAGE
 from swtdx.devices.board import BoardConfig
 from swtdx.machine.engine.scripted import Script
 from swtdx.machine.machine import MachineConfig
@@ -22,7 +23,6 @@ from swtdx.vmm.run import Runner
 from swtdx.vmm.td import InitialPage, Td
 from swtdx.vmm.td_params import TdConfig
 
-PAGE: Final = 4096
 CODE: Final = 0x10_0000
 RAM: Final = 0x400_0000
 RAM_END: Final = RAM + (4 << 20)

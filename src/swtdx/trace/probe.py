@@ -16,6 +16,7 @@ from swtdx.arch import vmcs as f
 from swtdx.arch.exits import ExitReason
 from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.regs import RAX, RCX
+from swtdx.arch.x86 import FRAME_MASK
 from swtdx.machine.memory import Requestor
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.trace.record import ExitInfo, Kind, Record, Registers
@@ -31,7 +32,6 @@ _VP_ENTER: Final = HOST_BY_NAME["TDH.VP.ENTER"].number
 _VP_CREATE: Final = HOST_BY_NAME["TDH.VP.CREATE"].number
 #: RAX after TDH.VP.ENTER when the guest has made a TDVMCALL: SUCCESS, exit reason TDCALL.
 _TDVMCALL: Final = int(ExitReason.TDCALL)
-_TDVPR: Final = 0x000F_FFFF_FFFF_F000
 _PIR_BYTES: Final = 32
 
 
@@ -98,7 +98,7 @@ class Tracer:
         def seamcall() -> None:
             before = tuple(lp.gpr)
             leaf = before[RAX] & 0xFFFF if not before[RAX] >> 63 else None
-            tdvpr = before[RCX] & _TDVPR if leaf == _VP_ENTER else None
+            tdvpr = before[RCX] & FRAME_MASK if leaf == _VP_ENTER else None
             if leaf == _VP_CREATE:
                 self._vcpus.pop(before[RCX], None)
             vcpu = None if tdvpr is None else self._vcpus.setdefault(tdvpr, _Vcpu())

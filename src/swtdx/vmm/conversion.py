@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.vmm.memory import BLOCK, PAGE
+from swtdx.arch.units import PAGE
+from swtdx.vmm.memory import BLOCK
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.td import Td
 

@@ -7,10 +7,10 @@ from typing import Final
 
 from swtdx.arch import ghci
 from swtdx.arch import regs as r
+from swtdx.arch.units import PAGE
 
 #: Where the message lies, 8 bytes each, in this order.
 _MESSAGE: Final = tuple(r.number(name) for name in ghci.FATAL_MESSAGE)
-_PAGE: Final = 4096
 
 
 def describe(gpr: list[int], read_shared: Callable[[int, int], bytes]) -> str:
@@ -28,7 +28,7 @@ def describe(gpr: list[int], read_shared: Callable[[int, int], bytes]) -> str:
     message = _text(words)
     if code & ghci.FATAL_GPA_VALID:
         try:
-            message = _text(read_shared(gpr[r.R13], _PAGE)) or message
+            message = _text(read_shared(gpr[r.R13], PAGE)) or message
         except Exception:
             message = f"{message} (and a longer message at GPA {gpr[r.R13]:#x} that cannot be read)".strip()
     code &= ~ghci.FATAL_GPA_VALID

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swtdx.arch.guest_map import GUEST_MAP
+from swtdx.arch.units import PAGE
 from swtdx.devices.board import Board, BoardConfig, describe_board
 from swtdx.guests.direct_boot import DirectBoot, build_direct_boot, build_tiny_boot
 from swtdx.guests.exec_protocol import ExecStream
@@ -29,7 +30,6 @@ from swtdx.vmm.control import RunControl
 from swtdx.vmm.errors import ConfigError, VmmError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
-from swtdx.vmm.memory import PAGE
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteService
 from swtdx.vmm.result import EndReason, RunResult

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from swtdx.arch.units import PAGE
 from swtdx.devices.board import Board, BoardConfig, build_board
 from swtdx.devices.dma import DmaError
 from swtdx.devices.msi import MsiRouter
 from swtdx.machine.host import HostMemory
 from swtdx.vmm.control import RunControl
-from swtdx.vmm.memory import PAGE
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteRequests, QuoteService
 from swtdx.vmm.result import EndReason

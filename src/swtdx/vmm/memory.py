@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from swtdx.arch.units import PAGE
 from swtdx.vmm.errors import OutOfMemory, VmmError
 
-PAGE: Final = 4096
 BLOCK: Final = 2 << 20
 _PAGES: Final = BLOCK // PAGE
 _ALL: Final = (1 << _PAGES) - 1

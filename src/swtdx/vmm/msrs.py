@@ -12,39 +12,42 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch import msrs
+from swtdx.arch.msrs import (
+    IA32_APIC_BASE,
+    IA32_BIOS_SIGN_ID,
+    IA32_FEATURE_CONTROL,
+    IA32_MTRRCAP,
+    IA32_TSC_DEADLINE,
+)
+from swtdx.arch.x86 import LOCAL_APIC_BASE
 from swtdx.vmm.apic import X2APIC_BASE
 from swtdx.vmm.vcpu import Vcpu
 
-IA32_TSC_DEADLINE: Final = 0x6E0
-_APIC_BASE: Final = 0x1B
 #: xAPIC address, x2APIC mode, enabled; bit 8 on the bootstrap processor.
-_APIC_BASE_VALUE: Final = 0xFEE00C00
+_APIC_BASE_VALUE: Final = LOCAL_APIC_BASE | 0xC00
 _BSP: Final = 0x100
-_FEATURE_CONTROL: Final = 0x3A
-_BIOS_SIGN_ID: Final = 0x8B
-_MTRRCAP: Final = 0xFE
 #: No variable ranges, no fixed ones, no write-combining; enabled, with write-back as the default.
 _MTRRCAP_VALUE: Final = 0
-_MTRR_DEF_TYPE, _MTRR_ENABLED_WB = 0x2FF, 0x806
-_MCG_CAP, _MCG_STATUS = 0x179, 0x17A
+_MTRR_ENABLED_WB: Final = 0x806
 
 #: Reading gives this, writing anything is ignored, as in KVM.
 _FIXED: Final = {
-    0x17: 0,  # IA32_PLATFORM_ID
-    0xCE: 0x8000_0000,  # MSR_PLATFORM_INFO: CPUID faulting
-    0x140: 0,  # MSR_MISC_FEATURES_ENABLES
-    0x198: 0,  # IA32_PERF_STATUS
-    0x1FC: 0,  # MSR_POWER_CTL
-    _BIOS_SIGN_ID: 0x1 << 32,
-    _MTRRCAP: _MTRRCAP_VALUE,
-    _MCG_CAP: 0,
+    msrs.IA32_PLATFORM_ID: 0,
+    msrs.MSR_PLATFORM_INFO: 0x8000_0000,  # CPUID faulting
+    msrs.MSR_MISC_FEATURES_ENABLES: 0,
+    msrs.IA32_PERF_STATUS: 0,
+    msrs.MSR_POWER_CTL: 0,
+    IA32_BIOS_SIGN_ID: 0x1 << 32,
+    IA32_MTRRCAP: _MTRRCAP_VALUE,
+    msrs.IA32_MCG_CAP: 0,
 }
 #: Kept as written, with the reset value; nothing comes of them.
 _STORED: Final = {
-    0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
-    _MTRR_DEF_TYPE: _MTRR_ENABLED_WB,
-    0x277: 0x0007_0406_0007_0406,  # IA32_PAT, where the guest's own is meant to stay
-    _MCG_STATUS: 0,
+    msrs.IA32_MISC_ENABLE: 1,  # fast strings
+    msrs.IA32_MTRR_DEF_TYPE: _MTRR_ENABLED_WB,
+    msrs.IA32_PAT: 0x0007_0406_0007_0406,  # where the guest's own is meant to stay
+    msrs.IA32_MCG_STATUS: 0,
 }
 
 
@@ -70,9 +73,9 @@ class Msrs:
         value = _FIXED.get(index)
         if value is not None:
             return value
-        if index == _APIC_BASE:
+        if index == IA32_APIC_BASE:
             return _APIC_BASE_VALUE | (0 if self._vcpu.index else _BSP)
-        if index == _FEATURE_CONTROL:
+        if index == IA32_FEATURE_CONTROL:
             return 1  # locked, nothing enabled
         return None
 
@@ -86,6 +89,6 @@ class Msrs:
         if index in self._stored:
             self._stored[index] = value
             return True
-        if index == _APIC_BASE:
+        if index == IA32_APIC_BASE:
             return value == self.read(index)
-        return index in _FIXED and index not in (_MTRRCAP, _MCG_CAP)
+        return index in _FIXED and index not in (IA32_MTRRCAP, msrs.IA32_MCG_CAP)

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from swtdx.arch import status as st
+from swtdx.arch.units import PAGE
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import VmmError
-from swtdx.vmm.memory import BLOCK, PAGE, PageAllocator
+from swtdx.vmm.memory import BLOCK, PageAllocator
 from swtdx.vmm.processor import Processor
 
 #: Pause before asking again whether all vCPUs have left the old TLB epoch, in seconds; and how often.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from swtdx.arch import ghci
-from swtdx.vmm.memory import PAGE
+from swtdx.arch.units import PAGE
 from swtdx.vmm.vcpu import Vcpu
 
 _HEADER: Final = struct.Struct("<QQII")

@@ -16,9 +16,8 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.host_leaves import HOST_BY_NAME
+from swtdx.arch.units import MASK64
 from swtdx.vmm.processor import PATIENT, PAUSE, Processor
-
-_MINUS_ONE: Final = (1 << 64) - 1
 
 
 def _number(name: str) -> int:
@@ -101,7 +100,7 @@ def tdh_sys_rd(cpu: Processor, field: int) -> tuple[int, int, int]:
     return status, g[2], g[8]
 
 
-def tdh_sys_rdall(cpu: Processor, list_pa: int, first: int = _MINUS_ONE) -> tuple[int, int]:
+def tdh_sys_rdall(cpu: Processor, list_pa: int, first: int = MASK64) -> tuple[int, int]:
     """Fill the 4 KiB metadata list at ``list_pa``: status, next field id (all ones at the end)."""
     g = cpu.gpr
     g[2], g[8] = list_pa, first
@@ -318,7 +317,7 @@ def tdh_mem_page_demote(
 ) -> tuple[int, int, int]:
     """Split a blocked and tracked large page into 512, mapped by ``sept_page``: status, info."""
     g = cpu.gpr
-    g[1], g[2], g[8], g[9], g[10], g[11] = gpa | level, tdr, sept_page, _MINUS_ONE, _MINUS_ONE, _MINUS_ONE
+    g[1], g[2], g[8], g[9], g[10], g[11] = gpa | level, tdr, sept_page, MASK64, MASK64, MASK64
     status = cpu.call(_MEM_PAGE_DEMOTE)
     return status, g[1], g[2]
 

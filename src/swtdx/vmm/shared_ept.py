@@ -15,16 +15,16 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from swtdx.arch.units import PAGE
 from swtdx.machine.host import HostMemory
 from swtdx.vmm.errors import VmmError
-from swtdx.vmm.memory import BLOCK, PAGE, PageAllocator
+from swtdx.vmm.memory import BLOCK, PageAllocator
 
 SUPPRESS_VE: Final = 1 << 63
 _READ_WRITE: Final = 3
 _READ_WRITE_EXECUTE: Final = 7
 _WRITE_BACK: Final = 6 << 3
 _LARGE: Final = 1 << 7
-_ADDRESS: Final = 0x000FFFFFFFFFF000
 _EMPTY_TABLE: Final = struct.pack("<Q", SUPPRESS_VE) * 512
 _OWNER: Final = "shared EPT"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from swtdx.arch import status as st
 from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.platform_structs import CMR_INFO, CPUID_CONFIG, MAX_CMRS, TDSYSINFO_STRUCT
+from swtdx.arch.units import PAGE
 from swtdx.machine.host import HostMemory
 from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
-from swtdx.vmm.memory import PAGE
 from swtdx.vmm.processor import Processor
 
 #: Where the CMR array goes in the page that TDH.SYS.INFO fills: behind the 1024 bytes of the struct.

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.arch import status as st
+from swtdx.arch.units import MASK64, PAGE
+from swtdx.arch.vmx_controls import PIN_PROCESS_POSTED
 from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import SeamcallError, VmmError
 from swtdx.vmm.hypervisor import Hypervisor
-from swtdx.vmm.memory import PAGE
 from swtdx.vmm.private_memory import PrivateMemory
 from swtdx.vmm.processor import NOTIFICATION_VECTOR, Processor
 from swtdx.vmm.shared_ept import SharedEpt
@@ -23,9 +24,7 @@ from swtdx.vmm.td_params import TdConfig
 from swtdx.vmm.tdx_init import one_per_package
 from swtdx.vmm.vcpu import PID_SIZE, Vcpu
 
-_PROCESS_POSTED: Final = 1 << 7
 _PIDS_PER_PAGE: Final = PAGE // PID_SIZE
-_U64: Final = (1 << 64) - 1
 #: TDH.MNG.INIT does not take a CPUID configuration; RCX says which leaf it is.
 _CPUID_REFUSED: Final = st.with_operand(st.TDX_OPERAND_INVALID, st.OperandId.CPUID_CONFIG)
 
@@ -55,7 +54,7 @@ class GuestClock:
 
     def guest_time(self, host_tsc: int) -> int:
         """The guest's TSC when the machine's is ``host_tsc``."""
-        return (host_tsc * self.multiplier >> 48) + self.offset & _U64
+        return (host_tsc * self.multiplier >> 48) + self.offset & MASK64
 
     def host_deadline(self, guest_tsc: int) -> int:
         """The machine's TSC when the guest's reaches ``guest_tsc``; now if that is in the past.
@@ -250,8 +249,8 @@ class Td:
         """Tell the vCPU where its interrupts and its shared memory are."""
         for field, value, mask in (
             (fields.NOTIFICATION_VECTOR, NOTIFICATION_VECTOR, 0xFFFF),
-            (fields.PID_ADDRESS, vcpu.pid, _U64 & ~0x3F),
-            (fields.PIN_BASED_CONTROLS, _PROCESS_POSTED, _PROCESS_POSTED),
+            (fields.PID_ADDRESS, vcpu.pid, MASK64 & ~0x3F),
+            (fields.PIN_BASED_CONTROLS, PIN_PROCESS_POSTED, PIN_PROCESS_POSTED),
             (fields.SHARED_EPTP, self.shared.root, 0x000FFFFFFFFFF000),
         ):
             status, _ = sc.tdh_vp_wr(cpu, vcpu.tdvpr, field, value, mask)

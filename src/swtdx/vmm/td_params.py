@@ -15,23 +15,22 @@ from swtdx.arch.platform_structs import (
     TSC_FREQUENCY_MIN,
     TSC_FREQUENCY_UNIT_HZ,
 )
+from swtdx.arch.td_config import (
+    ATTR_DEBUG,
+    ATTR_SEPT_VE_DISABLE,
+    CONFIG_GPAW,
+    CONFIG_NO_RBP_MOD,
+    XFAM_AVX512,
+)
+from swtdx.arch.units import MASK32
 from swtdx.vmm.errors import ConfigError
 from swtdx.vmm.sysinfo import CpuidConfig, SysInfo
 
-ATTR_DEBUG: Final = 1 << 0
-ATTR_SEPT_VE_DISABLE: Final = 1 << 28
-ATTR_MIGRATABLE: Final = 1 << 29
-ATTR_PKS: Final = 1 << 30
-ATTR_PERFMON: Final = 1 << 63
 _ATTR_NAMES: Final = {0: "DEBUG", 28: "SEPT_VE_DISABLE", 29: "MIGRATABLE", 30: "PKS", 31: "KL", 63: "PERFMON"}
 
-CONFIG_GPAW_52: Final = 1 << 0
-CONFIG_FLEXIBLE_PENDING_VE: Final = 1 << 1
-CONFIG_NO_RBP_MOD: Final = 1 << 2
 
 #: x87, SSE, AVX, AVX-512 (three bits), PKRU: what a guest gets by default where the platform has it.
 _DEFAULT_XFAM: Final = 0x2E7
-_XFAM_AVX512: Final = 0xE0
 _EPT_WRITE_BACK: Final = 6
 
 #: A leaf and subleaf (None if the leaf has none), and the values of EAX, EBX, ECX, EDX.
@@ -41,7 +40,6 @@ CpuidValues = Mapping[tuple[int, int | None], tuple[int, int, int, int]]
 _SAPPHIRE_RAPIDS: Final = 0x000806F8
 _TSC_DEADLINE, _AVX, _F16C = 1 << 24, 1 << 28, 1 << 29
 _SELF_SNOOP, _HTT = 1 << 27, 1 << 28
-_ALL: Final = 0xFFFFFFFF
 #: CPUID(7, 0).ECX bit 13, EDX bit 18.
 _TME: Final = 1 << 13
 _PCONFIG: Final = 1 << 18
@@ -126,9 +124,9 @@ class TdConfig:
         params = TD_PARAMS.new()
         flags = CONFIG_NO_RBP_MOD & info.config_flags_fixed0
         if self.gpaw == 52:
-            if not info.config_flags_fixed0 & CONFIG_GPAW_52:
+            if not info.config_flags_fixed0 & CONFIG_GPAW:
                 raise ConfigError("this TDX module has no guest-physical addresses of 52 bits; use gpaw 48")
-            flags |= CONFIG_GPAW_52
+            flags |= CONFIG_GPAW
         TD_PARAMS.attributes.set(params, self._attributes(info))
         TD_PARAMS.xfam.set(params, self._xfam(info))
         TD_PARAMS.max_vcpus.set(params, self.vcpus)
@@ -154,8 +152,8 @@ class TdConfig:
     def _xfam(self, info: SysInfo) -> int:
         if self.xfam is None:
             xfam = _DEFAULT_XFAM & info.xfam_fixed0
-            if xfam & _XFAM_AVX512 != _XFAM_AVX512:
-                xfam &= ~_XFAM_AVX512
+            if xfam & XFAM_AVX512 != XFAM_AVX512:
+                xfam &= ~XFAM_AVX512
             return xfam | info.xfam_fixed1
         refused = self.xfam & ~info.xfam_fixed0
         if refused:
@@ -193,7 +191,7 @@ class TdConfig:
             return info.package_signature or _SAPPHIRE_RAPIDS, min(self.vcpus, 255) << 16, ecx, edx
         if entry.leaf == 7 and entry.subleaf == 0:
             # Memory encryption is the host's: a guest told of it reads MSRs that it does not have.
-            return _ALL, _ALL, _ALL & ~_TME, _ALL & ~_PCONFIG
+            return MASK32, MASK32, MASK32 & ~_TME, MASK32 & ~_PCONFIG
         if entry.leaf == 4:
             return _CACHES[entry.subleaf or 0] if (entry.subleaf or 0) < 4 else (0, 0, 0, 0)
-        return _ALL, _ALL, _ALL, _ALL
+        return MASK32, MASK32, MASK32, MASK32

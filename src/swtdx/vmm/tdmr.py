@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.arch.platform_structs import MAX_RESERVED_PER_TDMR, TDMR_INFO, TDMR_INFO_ALIGNMENT
+from swtdx.arch.units import GIB, PAGE
 from swtdx.vmm.errors import ConfigError, OutOfMemory
 
-GIB: Final = 1 << 30
-PAGE: Final = 4096
 #: Bytes covered by one PAMT entry: of 1 GiB, 2 MiB and 4 KiB pages, in the order of TDMR_INFO.
 _GRANULES: Final = (GIB, 2 << 20, PAGE)
 #: Memory that Linux never gives to TDX, because the BIOS does not list it as convertible.

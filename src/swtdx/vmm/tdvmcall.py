@@ -12,19 +12,19 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from swtdx.arch import ghci
+from swtdx.arch.msrs import IA32_TSC_DEADLINE
+from swtdx.arch.units import MASK32, PAGE
 from swtdx.devices.bus import BusError, MmioSpace, PortSpace
 from swtdx.vmm import cpuid, fatal
 from swtdx.vmm.conversion import Conversion
 from swtdx.vmm.errors import OutOfMemory
-from swtdx.vmm.memory import PAGE
-from swtdx.vmm.msrs import IA32_TSC_DEADLINE, Msrs
+from swtdx.vmm.msrs import Msrs
 from swtdx.vmm.quote import QuoteRequests
 from swtdx.vmm.result import EndReason
 from swtdx.vmm.td import Td
 from swtdx.vmm.vcpu import Vcpu
 
 _INVALID: Final = ghci.INVALID_OPERAND
-_MASK32: Final = 0xFFFFFFFF
 _OFFERED: Final = ghci.INFO_GET_QUOTE | ghci.INFO_SETUP_EVENT_NOTIFY_INTERRUPT
 #: KVM's answer to a hypercall that does not exist, in R10: -KVM_ENOSYS.
 VENDOR_UNKNOWN: Final = (1 << 64) - 1000
@@ -203,7 +203,7 @@ class TdvmcallServer:
 
     def cpuid(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """CPUID: R12 EAX, R13 ECX; R12..R15 the results."""
-        gpr[12:16] = cpuid.answer(gpr[12] & _MASK32, gpr[13] & _MASK32, vcpu.index, len(self._td.vcpus))
+        gpr[12:16] = cpuid.answer(gpr[12] & MASK32, gpr[13] & MASK32, vcpu.index, len(self._td.vcpus))
         gpr[10] = 0
         return None
 

@@ -7,14 +7,15 @@ import struct
 from typing import Final
 
 from swtdx.arch import status as st
+from swtdx.arch.units import GIB, PAGE
 from swtdx.machine.host import GeneralProtection, Host
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import VmmError
 from swtdx.vmm.hkid import HkidPool
-from swtdx.vmm.memory import PAGE, PageAllocator
+from swtdx.vmm.memory import PageAllocator
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.sysinfo import SysInfo, read_sysinfo
-from swtdx.vmm.tdmr import GIB, LOW_MEMORY, Tdmr, build_tdmrs, convertible_memory
+from swtdx.vmm.tdmr import LOW_MEMORY, Tdmr, build_tdmrs, convertible_memory
 
 _OWNER: Final = "TDX module set-up"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from swtdx.arch import status as st
-from swtdx.arch.regs import MASK64
+from swtdx.arch.units import MASK64
 from swtdx.machine.host import HostMemory
 from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc

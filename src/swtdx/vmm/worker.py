@@ -9,12 +9,12 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.exits import ExitReason, ExtendedQualification
+from swtdx.arch.units import PAGE
 from swtdx.machine.host import ProcessorFault
 from swtdx.vmm import exits
 from swtdx.vmm.control import RunControl
 from swtdx.vmm.errors import SeamcallError, VmmError
 from swtdx.vmm.exits import EptViolation
-from swtdx.vmm.memory import PAGE
 from swtdx.vmm.private_memory import Verdict
 from swtdx.vmm.processor import TIMER_VECTOR, WAKE_VECTOR, Processor
 from swtdx.vmm.result import EndReason

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from swtdx.arch.units import MASK32
 from swtdx.devices.virtio.device import (
     F_ACCESS_PLATFORM,
     F_VERSION_1,
@@ -24,7 +25,6 @@ from swtdx.devices.virtio.queue import Virtqueue
 NO_VECTOR: Final = 0xFFFF
 _REQUIRED: Final = 1 << F_VERSION_1 | 1 << F_ACCESS_PLATFORM
 _IMAGE: Final = struct.Struct("<IIIIHHBBHHHHHQQQ")
-_MASK32: Final = 0xFFFF_FFFF
 
 
 class CommonConfig:
@@ -62,8 +62,8 @@ class CommonConfig:
         }
         for base, area in ((0x20, "desc"), (0x28, "avail"), (0x30, "used")):
             # 64-bit fields may be written in halves, and Linux does.
-            self._writers[base, 4] = partial(self._set_area, area, _MASK32, 0)
-            self._writers[base + 4, 4] = partial(self._set_area, area, _MASK32, 32)
+            self._writers[base, 4] = partial(self._set_area, area, MASK32, 0)
+            self._writers[base + 4, 4] = partial(self._set_area, area, MASK32, 32)
             self._writers[base, 8] = partial(self._set_area, area, (1 << 64) - 1, 0)
         self._reset()
 
@@ -91,9 +91,9 @@ class CommonConfig:
     def read(self, offset: int, size: int) -> int:
         """Any bytes of the structure."""
         queue = self._selected
-        offered = self.offered >> 32 * self._offered_select & _MASK32 if self._offered_select < 2 else 0
+        offered = self.offered >> 32 * self._offered_select & MASK32 if self._offered_select < 2 else 0
         accepted = (
-            self.driver_features >> 32 * self._accepted_select & _MASK32 if self._accepted_select < 2 else 0
+            self.driver_features >> 32 * self._accepted_select & MASK32 if self._accepted_select < 2 else 0
         )
         # Generation 0: no device here has configuration that takes more than one access to read.
         image = _IMAGE.pack(
@@ -135,7 +135,7 @@ class CommonConfig:
     def _accept(self, value: int) -> None:
         if self._accepted_select < 2 and not self.status & STATUS_FEATURES_OK:
             shift = 32 * self._accepted_select
-            self.driver_features = self.driver_features & ~(_MASK32 << shift) | value << shift
+            self.driver_features = self.driver_features & ~(MASK32 << shift) | value << shift
 
     def _set_config_vector(self, value: int) -> None:
         self.config_vector = value if value < self._vectors else NO_VECTOR

@@ -11,18 +11,22 @@ that then activates otherwise keeps its own value in its own register, and MCHEC
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from swtdx.machine.cpu import msr_table as at
+from swtdx.arch.msrs import (
+    IA32_MKTME_KEYID_PARTITIONING,
+    IA32_TME_CAPABILITY,
+    TDX_KEYID_BITS_SHIFT,
+    TME_ACTIVATE_ENABLE,
+    TME_ACTIVATE_LOCK,
+    TME_KEYID_BITS_SHIFT,
+)
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import AddressError, AddressMap, Algorithm, Integrity
 
 if TYPE_CHECKING:
     from swtdx.machine.cpu.msr_file import MsrFile
     from swtdx.machine.cpu.msr_table import Msr
-
-TME_LOCK: Final = 1
-TME_ENABLE: Final = 1 << 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +41,13 @@ class TmeActivate:
     @classmethod
     def of(cls, value: int) -> TmeActivate:
         """Decode a register value."""
-        return cls(bool(value & TME_ENABLE), value >> 32 & 0xF, value >> 36 & 0xF, value >> 48 & 0xF)
+        return cls(bool(value & TME_ACTIVATE_ENABLE), value >> 32 & 0xF, value >> 36 & 0xF, value >> 48 & 0xF)
 
     def encode(self) -> int:
         """The register value, locked."""
         return (
-            TME_LOCK | TME_ENABLE * self.enable | self.keyid_bits << 32 | self.tdx_bits << 36
-            | self.algorithms << 48
+            TME_ACTIVATE_LOCK | TME_ACTIVATE_ENABLE * self.enable | self.algorithms << 48
+            | self.keyid_bits << TME_KEYID_BITS_SHIFT | self.tdx_bits << TDX_KEYID_BITS_SHIFT
         )  # fmt: skip
 
     @property
@@ -75,7 +79,7 @@ def activate_tme(file: MsrFile, row: Msr, value: int) -> int:
         GeneralProtection: the part does not support what is asked for.
     """
     wanted = TmeActivate.of(value)
-    capability = file.read(at.TME_CAPABILITY)
+    capability = file.read(IA32_TME_CAPABILITY)
     why = None
     if not wanted.enable:
         if wanted.keyid_bits or wanted.tdx_bits:
@@ -92,7 +96,7 @@ def activate_tme(file: MsrFile, row: Msr, value: int) -> int:
         why = "KeyID bits without an algorithm that PCONFIG could use"
     if why is not None:
         raise GeneralProtection(f"WRMSR {row.name} ({row.address:#x}) = {value:#x}: {why}")
-    file.poke(at.KEYID_PARTITIONING, wanted.partitioning if wanted.enable else 0)
+    file.poke(IA32_MKTME_KEYID_PARTITIONING, wanted.partitioning if wanted.enable else 0)
     if wanted.enable:
         _activate_memory(file, wanted)
     return value

@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+from swtdx.arch.units import CACHE_LINE
+from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE, CR4_OSXSAVE, CR4_PKE
 from swtdx.machine.cpu.features import feature_word
 from swtdx.machine.cpu.model import ProcessorModel
 from swtdx.machine.cpu.topology import Topology
@@ -23,16 +25,11 @@ ZERO: Final[Regs] = (0, 0, 0, 0)
 
 LAST_BASIC: Final = 0x23
 LAST_EXTENDED: Final = 0x80000008
-_LINE: Final = 64
 #: Frequency of the crystal that leaf 0x15 reports, Hz (25 MHz, as the TDX Module assumes for TDs).
 CRYSTAL_HZ: Final = 25_000_000
 #: Bytes of the standard XSAVE area up to PKRU, and where AVX and PKRU lie in it (offset, size).
 XSAVE_AREA: Final = 0xA88
 _XSAVE_COMPONENTS: Final = {2: (0x240, 0x100), 9: (0xA80, 0x8)}
-_OSXSAVE: Final = 1 << 27
-_OSPKE: Final = 1 << 4
-_CR4_OSXSAVE: Final = 1 << 18
-_CR4_PKE: Final = 1 << 22
 
 
 def _text(text: str, size: int) -> list[int]:
@@ -65,13 +62,13 @@ class Cpuid:
         self._constant: dict[int, Regs] = {
             0x0: (LAST_BASIC, 0x756E6547, 0x6C65746E, 0x49656E69),  # "GenuineIntel"
             0x2: (0x00FEFF01, 0xF0, 0, 0),  # TLBs and caches: see leaves 4 and 0x18
-            0x5: (_LINE, _LINE, 3, 0),  # MONITOR line size; no C-states by MWAIT
+            0x5: (CACHE_LINE, CACHE_LINE, 3, 0),  # MONITOR line size; no C-states by MWAIT
             0x6: (feature_word(6, 0, "eax"), 0, 0, 0),
             0x80000000: (LAST_EXTENDED, 0, 0, 0),
             0x80000001: (
                 0, 0, feature_word(0x80000001, 0, "ecx"), feature_word(0x80000001, 0, "edx"),
             ),
-            0x80000006: (0, 0, (model.l2 >> 10) << 16 | 7 << 12 | _LINE, 0),
+            0x80000006: (0, 0, (model.l2 >> 10) << 16 | 7 << 12 | CACHE_LINE, 0),
             0x80000007: (0, 0, 0, feature_word(0x80000007, 0, "edx")),
             0x80000008: (
                 model.linear_bits << 8 | model.maxpa, feature_word(0x80000008, 0, "ebx"), 0, 0,
@@ -96,16 +93,16 @@ class Cpuid:
         if dynamic is None:
             return ZERO
         result = dynamic(apic_id, subleaf)
-        if leaf == 1 and cr4 & _CR4_OSXSAVE:
-            return (result[0], result[1], result[2] | _OSXSAVE, result[3])
-        if leaf == 7 and subleaf == 0 and cr4 & _CR4_PKE:
-            return (result[0], result[1], result[2] | _OSPKE, result[3])
+        if leaf == 1 and cr4 & CR4_OSXSAVE:
+            return (result[0], result[1], result[2] | CPUID_1_ECX_OSXSAVE, result[3])
+        if leaf == 7 and subleaf == 0 and cr4 & CR4_PKE:
+            return (result[0], result[1], result[2] | CPUID_7_ECX_OSPKE, result[3])
         return result
 
     # ------------------------------------------------------------------ leaves
     def _version(self, apic_id: int, _subleaf: int) -> Regs:
         ids = min(self._topology.ids_per_package, 0xFF)
-        ebx = (apic_id & 0xFF) << 24 | ids << 16 | _LINE // 8 << 8
+        ebx = (apic_id & 0xFF) << 24 | ids << 16 | CACHE_LINE // 8 << 8
         return (self._model.signature, ebx, feature_word(1, 0, "ecx"), feature_word(1, 0, "edx"))
 
     def _caches(self, _apic_id: int, subleaf: int) -> Regs:
@@ -122,8 +119,8 @@ class Cpuid:
         kind, level, size, ways, sharing, edx = rows[subleaf]
         cores = self._topology.ids_per_package
         eax = kind | level << 5 | 1 << 8 | (sharing - 1) << 14 | min(cores - 1, 63) << 26
-        ebx = (_LINE - 1) | (ways - 1) << 22
-        return (eax, ebx, size // (_LINE * ways) - 1, edx)
+        ebx = (CACHE_LINE - 1) | (ways - 1) << 22
+        return (eax, ebx, size // (CACHE_LINE * ways) - 1, edx)
 
     def _extended_features(self, _apic_id: int, subleaf: int) -> Regs:
         if subleaf > 2:

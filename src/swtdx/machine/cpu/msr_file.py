@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from swtdx.arch.units import MASK64
 from swtdx.machine.cpu.msr_rules import READ_RULES, WRITE_RULES
 from swtdx.machine.cpu.msr_table import MSRS, Msr, Scope
 from swtdx.machine.cpu.package import Package
@@ -12,8 +13,6 @@ from swtdx.machine.faults import GeneralProtection
 if TYPE_CHECKING:
     from swtdx.machine.cpu.model import ProcessorModel
     from swtdx.machine.processor import LogicalProcessor
-
-_MASK64: Final = (1 << 64) - 1
 
 
 class MsrFile:
@@ -55,7 +54,7 @@ class MsrFile:
                 would change, or the value means nothing.
             ValueError: ``value`` does not fit in 64 bits.
         """
-        if not 0 <= value <= _MASK64:
+        if not 0 <= value <= MASK64:
             raise ValueError(f"an MSR has 64 bits; {value:#x} does not fit")
         row = MSRS.get(index)
         if row is None:
@@ -63,9 +62,9 @@ class MsrFile:
         rule = WRITE_RULES.get(row.rule)
         if row.writable == 0 and row.readable:
             raise GeneralProtection(f"WRMSR {row.name} ({index:#x}) = {value:#x}: read-only")
-        current = self.read(index) if row.readable and row.writable != _MASK64 else 0
-        if row.readable and (value ^ current) & ~row.writable & _MASK64:
-            changed = (value ^ current) & ~row.writable & _MASK64
+        current = self.read(index) if row.readable and row.writable != MASK64 else 0
+        if row.readable and (value ^ current) & ~row.writable & MASK64:
+            changed = (value ^ current) & ~row.writable & MASK64
             raise GeneralProtection(
                 f"WRMSR {row.name} ({index:#x}) = {value:#x}: reserved or read-only bits {changed:#x}"
             )
@@ -98,7 +97,7 @@ class MsrFile:
         Raises:
             KeyError: there is no such MSR.
         """
-        self._home(MSRS[index])[index] = value & _MASK64
+        self._home(MSRS[index])[index] = value & MASK64
 
     def machine_tsc(self) -> int:
         """The counter before IA32_TSC_ADJUST."""

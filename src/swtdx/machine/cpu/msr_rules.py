@@ -11,7 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from swtdx.machine.cpu import msr_table as at
+from swtdx.arch.msrs import (
+    IA32_APIC_BASE,
+    IA32_SEAMRR_PHYS_MASK,
+    IA32_SMRR_PHYSBASE,
+    IA32_SMRR_PHYSMASK,
+    IA32_TME_ACTIVATE,
+    IA32_TSC_ADJUST,
+    IA32_WBINVDP,
+    IA32_XAPIC_DISABLE_STATUS,
+)
+from swtdx.arch.units import MASK64
 from swtdx.machine.cpu.activation import activate_tme
 from swtdx.machine.cpu.msr_table import Msr
 from swtdx.machine.faults import GeneralProtection
@@ -19,13 +29,11 @@ from swtdx.machine.faults import GeneralProtection
 if TYPE_CHECKING:
     from swtdx.machine.cpu.msr_file import MsrFile
 
-_MASK64: Final = (1 << 64) - 1
 #: Cache sub-blocks that WBINVDP walks through; each write may flush more than its share.
 WBINVD_BLOCKS: Final = 4
 #: FEATURE_CONTROL: locked, VMX outside SMX.
 FEATURE_LOCK: Final = 1
 FEATURE_VMX: Final = 1 << 2
-SEAMRR_CONFIGURED: Final = 1 << 3
 RANGE_LOCK: Final = 1 << 10
 RANGE_VALID: Final = 1 << 11
 _TYPES: Final = frozenset({0, 1, 4, 5, 6})
@@ -41,17 +49,17 @@ def refuse(row: Msr, value: int, why: str) -> GeneralProtection:
 
 # ---------------------------------------------------------------------- time
 def _read_tsc(file: MsrFile, _row: Msr) -> int:
-    return file.machine_tsc() + file.peek(at.TSC_ADJUST) & _MASK64
+    return file.machine_tsc() + file.peek(IA32_TSC_ADJUST) & MASK64
 
 
 def _write_tsc(file: MsrFile, _row: Msr, value: int) -> None:
     """Writing the TSC moves TSC_ADJUST by as much (SDM volume 3, 18.17.3)."""
-    file.poke(at.TSC_ADJUST, value - file.machine_tsc() & _MASK64)
+    file.poke(IA32_TSC_ADJUST, value - file.machine_tsc() & MASK64)
 
 
 def _read_deadline(file: MsrFile, _row: Msr) -> int:
     deadline = file.lp.timer_deadline
-    return 0 if deadline is None else deadline + file.peek(at.TSC_ADJUST) & _MASK64
+    return 0 if deadline is None else deadline + file.peek(IA32_TSC_ADJUST) & MASK64
 
 
 def _write_deadline(file: MsrFile, _row: Msr, value: int) -> None:
@@ -60,7 +68,7 @@ def _write_deadline(file: MsrFile, _row: Msr, value: int) -> None:
     if timer >> 17 & 3 != 2:
         return
     vector = None if timer & 1 << 16 else timer & 0xFF
-    deadline = value - file.peek(at.TSC_ADJUST) & _MASK64
+    deadline = value - file.peek(IA32_TSC_ADJUST) & MASK64
     file.lp.arm_timer(deadline if value and vector is not None else None, vector or 0)
 
 
@@ -75,7 +83,7 @@ def _write_apic_base(file: MsrFile, row: Msr, value: int) -> int:
         raise refuse(row, value, "x2APIC mode cannot go back to xAPIC mode")
     if mode == 0 and new == _XAPIC | _X2APIC:
         raise refuse(row, value, "x2APIC mode is entered from xAPIC mode")
-    if mode == _XAPIC | _X2APIC and file.read(at.XAPIC_DISABLE_STATUS) & 1 and new != mode:
+    if mode == _XAPIC | _X2APIC and file.read(IA32_XAPIC_DISABLE_STATUS) & 1 and new != mode:
         raise refuse(row, value, "the legacy xAPIC is disabled (IA32_XAPIC_DISABLE_STATUS)")
     return value
 
@@ -139,7 +147,7 @@ def _write_blocks(file: MsrFile, row: Msr, value: int) -> None:
     if value >= WBINVD_BLOCKS:
         raise refuse(row, value, f"the cache has sub-blocks 0..{WBINVD_BLOCKS - 1}")
     memory = file.lp.machine.memory
-    if row.address == at.WBINVDP:
+    if row.address == IA32_WBINVDP:
         memory.wbinvd()
     else:
         memory.wbnoinvd()
@@ -160,9 +168,9 @@ def _write_mtrr_fixed(_file: MsrFile, row: Msr, value: int) -> int:
 
 def _write_smrr(file: MsrFile, row: Msr, value: int) -> int:
     """SMRR_BASE and SMRR_MASK lock together with bit 10 of the mask."""
-    if file.peek(at.SMRR_MASK) & RANGE_LOCK:
+    if file.peek(IA32_SMRR_PHYSMASK) & RANGE_LOCK:
         raise refuse(row, value, "SMRR is locked until reset (IA32_SMRR_PHYSMASK bit 10)")
-    if row.address == at.SMRR_BASE and value & 0xFF not in _TYPES:
+    if row.address == IA32_SMRR_PHYSBASE and value & 0xFF not in _TYPES:
         raise refuse(row, value, f"memory type {value & 0xFF} is reserved")
     return value
 
@@ -174,7 +182,7 @@ def _read_tme_capability(file: MsrFile, _row: Msr) -> int:
 
 
 def _write_tme_locked(file: MsrFile, row: Msr, value: int) -> int:
-    if file.peek(at.TME_ACTIVATE) & 1:
+    if file.peek(IA32_TME_ACTIVATE) & 1:
         raise refuse(row, value, "IA32_TME_ACTIVATE is locked")
     return value
 
@@ -187,7 +195,7 @@ def _write_tme_activate(file: MsrFile, row: Msr, value: int) -> int:
 
 # ---------------------------------------------------------------------- SEAM
 def _write_seamrr_base(file: MsrFile, row: Msr, value: int) -> int:
-    if file.peek(at.SEAMRR_MASK) & RANGE_LOCK:
+    if file.peek(IA32_SEAMRR_PHYS_MASK) & RANGE_LOCK:
         raise refuse(row, value, "SEAMRR is locked until reset (IA32_SEAMRR_PHYS_MASK bit 10)")
     return value
 
@@ -215,7 +223,7 @@ def _write_seamextend(file: MsrFile, row: Msr, value: int) -> None:
 
 # ---------------------------------------------------------------------- x2APIC
 def _need_x2apic(file: MsrFile, row: Msr) -> None:
-    if not file.read(at.APIC_BASE) & _X2APIC:
+    if not file.read(IA32_APIC_BASE) & _X2APIC:
         raise GeneralProtection(f"{row.name} ({row.address:#x}) exists only in x2APIC mode")
 
 

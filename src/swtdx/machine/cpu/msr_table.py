@@ -16,9 +16,11 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.arch import msrs as m
+from swtdx.arch import x86
+from swtdx.arch.units import MASK64
+from swtdx.arch.x86 import FRAME_MASK, LOCAL_APIC_BASE
 from swtdx.machine.cpu.vmx_capabilities import VMX_MSRS
-
-ALL: Final = (1 << 64) - 1
 
 
 class Scope(enum.Enum):
@@ -44,41 +46,6 @@ class Msr:
 
 
 THREAD, PACKAGE, PLATFORM = Scope.THREAD, Scope.PACKAGE, Scope.PLATFORM
-
-# Addresses that other code names.
-TSC: Final = 0x10
-APIC_BASE: Final = 0x1B
-FEATURE_CONTROL: Final = 0x3A
-TSC_ADJUST: Final = 0x3B
-SPEC_CTRL: Final = 0x48
-KEYID_PARTITIONING: Final = 0x87
-WBINVDP: Final = 0x98
-WBNOINVDP: Final = 0x99
-INTR_PENDING: Final = 0x9A
-MISC_PACKAGE_CTLS: Final = 0xBC
-XAPIC_DISABLE_STATUS: Final = 0xBD
-MTRR_CAP: Final = 0xFE
-ARCH_CAPABILITIES: Final = 0x10A
-BIOS_DONE: Final = 0x151
-MCG_STATUS: Final = 0x17A
-MISC_ENABLE: Final = 0x1A0
-SMRR_BASE: Final = 0x1F2
-SMRR_MASK: Final = 0x1F3
-SMRR2_BASE: Final = 0x1F6
-SMRR2_MASK: Final = 0x1F7
-MTRR_PHYSBASE0: Final = 0x200
-MTRR_DEF_TYPE: Final = 0x2FF
-SGX_DEBUG_MODE: Final = 0x503
-TSC_DEADLINE: Final = 0x6E0
-X2APIC_ID: Final = 0x802
-TME_CAPABILITY: Final = 0x981
-TME_ACTIVATE: Final = 0x982
-TME_EXCLUDE_MASK: Final = 0x983
-TME_EXCLUDE_BASE: Final = 0x984
-SEAMRR_BASE: Final = 0x1400
-SEAMRR_MASK: Final = 0x1401
-SEAMEXTEND: Final = 0x1402
-EFER: Final = 0xC0000080
 
 # IA32_ARCH_CAPABILITIES: bits that must be set for a TDX Module to load (virt_msr_helpers.h), and those
 # by which a guest's kernel knows that no mitigation is needed.  This processor does not speculate, so
@@ -121,90 +88,104 @@ _PAT_RESET: Final = 0x0007040600070406
 MTRR_FIXED: Final = (0x250, 0x258, 0x259, *range(0x268, 0x270))
 _MAXPA_MASK: Final = (1 << 52) - 1
 _SEAMRR_ADDRESS: Final = _MAXPA_MASK & ~((1 << 25) - 1)
-_PAGE_ADDRESS: Final = _MAXPA_MASK & ~0xFFF
+
+
+def _row(
+    address: int,
+    scope: Scope,
+    reset: int,
+    writable: int,
+    rule: str = "",
+    source: str = "S",
+    *,
+    readable: bool = True,
+) -> Msr:
+    """The row of an MSR that :mod:`swtdx.arch.msrs` names."""
+    return Msr(address, m.NAMES[address], scope, reset, writable, rule, source, readable)
+
 
 _ROWS: Final = (
-    Msr(0x0, "IA32_P5_MC_ADDR", THREAD, 0, ALL),
-    Msr(0x1, "IA32_P5_MC_TYPE", THREAD, 0, ALL),
-    Msr(0x6, "IA32_MONITOR_FILTER_SIZE", THREAD, 0x40, ALL),
-    Msr(TSC, "IA32_TIME_STAMP_COUNTER", THREAD, 0, ALL, "tsc"),
-    Msr(0x17, "IA32_PLATFORM_ID", PACKAGE, 4 << 50, 0),
-    Msr(APIC_BASE, "IA32_APIC_BASE", THREAD, 0xFEE00000, _PAGE_ADDRESS | 0xC00, "apic_base"),
-    Msr(FEATURE_CONTROL, "IA32_FEATURE_CONTROL", THREAD, 0, 0x10FF07, "feature_control"),
-    Msr(TSC_ADJUST, "IA32_TSC_ADJUST", THREAD, 0, ALL),
-    Msr(SPEC_CTRL, "IA32_SPEC_CTRL", THREAD, 0, _SPEC_CTRL),
-    Msr(0x49, "IA32_PRED_CMD", THREAD, 0, 0x1, "command", readable=False),
-    Msr(0x79, "IA32_BIOS_UPDT_TRIG", THREAD, 0, ALL, "command", readable=False),
-    Msr(KEYID_PARTITIONING, "IA32_MKTME_KEYID_PARTITIONING", PACKAGE, 0, 0, source="T"),
-    Msr(0x8B, "IA32_BIOS_SIGN_ID", THREAD, 0, ALL, "microcode"),
-    Msr(WBINVDP, "IA32_WBINVDP", PACKAGE, 0, ALL, "wbinvdp", "T"),
-    Msr(WBNOINVDP, "IA32_WBNOINVDP", PACKAGE, 0, ALL, "wbinvdp", "T"),
-    Msr(INTR_PENDING, "IA32_INTR_PENDING", THREAD, 0, 0, "intr_pending", "T"),
-    Msr(0x9B, "IA32_SMM_MONITOR_CTL", THREAD, 0, 0),
-    Msr(MISC_PACKAGE_CTLS, "IA32_MISC_PACKAGE_CTLS", PACKAGE, 0, 0x1, source="T"),
-    Msr(XAPIC_DISABLE_STATUS, "IA32_XAPIC_DISABLE_STATUS", PACKAGE, 0, 0, source="T"),
-    Msr(0xCE, "MSR_PLATFORM_INFO", PACKAGE, 0, 0, "platform_info"),
-    Msr(0xCF, "IA32_CORE_CAPABILITIES", THREAD, 0, 0, source="T"),
-    Msr(0xE1, "IA32_UMWAIT_CONTROL", THREAD, 0, 0xFFFFFFFD),
-    Msr(0xE7, "IA32_MPERF", THREAD, 0, ALL),
-    Msr(0xE8, "IA32_APERF", THREAD, 0, ALL),
-    Msr(MTRR_CAP, "IA32_MTRRCAP", THREAD, _MTRR_CAP, 0, source="T"),
-    Msr(ARCH_CAPABILITIES, "IA32_ARCH_CAPABILITIES", THREAD, _ARCH_CAPABILITIES, 0, source="T"),
-    Msr(0x10B, "IA32_FLUSH_CMD", THREAD, 0, 0x1, "command", readable=False),
-    Msr(BIOS_DONE, "MSR_BIOS_DONE", THREAD, 0, 0x3, "bios_done", "L"),
-    Msr(0x174, "IA32_SYSENTER_CS", THREAD, 0, 0xFFFFFFFF),
-    Msr(0x175, "IA32_SYSENTER_ESP", THREAD, 0, ALL, "canonical"),
-    Msr(0x176, "IA32_SYSENTER_EIP", THREAD, 0, ALL, "canonical"),
-    Msr(0x179, "IA32_MCG_CAP", THREAD, 0x0F000C00 | MCA_BANKS, 0),
-    Msr(MCG_STATUS, "IA32_MCG_STATUS", THREAD, 0, 0xF),
-    Msr(MISC_ENABLE, "IA32_MISC_ENABLE", THREAD, _MISC_ENABLE, 1 | 1 << 18 | 1 << 22 | 1 << 34),
-    Msr(0x1D9, "IA32_DEBUGCTL", THREAD, 0, 0xFFC3),
-    Msr(SMRR_BASE, "IA32_SMRR_PHYSBASE", THREAD, 0, 0xFFFFF0FF, "smrr"),
-    Msr(SMRR_MASK, "IA32_SMRR_PHYSMASK", THREAD, 0, 0xFFFFFC00, "smrr"),
-    Msr(0x277, "IA32_PAT", THREAD, _PAT_RESET, ALL, "pat"),
-    Msr(MTRR_DEF_TYPE, "IA32_MTRR_DEF_TYPE", THREAD, 0, 0xCFF, "mtrr_default"),
-    Msr(0x345, "IA32_PERF_CAPABILITIES", THREAD, 0x2000, 0, source="T"),
-    Msr(SGX_DEBUG_MODE, "IA32_SGX_DEBUG_MODE", PACKAGE, 0, 0, source="T"),
-    Msr(0x600, "IA32_DS_AREA", THREAD, 0, ALL, "canonical"),
-    Msr(TSC_DEADLINE, "IA32_TSC_DEADLINE", THREAD, 0, ALL, "tsc_deadline"),
-    Msr(0x6E1, "IA32_PKRS", THREAD, 0, 0xFFFFFFFF),
-    Msr(TME_CAPABILITY, "IA32_TME_CAPABILITY", PACKAGE, 0, 0, "tme_capability", "T"),
-    Msr(TME_ACTIVATE, "IA32_TME_ACTIVATE", PACKAGE, 0, 0x000F00FF800001FF, "tme_activate", "T"),
-    Msr(TME_EXCLUDE_MASK, "IA32_TME_EXCLUDE_MASK", PACKAGE, 0, _PAGE_ADDRESS | 0x800, "tme_locked", "T"),
-    Msr(TME_EXCLUDE_BASE, "IA32_TME_EXCLUDE_BASE", PACKAGE, 0, _PAGE_ADDRESS, "tme_locked", "T"),
-    Msr(SEAMRR_BASE, "IA32_SEAMRR_PHYS_BASE", THREAD, 0, _SEAMRR_ADDRESS | 0x8, "seamrr_base", "T"),
-    Msr(SEAMRR_MASK, "IA32_SEAMRR_PHYS_MASK", THREAD, 0, _SEAMRR_ADDRESS | 0xC00, "seamrr_mask", "T"),
-    Msr(SEAMEXTEND, "IA32_SEAMEXTEND", PLATFORM, 0, ALL, "seamextend", "L", readable=False),
-    Msr(0x1B01, "IA32_UARCH_MISC_CTL", THREAD, 0, 0x1, source="T"),
-    Msr(EFER, "IA32_EFER", THREAD, 0, 0x901),
-    Msr(0xC0000081, "IA32_STAR", THREAD, 0, ALL),
-    Msr(0xC0000082, "IA32_LSTAR", THREAD, 0, ALL, "canonical"),
-    Msr(0xC0000083, "IA32_CSTAR", THREAD, 0, ALL, "canonical"),
-    Msr(0xC0000084, "IA32_FMASK", THREAD, 0, 0xFFFFFFFF),
-    Msr(0xC0000100, "IA32_FS_BASE", THREAD, 0, ALL, "canonical"),
-    Msr(0xC0000101, "IA32_GS_BASE", THREAD, 0, ALL, "canonical"),
-    Msr(0xC0000102, "IA32_KERNEL_GS_BASE", THREAD, 0, ALL, "canonical"),
-    Msr(0xC0000103, "IA32_TSC_AUX", THREAD, 0, 0xFFFFFFFF),
+    _row(m.IA32_P5_MC_ADDR, THREAD, 0, MASK64),
+    _row(m.IA32_P5_MC_TYPE, THREAD, 0, MASK64),
+    _row(m.IA32_MONITOR_FILTER_SIZE, THREAD, 0x40, MASK64),
+    _row(m.IA32_TIME_STAMP_COUNTER, THREAD, 0, MASK64, "tsc"),
+    _row(m.IA32_PLATFORM_ID, PACKAGE, 4 << 50, 0),
+    _row(m.IA32_APIC_BASE, THREAD, LOCAL_APIC_BASE, FRAME_MASK | 0xC00, "apic_base"),
+    _row(m.IA32_FEATURE_CONTROL, THREAD, 0, 0x10FF07, "feature_control"),
+    _row(m.IA32_TSC_ADJUST, THREAD, 0, MASK64),
+    _row(m.IA32_SPEC_CTRL, THREAD, 0, _SPEC_CTRL),
+    _row(m.IA32_PRED_CMD, THREAD, 0, 0x1, "command", readable=False),
+    _row(m.IA32_BIOS_UPDT_TRIG, THREAD, 0, MASK64, "command", readable=False),
+    _row(m.IA32_MKTME_KEYID_PARTITIONING, PACKAGE, 0, 0, source="T"),
+    _row(m.IA32_BIOS_SIGN_ID, THREAD, 0, MASK64, "microcode"),
+    _row(m.IA32_WBINVDP, PACKAGE, 0, MASK64, "wbinvdp", "T"),
+    _row(m.IA32_WBNOINVDP, PACKAGE, 0, MASK64, "wbinvdp", "T"),
+    _row(m.IA32_INTR_PENDING, THREAD, 0, 0, "intr_pending", "T"),
+    _row(m.IA32_SMM_MONITOR_CTL, THREAD, 0, 0),
+    _row(m.IA32_MISC_PACKAGE_CTLS, PACKAGE, 0, 0x1, source="T"),
+    _row(m.IA32_XAPIC_DISABLE_STATUS, PACKAGE, 0, 0, source="T"),
+    _row(m.MSR_PLATFORM_INFO, PACKAGE, 0, 0, "platform_info"),
+    _row(m.IA32_CORE_CAPABILITIES, THREAD, 0, 0, source="T"),
+    _row(m.IA32_UMWAIT_CONTROL, THREAD, 0, 0xFFFFFFFD),
+    _row(m.IA32_MPERF, THREAD, 0, MASK64),
+    _row(m.IA32_APERF, THREAD, 0, MASK64),
+    _row(m.IA32_MTRRCAP, THREAD, _MTRR_CAP, 0, source="T"),
+    _row(m.IA32_ARCH_CAPABILITIES, THREAD, _ARCH_CAPABILITIES, 0, source="T"),
+    _row(m.IA32_FLUSH_CMD, THREAD, 0, 0x1, "command", readable=False),
+    _row(m.MSR_BIOS_DONE, THREAD, 0, 0x3, "bios_done", "L"),
+    _row(m.IA32_SYSENTER_CS, THREAD, 0, 0xFFFFFFFF),
+    _row(m.IA32_SYSENTER_ESP, THREAD, 0, MASK64, "canonical"),
+    _row(m.IA32_SYSENTER_EIP, THREAD, 0, MASK64, "canonical"),
+    _row(m.IA32_MCG_CAP, THREAD, 0x0F000C00 | MCA_BANKS, 0),
+    _row(m.IA32_MCG_STATUS, THREAD, 0, 0xF),
+    _row(m.IA32_MISC_ENABLE, THREAD, _MISC_ENABLE, 1 | 1 << 18 | 1 << 22 | 1 << 34),
+    _row(m.IA32_DEBUGCTL, THREAD, 0, 0xFFC3),
+    _row(m.IA32_SMRR_PHYSBASE, THREAD, 0, 0xFFFFF0FF, "smrr"),
+    _row(m.IA32_SMRR_PHYSMASK, THREAD, 0, 0xFFFFFC00, "smrr"),
+    _row(m.IA32_PAT, THREAD, _PAT_RESET, MASK64, "pat"),
+    _row(m.IA32_MTRR_DEF_TYPE, THREAD, 0, 0xCFF, "mtrr_default"),
+    _row(m.IA32_PERF_CAPABILITIES, THREAD, 0x2000, 0, source="T"),
+    _row(m.IA32_SGX_DEBUG_MODE, PACKAGE, 0, 0, source="T"),
+    _row(m.IA32_DS_AREA, THREAD, 0, MASK64, "canonical"),
+    _row(m.IA32_TSC_DEADLINE, THREAD, 0, MASK64, "tsc_deadline"),
+    _row(m.IA32_PKRS, THREAD, 0, 0xFFFFFFFF),
+    _row(m.IA32_TME_CAPABILITY, PACKAGE, 0, 0, "tme_capability", "T"),
+    _row(m.IA32_TME_ACTIVATE, PACKAGE, 0, 0x000F00FF800001FF, "tme_activate", "T"),
+    _row(m.IA32_TME_EXCLUDE_MASK, PACKAGE, 0, FRAME_MASK | 0x800, "tme_locked", "T"),
+    _row(m.IA32_TME_EXCLUDE_BASE, PACKAGE, 0, FRAME_MASK, "tme_locked", "T"),
+    _row(m.IA32_SEAMRR_PHYS_BASE, THREAD, 0, _SEAMRR_ADDRESS | 0x8, "seamrr_base", "T"),
+    _row(m.IA32_SEAMRR_PHYS_MASK, THREAD, 0, _SEAMRR_ADDRESS | 0xC00, "seamrr_mask", "T"),
+    _row(m.IA32_SEAMEXTEND, PLATFORM, 0, MASK64, "seamextend", "L", readable=False),
+    _row(m.IA32_UARCH_MISC_CTL, THREAD, 0, 0x1, source="T"),
+    _row(m.IA32_EFER, THREAD, 0, 0x901),
+    _row(m.IA32_STAR, THREAD, 0, MASK64),
+    _row(m.IA32_LSTAR, THREAD, 0, MASK64, "canonical"),
+    _row(m.IA32_CSTAR, THREAD, 0, MASK64, "canonical"),
+    _row(m.IA32_FMASK, THREAD, 0, 0xFFFFFFFF),
+    _row(m.IA32_FS_BASE, THREAD, 0, MASK64, "canonical"),
+    _row(m.IA32_GS_BASE, THREAD, 0, MASK64, "canonical"),
+    _row(m.IA32_KERNEL_GS_BASE, THREAD, 0, MASK64, "canonical"),
+    _row(m.IA32_TSC_AUX, THREAD, 0, 0xFFFFFFFF),
 )
 
-# The local APIC: (address, name, reset, writable).  Reserved addresses in between do not exist.
+# The local APIC: (offset in the APIC page, name, reset, writable).  The others do not exist.
 _X2APIC: Final = (
-    (0x803, "VERSION", 0x01060015, 0),
-    (0x808, "TPR", 0, 0xFF),
-    (0x80A, "PPR", 0, 0),
-    (0x80D, "LDR", 0, 0),
-    (0x80F, "SIVR", 0xFF, 0x11FF),
-    (0x828, "ESR", 0, 0),
-    (0x82F, "LVT_CMCI", 0x10000, 0x117FF),
-    (0x832, "LVT_TIMER", 0x10000, 0x710FF),
-    (0x833, "LVT_THERMAL", 0x10000, 0x117FF),
-    (0x834, "LVT_PMI", 0x10000, 0x117FF),
-    (0x835, "LVT_LINT0", 0x10000, 0x1F7FF),
-    (0x836, "LVT_LINT1", 0x10000, 0x1F7FF),
-    (0x837, "LVT_ERROR", 0x10000, 0x110FF),
-    (0x838, "INIT_COUNT", 0, 0xFFFFFFFF),
-    (0x839, "CUR_COUNT", 0, 0),
-    (0x83E, "DIV_CONF", 0, 0xB),
+    (x86.APIC_VERSION, "VERSION", 0x01060015, 0),
+    (x86.APIC_TPR, "TPR", 0, 0xFF),
+    (x86.APIC_PPR, "PPR", 0, 0),
+    (x86.APIC_LDR, "LDR", 0, 0),
+    (x86.APIC_SVR, "SIVR", 0xFF, 0x11FF),
+    (x86.APIC_ESR, "ESR", 0, 0),
+    (x86.APIC_LVT_CMCI, "LVT_CMCI", 0x10000, 0x117FF),
+    (x86.APIC_LVT_TIMER, "LVT_TIMER", 0x10000, 0x710FF),
+    (x86.APIC_LVT_THERMAL, "LVT_THERMAL", 0x10000, 0x117FF),
+    (x86.APIC_LVT_PERFMON, "LVT_PMI", 0x10000, 0x117FF),
+    (x86.APIC_LVT_LINT0, "LVT_LINT0", 0x10000, 0x1F7FF),
+    (x86.APIC_LVT_LINT1, "LVT_LINT1", 0x10000, 0x1F7FF),
+    (x86.APIC_LVT_ERROR, "LVT_ERROR", 0x10000, 0x110FF),
+    (x86.APIC_INITIAL_COUNT, "INIT_COUNT", 0, 0xFFFFFFFF),
+    (x86.APIC_CURRENT_COUNT, "CUR_COUNT", 0, 0),
+    (x86.APIC_DIVIDE, "DIV_CONF", 0, 0xB),
 )
 
 
@@ -212,28 +193,39 @@ def _repeated() -> list[Msr]:
     rows = [Msr(address, f"MSR_{address:#x} (VMX capability)", THREAD, value, 0)
             for address, value in VMX_MSRS.items()]  # fmt: skip
     for number in range(MTRR_COUNT):
-        base = MTRR_PHYSBASE0 + 2 * number
-        rows.append(Msr(base, f"IA32_MTRR_PHYSBASE{number}", THREAD, 0, _PAGE_ADDRESS | 0xFF, "mtrr_base"))
-        rows.append(Msr(base + 1, f"IA32_MTRR_PHYSMASK{number}", THREAD, 0, _PAGE_ADDRESS | 0x800))
-    rows.extend(Msr(address, f"IA32_MTRR_FIX_{address:#x}", THREAD, 0, ALL, "mtrr_fixed")
+        base = m.IA32_MTRR_PHYSBASE0 + 2 * number
+        rows.append(Msr(base, f"IA32_MTRR_PHYSBASE{number}", THREAD, 0, FRAME_MASK | 0xFF, "mtrr_base"))
+        rows.append(Msr(base + 1, f"IA32_MTRR_PHYSMASK{number}", THREAD, 0, FRAME_MASK | 0x800))
+    rows.extend(Msr(address, f"IA32_MTRR_FIX_{address:#x}", THREAD, 0, MASK64, "mtrr_fixed")
                 for address in MTRR_FIXED)  # fmt: skip
     for bank in range(MCA_BANKS):
-        rows.append(Msr(0x280 + bank, f"IA32_MC{bank}_CTL2", THREAD, 0, 0x40007FFF))
+        rows.append(Msr(m.IA32_MC0_CTL2 + bank, f"IA32_MC{bank}_CTL2", THREAD, 0, 0x40007FFF))
         rows.extend(
-            Msr(0x400 + 4 * bank + part, f"IA32_MC{bank}_{name}", THREAD, 0, ALL)
+            Msr(m.IA32_MC0_CTL + 4 * bank + part, f"IA32_MC{bank}_{name}", THREAD, 0, MASK64)
             for part, name in enumerate(("CTL", "STATUS", "ADDR", "MISC"))
         )
-    rows.append(Msr(X2APIC_ID, "IA32_X2APIC_APICID", THREAD, 0, 0, "x2apic_id", "X"))
-    rows.extend(Msr(address, f"IA32_X2APIC_{name}", THREAD, reset, writable, "x2apic", "X")
-                for address, name, reset, writable in _X2APIC)  # fmt: skip
+    rows.append(_row(m.IA32_X2APIC_APICID, THREAD, 0, 0, "x2apic_id", "X"))
+    rows.extend(Msr(x86.x2apic_msr(offset), f"IA32_X2APIC_{name}", THREAD, reset, writable, "x2apic", "X")
+                for offset, name, reset, writable in _X2APIC)  # fmt: skip
     rows.extend(
-        Msr(address, f"IA32_X2APIC_{name}{number}", THREAD, 0, 0, "x2apic", "X")
-        for first, name in ((0x810, "ISR"), (0x818, "TMR"), (0x820, "IRR"))
-        for number, address in enumerate(range(first, first + 8))
+        Msr(x86.x2apic_msr(first) + number, f"IA32_X2APIC_{name}{number}", THREAD, 0, 0, "x2apic", "X")
+        for first, name in ((x86.APIC_ISR, "ISR"), (x86.APIC_TMR, "TMR"), (x86.APIC_IRR, "IRR"))
+        for number in range(8)
     )
-    rows.append(Msr(0x80B, "IA32_X2APIC_EOI", THREAD, 0, 0, "x2apic_eoi", "X", readable=False))
-    rows.append(Msr(0x830, "IA32_X2APIC_ICR", THREAD, 0, 0xFFFFFFFF000CDFFF, "x2apic_icr", "X"))
-    rows.append(Msr(0x83F, "IA32_X2APIC_SELF_IPI", THREAD, 0, 0xFF, "x2apic_self", "X", readable=False))
+    rows.append(Msr(m.IA32_X2APIC_EOI, "IA32_X2APIC_EOI", THREAD, 0, 0, "x2apic_eoi", "X", readable=False))
+    rows.append(Msr(m.IA32_X2APIC_ICR, "IA32_X2APIC_ICR", THREAD, 0, 0xFFFFFFFF000CDFFF, "x2apic_icr", "X"))
+    rows.append(
+        Msr(
+            m.IA32_X2APIC_SELF_IPI,
+            "IA32_X2APIC_SELF_IPI",
+            THREAD,
+            0,
+            0xFF,
+            "x2apic_self",
+            "X",
+            readable=False,
+        )
+    )
     return rows
 
 

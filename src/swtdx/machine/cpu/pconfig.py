@@ -14,9 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch.layout import ReadBuffer
+from swtdx.arch.msrs import IA32_TME_ACTIVATE, TME_ACTIVATE_ENABLE, TME_ACTIVATE_LOCK
 from swtdx.arch.regs import RAX, RBX
-from swtdx.machine.cpu import msr_table as at
-from swtdx.machine.cpu.activation import TME_ENABLE, TME_LOCK
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import (
     MKTME_KEY_PROGRAM,
@@ -39,8 +38,8 @@ def program_key(lp: LogicalProcessor, structure: ReadBuffer) -> ProgramResult:
     Raises:
         GeneralProtection: TME is not activated on this package, or reserved bits are set.
     """
-    active = TME_LOCK | TME_ENABLE
-    if lp.msrs.peek(at.TME_ACTIVATE) & active != active:
+    active = TME_ACTIVATE_LOCK | TME_ACTIVATE_ENABLE
+    if lp.msrs.peek(IA32_TME_ACTIVATE) & active != active:
         raise GeneralProtection("PCONFIG: IA32_TME_ACTIVATE is not locked with TME enabled")
     layout = MKTME_KEY_PROGRAM
     if not layout.reserved_is_zero(structure):

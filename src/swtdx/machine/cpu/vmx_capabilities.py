@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch import msrs
 from swtdx.machine.cpu.features import cr4_bits
 from swtdx.machine.vmx.vmcs import REVISION
 
@@ -52,24 +53,24 @@ _EPT_VPID: Final = (
 
 #: Value by MSR address.
 VMX_MSRS: Final[dict[int, int]] = {
-    0x480: _BASIC,
-    0x481: _controls(_PIN_DEFAULT1, _PIN),
-    0x482: _controls(_PROC_DEFAULT1, _PROC),
-    0x483: _controls(_EXIT_DEFAULT1, _EXIT),
-    0x484: _controls(_ENTRY_DEFAULT1, _ENTRY),
-    0x485: _MISC,
-    0x486: 0x80000021,  # CR0_FIXED0: PE, NE, PG
-    0x487: 0xFFFFFFFF,  # CR0_FIXED1
-    0x488: 0x2000,  # CR4_FIXED0: VMXE
-    0x489: cr4_bits(),  # CR4_FIXED1
-    0x48A: 0x3E,  # VMCS_ENUM: highest index used, times 2
-    0x48B: _controls(0, _PROC2),
-    0x48C: _EPT_VPID,
-    0x48D: _controls(_PIN_DEFAULT1, _PIN),
-    0x48E: _controls(_TRUE_PROC, _PROC),
-    0x48F: _controls(_TRUE_EXIT, _EXIT),
-    0x490: _controls(_TRUE_ENTRY, _ENTRY),
-    0x491: 0x1,  # VMFUNC: EPTP switching
-    0x492: _PROC3,
-    0x493: 0x8,  # EXIT_CTLS2
+    msrs.IA32_VMX_BASIC: _BASIC,
+    msrs.IA32_VMX_PINBASED_CTLS: _controls(_PIN_DEFAULT1, _PIN),
+    msrs.IA32_VMX_PROCBASED_CTLS: _controls(_PROC_DEFAULT1, _PROC),
+    msrs.IA32_VMX_EXIT_CTLS: _controls(_EXIT_DEFAULT1, _EXIT),
+    msrs.IA32_VMX_ENTRY_CTLS: _controls(_ENTRY_DEFAULT1, _ENTRY),
+    msrs.IA32_VMX_MISC: _MISC,
+    msrs.IA32_VMX_CR0_FIXED0: 0x80000021,  # CR0_FIXED0: PE, NE, PG
+    msrs.IA32_VMX_CR0_FIXED1: 0xFFFFFFFF,  # CR0_FIXED1
+    msrs.IA32_VMX_CR4_FIXED0: 0x2000,  # CR4_FIXED0: VMXE
+    msrs.IA32_VMX_CR4_FIXED1: cr4_bits(),  # CR4_FIXED1
+    msrs.IA32_VMX_VMCS_ENUM: 0x3E,  # VMCS_ENUM: highest index used, times 2
+    msrs.IA32_VMX_PROCBASED_CTLS2: _controls(0, _PROC2),
+    msrs.IA32_VMX_EPT_VPID_CAP: _EPT_VPID,
+    msrs.IA32_VMX_TRUE_PINBASED_CTLS: _controls(_PIN_DEFAULT1, _PIN),
+    msrs.IA32_VMX_TRUE_PROCBASED_CTLS: _controls(_TRUE_PROC, _PROC),
+    msrs.IA32_VMX_TRUE_EXIT_CTLS: _controls(_TRUE_EXIT, _EXIT),
+    msrs.IA32_VMX_TRUE_ENTRY_CTLS: _controls(_TRUE_ENTRY, _ENTRY),
+    msrs.IA32_VMX_VMFUNC: 0x1,  # VMFUNC: EPTP switching
+    msrs.IA32_VMX_PROCBASED_CTLS3: _PROC3,
+    msrs.IA32_VMX_EXIT_CTLS2: 0x8,  # EXIT_CTLS2
 }

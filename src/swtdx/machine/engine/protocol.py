@@ -14,7 +14,23 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import MutableSequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+from swtdx.arch import msrs
+from swtdx.arch import vmcs as f
+
+#: Guest MSRs that every engine keeps and whose accesses it can carry out: those that are VMCS fields, and
+#: those that no field holds.
+FIELD_MSRS: Final[dict[int, int]] = {
+    msrs.IA32_SYSENTER_CS: f.GUEST_SYSENTER_CS,
+    msrs.IA32_SYSENTER_ESP: f.GUEST_SYSENTER_ESP,
+    msrs.IA32_SYSENTER_EIP: f.GUEST_SYSENTER_EIP,
+    msrs.IA32_FS_BASE: f.GUEST_FS_BASE,
+    msrs.IA32_GS_BASE: f.GUEST_GS_BASE,
+}
+OTHER_MSRS: Final = (
+    msrs.IA32_STAR, msrs.IA32_LSTAR, msrs.IA32_FMASK, msrs.IA32_KERNEL_GS_BASE, msrs.IA32_TSC_AUX,
+)  # fmt: skip
 
 
 class EngineError(RuntimeError):

@@ -1,6 +1,7 @@
 """Physical memory that protects itself: frames (cache), DRAM, keys, and who may see what."""
 
-from swtdx.machine.memory.addresses import ALL_LINES, LINE, PAGE, AddressError, AddressMap
+from swtdx.arch.units import PAGE
+from swtdx.machine.memory.addresses import ALL_LINES, LINE, AddressError, AddressMap
 from swtdx.machine.memory.faults import BusAbort, MachineCheck, MemoryFault, Requestor, ReservedBitFault
 from swtdx.machine.memory.keys import (
     MKTME_KEY_PROGRAM,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-#: Bytes of a page, the unit of tags, PAMT entries and engine mappings.
-PAGE: Final = 4096
+from swtdx.arch.units import PAGE
+
 PAGE_SHIFT: Final = 12
 #: Bytes of a cache line, the unit of encryption, MAC and TD-owner bit.
 LINE: Final = 64

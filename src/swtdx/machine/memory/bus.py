@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from swtdx.machine.memory.addresses import PAGE, AddressError, AddressMap
+from swtdx.arch.units import PAGE
+from swtdx.machine.memory.addresses import AddressError, AddressMap
 from swtdx.machine.memory.faults import Requestor, ReservedBitFault
 
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from swtdx.machine.memory.addresses import ALL_LINES, LINE_SHIFT, PAGE, PAGE_SHIFT, AddressMap, line_runs
+from swtdx.arch.units import PAGE
+from swtdx.machine.memory.addresses import ALL_LINES, LINE_SHIFT, PAGE_SHIFT, AddressMap, line_runs
 from swtdx.machine.memory.faults import MachineCheck
 from swtdx.machine.memory.keys import Key, KeyTable
 from swtdx.machine.memory.pages import ALL, FILLED, MAPPED, VIEWED, WRITTEN, PageTable, runs

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from swtdx.machine.memory.addresses import LINE, LINE_SHIFT, PAGE, PAGE_SHIFT, AddressError
+from swtdx.arch.units import PAGE
+from swtdx.machine.memory.addresses import LINE, LINE_SHIFT, PAGE_SHIFT, AddressError
 from swtdx.machine.memory.mac import MAC_MASK
 from swtdx.machine.memory.pages import WRITTEN, runs
 from swtdx.machine.memory.physical import PhysicalMemory

@@ -8,15 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from swtdx.machine.memory.addresses import (
-    ALL_LINES,
-    LINE,
-    PAGE,
-    PAGE_SHIFT,
-    full_line_mask,
-    line_mask,
-    line_runs,
-)
+from swtdx.arch.units import PAGE
+from swtdx.machine.memory.addresses import ALL_LINES, LINE, PAGE_SHIFT, full_line_mask, line_mask, line_runs
 from swtdx.machine.memory.cache import Cache
 from swtdx.machine.memory.faults import MachineCheck
 from swtdx.machine.memory.keys import Key

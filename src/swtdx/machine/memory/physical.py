@@ -27,15 +27,8 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from swtdx.machine.memory.addresses import (
-    ALL_LINES,
-    LINE,
-    PAGE,
-    PAGE_SHIFT,
-    AddressError,
-    AddressMap,
-    line_mask,
-)
+from swtdx.arch.units import PAGE
+from swtdx.machine.memory.addresses import ALL_LINES, LINE, PAGE_SHIFT, AddressError, AddressMap, line_mask
 from swtdx.machine.memory.bus import Bus
 from swtdx.machine.memory.cache import Cache, Subscriber
 from swtdx.machine.memory.faults import BusAbort, MachineCheck, Requestor

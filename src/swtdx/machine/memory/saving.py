@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from swtdx.machine.memory.addresses import LINE, LINES_PER_PAGE, PAGE, PAGE_SHIFT, AddressError, AddressMap
+from swtdx.arch.units import PAGE
+from swtdx.machine.memory.addresses import LINE, LINES_PER_PAGE, PAGE_SHIFT, AddressError, AddressMap
 from swtdx.machine.memory.cache import Cache
 from swtdx.machine.memory.keys import Algorithm, Integrity, Key, KeyTable
 from swtdx.machine.memory.pages import ALL, CHUNK, FILLED, MAPPED, VIEWED, WRITTEN, PageTable

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from swtdx.machine.memory.addresses import PAGE
+from swtdx.arch.units import PAGE
 
 # linux/falloc.h
 _KEEP_SIZE: Final = 1

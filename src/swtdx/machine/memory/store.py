@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from swtdx.machine.memory.addresses import LINE, LINE_SHIFT, LINES_PER_PAGE, PAGE, PAGE_SHIFT
+from swtdx.arch.units import PAGE
+from swtdx.machine.memory.addresses import LINE, LINE_SHIFT, LINES_PER_PAGE, PAGE_SHIFT
 from swtdx.machine.memory.keys import Key, KeyTable
 from swtdx.machine.memory.mac import MAC_MASK, Tags, Words
 from swtdx.machine.memory.pages import WRITTEN, PageTable

@@ -8,6 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import vmcs as f
+from swtdx.arch.x86 import (
+    CR0_CD,
+    CR0_ET,
+    CR0_NW,
+    CR0_PE,
+    CR0_PG,
+    CR0_TS,
+    CR0_WP,
+    CR4_CET,
+    CR4_LA57,
+    CR4_PAE,
+    CR4_PCIDE,
+    EFER_LMA,
+    EFER_LME,
+)
 from swtdx.machine.cpu.features import cr4_bits
 from swtdx.machine.engine.protocol import Event
 from swtdx.machine.faults import GeneralProtection
@@ -20,19 +35,6 @@ from swtdx.machine.vmx.vmcs import Vmcs
 if TYPE_CHECKING:
     from swtdx.machine.vmx.unit import VmxUnit
 
-_PE: Final = 1 << 0
-_TS: Final = 1 << 3
-_ET: Final = 1 << 4
-_WP: Final = 1 << 16
-_NW: Final = 1 << 29
-_CD: Final = 1 << 30
-_PG: Final = 1 << 31
-_PAE: Final = 1 << 5
-_CET: Final = 1 << 23
-_LA57: Final = 1 << 12
-_PCIDE: Final = 1 << 17
-_LME: Final = 1 << 8
-_LMA: Final = 1 << 10
 _CR0_DEFINED: Final = 0xE005003F
 
 #: Exit qualification: access types (bits 5:4).
@@ -78,7 +80,7 @@ class ControlRegisters:
             if self._write(vmcs, number, value):
                 return unit.exit.set(reason.CR_ACCESS, number | _MOV_TO << 4 | gpr << 8, length)
         elif kind == "clts":
-            if self._write(vmcs, 0, context.cr0 & ~_TS):
+            if self._write(vmcs, 0, context.cr0 & ~CR0_TS):
                 return unit.exit.set(reason.CR_ACCESS, _CLTS << 4, length)
         else:
             source = context.gpr[gpr] & 0xFFFF if gpr >= 0 else self._memory_word(vmcs)
@@ -119,7 +121,7 @@ class ControlRegisters:
             case 0:
                 return self._write_cr0(vmcs, value)
             case 3:
-                if context.efer & _LMA and value >> 52 & 0x7FF:
+                if context.efer & EFER_LMA and value >> 52 & 0x7FF:
                     raise GeneralProtection("CR3 with reserved bits")
                 context.cr3 = value & ~(1 << 63)
                 return False
@@ -149,22 +151,22 @@ class ControlRegisters:
             GeneralProtection: the combination is not allowed.
         """
         context = vmcs.context
-        value = value & _CR0_DEFINED | _ET
-        if (value & _PG and not value & _PE) or (value & _NW and not value & _CD):
+        value = value & _CR0_DEFINED | CR0_ET
+        if (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
             raise GeneralProtection("CR0 with an impossible combination")
-        if context.cr4 & _CET and not value & _WP:
+        if context.cr4 & CR4_CET and not value & CR0_WP:
             raise GeneralProtection("CR0.WP cannot be cleared while CR4.CET is set")
-        turned_on = value & _PG and not context.cr0 & _PG
-        turned_off = context.cr0 & _PG and not value & _PG
+        turned_on = value & CR0_PG and not context.cr0 & CR0_PG
+        turned_off = context.cr0 & CR0_PG and not value & CR0_PG
         efer = context.efer
-        if turned_on and efer & _LME:
-            if not context.cr4 & _PAE or context.long_mode:
+        if turned_on and efer & EFER_LME:
+            if not context.cr4 & CR4_PAE or context.long_mode:
                 raise GeneralProtection("long mode needs CR4.PAE")
-            efer |= _LMA
+            efer |= EFER_LMA
         elif turned_off:
-            if context.long_mode or context.cr4 & _PCIDE:
+            if context.long_mode or context.cr4 & CR4_PCIDE:
                 raise GeneralProtection("paging cannot be turned off here")
-            efer &= ~_LMA
+            efer &= ~EFER_LMA
         # CR3 must not be lost between the two views of it.
         context.switch_paging(value, efer)
 
@@ -184,10 +186,10 @@ class ControlRegisters:
             GeneralProtection: the combination is not allowed.
         """
         context = vmcs.context
-        if context.efer & _LMA and (not value & _PAE or (value ^ context.cr4) & _LA57):
+        if context.efer & EFER_LMA and (not value & CR4_PAE or (value ^ context.cr4) & CR4_LA57):
             raise GeneralProtection("CR4.PAE and CR4.LA57 cannot change in long mode")
-        if value & _PCIDE and not context.efer & _LMA:
+        if value & CR4_PCIDE and not context.efer & EFER_LMA:
             raise GeneralProtection("CR4.PCIDE needs long mode")
-        if value & _CET and not context.cr0 & _WP:
+        if value & CR4_CET and not context.cr0 & CR0_WP:
             raise GeneralProtection("CR4.CET needs CR0.WP")
         context.cr4 = value

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from swtdx.arch.x86 import FRAME_MASK
 from swtdx.machine.memory import ReservedBitFault
 
 _ENTRY: Final = struct.Struct("<Q").unpack_from
-_ADDRESS: Final = 0x000FFFFFFFFFF000
 SUPPRESS_VE: Final = 1 << 63
 #: Memory types that do not exist (2, 3) or not in an EPT (7).
 _RESERVED_TYPES: Final = (2, 3, 7)
@@ -48,7 +48,7 @@ def walk(eptp: int, gpa: int, keyid_bits: int, map_table: MapTable, found: Walk)
     ``keyid_bits`` is or-ed into table addresses (a Secure EPT's entries hold no KeyID).
     """
     level = eptp >> 3 & 7
-    table = eptp & _ADDRESS
+    table = eptp & FRAME_MASK
     while True:
         try:
             view = map_table(table | keyid_bits)
@@ -67,5 +67,5 @@ def walk(eptp: int, gpa: int, keyid_bits: int, map_table: MapTable, found: Walk)
                 entry & 3 == 2 or (level > 2 and bool(entry & 0x80)) or entry >> 3 & 7 in _RESERVED_TYPES
             )
             return found
-        table = entry & _ADDRESS
+        table = entry & FRAME_MASK
         level -= 1

@@ -7,35 +7,39 @@ from __future__ import annotations
 
 from typing import Final
 
-EXCEPTION_OR_NMI: Final = 0
-EXTERNAL_INTERRUPT: Final = 1
-TRIPLE_FAULT: Final = 2
-TASK_SWITCH: Final = 9
-CPUID: Final = 10
-GETSEC: Final = 11
-HLT: Final = 12
-INVD: Final = 13
-RDPMC: Final = 15
-RDTSC: Final = 16
-RSM: Final = 17
-VMCALL: Final = 18
-CR_ACCESS: Final = 28
-IO: Final = 30
-RDMSR: Final = 31
-WRMSR: Final = 32
-INVALID_GUEST_STATE: Final = 33
-MWAIT: Final = 36
-MONITOR: Final = 39
-EPT_VIOLATION: Final = 48
-EPT_MISCONFIGURATION: Final = 49
-WBINVD: Final = 54
-XSETBV: Final = 55
-PCONFIG: Final = 65
-SEAMCALL: Final = 76
-TDCALL: Final = 77
+from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION, ExitReason
+from swtdx.arch.x86 import VECTOR_MC
+
+# The exit reasons that a guest here can have, as plain numbers: they are compared on every exit.
+EXCEPTION_OR_NMI: Final = ExitReason.EXCEPTION_OR_NMI.value
+EXTERNAL_INTERRUPT: Final = ExitReason.EXTERNAL_INTERRUPT.value
+TRIPLE_FAULT: Final = ExitReason.TRIPLE_FAULT.value
+TASK_SWITCH: Final = ExitReason.TASK_SWITCH.value
+CPUID: Final = ExitReason.CPUID.value
+GETSEC: Final = ExitReason.GETSEC.value
+HLT: Final = ExitReason.HLT.value
+INVD: Final = ExitReason.INVD.value
+RDPMC: Final = ExitReason.RDPMC.value
+RDTSC: Final = ExitReason.RDTSC.value
+RSM: Final = ExitReason.RSM.value
+VMCALL: Final = ExitReason.VMCALL.value
+CR_ACCESS: Final = ExitReason.CR_ACCESS.value
+IO: Final = ExitReason.IO_INSTRUCTION.value
+RDMSR: Final = ExitReason.RDMSR.value
+WRMSR: Final = ExitReason.WRMSR.value
+INVALID_GUEST_STATE: Final = ExitReason.ENTRY_FAILURE_GUEST_STATE.value
+MWAIT: Final = ExitReason.MWAIT.value
+MONITOR: Final = ExitReason.MONITOR.value
+EPT_VIOLATION: Final = ExitReason.EPT_VIOLATION.value
+EPT_MISCONFIGURATION: Final = ExitReason.EPT_MISCONFIGURATION.value
+WBINVD: Final = ExitReason.WBINVD.value
+XSETBV: Final = ExitReason.XSETBV.value
+PCONFIG: Final = ExitReason.PCONFIG.value
+SEAMCALL: Final = ExitReason.SEAMCALL.value
+TDCALL: Final = ExitReason.TDCALL.value
 
 #: Interruption information of a machine check: vector 18, hardware exception, valid.
-MACHINE_CHECK_INFO: Final = 0x80000312
+MACHINE_CHECK_INFO: Final = INTERRUPTION_VALID | TYPE_HARDWARE_EXCEPTION << 8 | VECTOR_MC
 
 
 class VmExit:

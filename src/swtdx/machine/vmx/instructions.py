@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import vmcs as f
+from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.x86 import VECTOR_PF, VECTOR_UD
 from swtdx.machine.engine.protocol import Event, Stop
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.vmx import decode
@@ -20,10 +22,6 @@ if TYPE_CHECKING:
 #: Returns the VM exit, or None when the guest goes on.
 Handler = Callable[[Vmcs, Event], VmExit | None]
 
-_VALID: Final = 1 << 31
-_UD: Final = 6
-_PF: Final = 14
-_HARDWARE_EXCEPTION: Final = 3
 _HAS_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
 
 
@@ -75,11 +73,11 @@ class Instructions:
             return None
         why, length = decode.undefined_reason(code, self._unit.code_bits(vmcs))
         if why is None:
-            if vmcs.controls[f.EXCEPTION_BITMAP] >> _UD & 1:
+            if vmcs.controls[f.EXCEPTION_BITMAP] >> VECTOR_UD & 1:
                 outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI)
-                outcome.intr_info = _UD | _HARDWARE_EXCEPTION << 8 | _VALID
+                outcome.intr_info = VECTOR_UD | TYPE_HARDWARE_EXCEPTION << 8 | INTERRUPTION_VALID
                 return outcome
-            vmcs.context.inject(_UD, _HARDWARE_EXCEPTION, None)
+            vmcs.context.inject(VECTOR_UD, TYPE_HARDWARE_EXCEPTION, None)
             return None
         if why == reason.TDCALL and vmcs.context.cpl:
             raise GeneralProtection("TDCALL with CPL above 0")
@@ -134,12 +132,12 @@ class Instructions:
 
     def _exception(self, vmcs: Vmcs, event: Event) -> VmExit | None:
         outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI)
-        info = event.vector | _HARDWARE_EXCEPTION << 8 | _VALID
+        info = event.vector | TYPE_HARDWARE_EXCEPTION << 8 | INTERRUPTION_VALID
         if event.vector in _HAS_ERROR_CODE:
             info |= 1 << 11
             outcome.intr_error = event.error_code or 0
         outcome.intr_info = info
-        if event.vector == _PF:
+        if event.vector == VECTOR_PF:
             outcome.qualification = vmcs.context.cr2
         return outcome
 

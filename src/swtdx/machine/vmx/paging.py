@@ -7,14 +7,8 @@ the guest's processor has just made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
-_PG: Final = 1 << 31
-_PSE: Final = 1 << 4
-_PAE: Final = 1 << 5
-_LA57: Final = 1 << 12
-_LMA: Final = 1 << 10
-_ADDRESS: Final = 0x000FFFFFFFFFF000
+from swtdx.arch.x86 import CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, FRAME_MASK
 
 #: Reads the 8-byte value at a guest-physical address (None: it cannot be read).
 ReadQword = Callable[[int], int | None]
@@ -22,17 +16,17 @@ ReadQword = Callable[[int], int | None]
 
 def linear_to_gpa(linear: int, cr0: int, cr3: int, cr4: int, efer: int, read: ReadQword) -> int | None:
     """The guest-physical address of ``linear``, or None when it is not mapped."""
-    if not cr0 & _PG:
+    if not cr0 & CR0_PG:
         return linear & 0xFFFFFFFF
-    if efer & _LMA:
-        return _walk(linear, cr3 & _ADDRESS, 5 if cr4 & _LA57 else 4, read)
+    if efer & EFER_LMA:
+        return _walk(linear, cr3 & FRAME_MASK, 5 if cr4 & CR4_LA57 else 4, read)
     linear &= 0xFFFFFFFF
-    if cr4 & _PAE:
+    if cr4 & CR4_PAE:
         root = read((cr3 & 0xFFFFFFE0) + (linear >> 30) * 8)
         if root is None or not root & 1:
             return None
-        return _walk(linear, root & _ADDRESS, 2, read)
-    return _walk_32(linear, cr3 & 0xFFFFF000, bool(cr4 & _PSE), read)
+        return _walk(linear, root & FRAME_MASK, 2, read)
+    return _walk_32(linear, cr3 & 0xFFFFF000, bool(cr4 & CR4_PSE), read)
 
 
 def _walk(linear: int, table: int, levels: int, read: ReadQword) -> int | None:
@@ -43,8 +37,8 @@ def _walk(linear: int, table: int, levels: int, read: ReadQword) -> int | None:
             return None
         if level == 0 or (level <= 2 and entry & 0x80):
             size = 1 << shift
-            return entry & _ADDRESS & -size | linear & size - 1
-        table = entry & _ADDRESS
+            return entry & FRAME_MASK & -size | linear & size - 1
+        table = entry & FRAME_MASK
     return None
 
 
@@ -73,7 +67,7 @@ def cached_address(
         lookup: the HPA of a GPA, None where it is not cached.
         words: all frames as 8-byte integers.
     """
-    table = cr3 & _ADDRESS
+    table = cr3 & FRAME_MASK
     for shift in (39, 30, 21, 12):
         hpa = lookup(table | (linear >> shift & 511) << 3)
         if hpa is None:
@@ -83,6 +77,6 @@ def cached_address(
             return None
         if shift == 12 or (entry & 0x80 and shift < 39):
             size = 1 << shift
-            return lookup(entry & _ADDRESS & -size | linear & size - 1)
-        table = entry & _ADDRESS
+            return lookup(entry & FRAME_MASK & -size | linear & size - 1)
+        table = entry & FRAME_MASK
     return None

@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from swtdx.arch import vmcs as f
+from swtdx.arch.exits import EPT_GLA_FINAL, EPT_GLA_VALID, TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.units import HUGE_PAGE, LARGE_PAGE, PAGE
+from swtdx.arch.vmx_controls import PROC2_EPT_VIOLATION_VE
+from swtdx.arch.x86 import FRAME_MASK, PF_USER, VECTOR_PF, VECTOR_VE
 from swtdx.machine.engine.protocol import Access
 from swtdx.machine.memory import BusAbort, MemoryFault, ReservedBitFault
 from swtdx.machine.vmx import decode
@@ -29,21 +33,8 @@ if TYPE_CHECKING:
 #: frames has nothing to show for it, and so this is a misconfiguration, too.
 _UNREACHABLE: Final = (BusAbort, ReservedBitFault)
 _LEAF: Final = 0x80
-_ADDRESS: Final = 0x000FFFFFFFFFF000
-_SMALL: Final = 4096
-_LARGE: Final = 2 << 20
-_HUGE: Final = 1 << 30
-#: Secondary control "EPT-violation #VE".
-EPT_VIOLATION_VE: Final = 1 << 18
-_VE_VECTOR: Final = 20
-_PF: Final = 14
 #: #PF error codes: the page is present and it was a fetch; from user mode.
 _PF_FETCH: Final = 1 | 1 << 4
-_PF_USER: Final = 1 << 2
-_HARDWARE_EXCEPTION: Final = 3
-#: Qualification bits 7 (linear address valid) and 8 (the access itself, not the page walk).
-_GLA_VALID: Final = 1 << 7
-_FINAL: Final = 1 << 8
 
 
 class Translator:
@@ -90,8 +81,8 @@ class Translator:
         found = self._walk(vmcs, gpa)
         if found.misconfigured or not found.entry & 1:
             return None
-        size = (_SMALL, _LARGE, _HUGE)[found.level]
-        hpa = self._unit.split(found.entry & _ADDRESS)[0] & -size | gpa & size - 1
+        size = (PAGE, LARGE_PAGE, HUGE_PAGE)[found.level]
+        hpa = self._unit.split(found.entry & FRAME_MASK)[0] & -size | gpa & size - 1
         try:
             self._fill(vmcs, gpa, found)
         except _UNREACHABLE:
@@ -105,7 +96,7 @@ class Translator:
         if gpa & unit.shared_bit(vmcs):
             # The hypervisor's tables: addresses carry shared KeyIDs, or fault.
             return walk(
-                controls[f.SHARED_EPTP] & _ADDRESS | controls[f.EPTP] & 0x3F,
+                controls[f.SHARED_EPTP] & FRAME_MASK | controls[f.EPTP] & 0x3F,
                 gpa & ~unit.shared_bit(vmcs),
                 0,
                 unit.map_shared_table,
@@ -123,9 +114,9 @@ class Translator:
             self._fill_small(vmcs, gpa, found, keyid, shared)
             return
         # A 1 GiB page is cached 2 MiB at a time.
-        size = _LARGE if found.level == 1 else _HUGE
-        address = found.entry & _ADDRESS & -size | gpa & size - _LARGE
-        self._map(vmcs, gpa & -_LARGE, address | keyid, _LARGE, found.entry, shared)
+        size = LARGE_PAGE if found.level == 1 else HUGE_PAGE
+        address = found.entry & FRAME_MASK & -size | gpa & size - LARGE_PAGE
+        self._map(vmcs, gpa & -LARGE_PAGE, address | keyid, LARGE_PAGE, found.entry, shared)
         if found.level == 1 and not shared:
             self._fill_neighbours(vmcs, gpa, found, keyid)
 
@@ -141,61 +132,61 @@ class Translator:
 
     def _fill_small(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int, shared: bool) -> None:
         """Cache the page and up to 511 neighbours of the same table that are present."""
-        self._map(vmcs, gpa & -_SMALL, found.entry & _ADDRESS | keyid, _SMALL, found.entry, shared)
+        self._map(vmcs, gpa & -PAGE, found.entry & FRAME_MASK | keyid, PAGE, found.entry, shared)
         assert found.table is not None
         entries = np.frombuffer(found.table, dtype="<u8")
-        base = gpa & -_LARGE
+        base = gpa & -LARGE_PAGE
         here = gpa >> 12 & 511
         lookup = vmcs.space.lookup
         # Only what lies near: the cost of a fill is paid per page.
         for index in range(max(0, here - 8), min(512, here + 64)):
             entry = int(entries[index])
-            if entry & 7 and lookup(base + index * _SMALL) is None:
+            if entry & 7 and lookup(base + index * PAGE) is None:
                 # What is wrong with a neighbour is not wrong with this access.
                 with suppress(MemoryFault):
-                    self._map(vmcs, base + index * _SMALL, entry & _ADDRESS | keyid, _SMALL, entry, shared)
+                    self._map(vmcs, base + index * PAGE, entry & FRAME_MASK | keyid, PAGE, entry, shared)
 
     def _fill_neighbours(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int) -> None:
         """Cache the other 2 MiB pages that the same table maps."""
         assert found.table is not None
         entries = np.frombuffer(found.table, dtype="<u8")
-        base = gpa & -_HUGE
+        base = gpa & -HUGE_PAGE
         lookup = vmcs.space.lookup
         for index in np.flatnonzero((entries & np.uint64(0x87)) > np.uint64(_LEAF)).tolist():
-            where = base + index * _LARGE
+            where = base + index * LARGE_PAGE
             if lookup(where) is None:
                 entry = int(entries[index])
                 with suppress(MemoryFault):
-                    self._map(vmcs, where, entry & _ADDRESS | keyid, _LARGE, entry, False)
+                    self._map(vmcs, where, entry & FRAME_MASK | keyid, LARGE_PAGE, entry, False)
 
     # ------------------------------------------------------------------ violations
     def _shared_fetch(self, vmcs: Vmcs, gpa: int) -> None:
         """Code in shared memory is not executed: #PF, as for an execute-disabled page."""
         context = vmcs.context
         context.cr2 = self._fetched_address(vmcs, gpa)
-        context.inject(_PF, _HARDWARE_EXCEPTION, _PF_FETCH | (_PF_USER if context.cpl == 3 else 0))
+        context.inject(VECTOR_PF, TYPE_HARDWARE_EXCEPTION, _PF_FETCH | (PF_USER if context.cpl == 3 else 0))
 
     def _fetched_address(self, vmcs: Vmcs, gpa: int) -> int:
         """The linear address of a fetch from ``gpa``."""
         linear = self._unit.linear_rip(vmcs)
         # If the offsets differ, the instruction begins on the page before.
-        return linear if not (linear ^ gpa) & _SMALL - 1 else (linear | _SMALL - 1) + 1
+        return linear if not (linear ^ gpa) & PAGE - 1 else (linear | PAGE - 1) + 1
 
     def _violation(self, vmcs: Vmcs, gpa: int, access: Access, entry: int) -> VmExit | None:
         qualification = int(access) & 7 | (entry & 7) << 3
         if not access & Access.WALK:
-            qualification |= _FINAL
+            qualification |= EPT_GLA_FINAL
         # The engine does not report it, and software in SEAM is not to look into guest code for it.
         fetch = access & Access.FETCH
         gla = self._fetched_address(vmcs, gpa) if fetch else self._linear_address(vmcs)
         if gla is not None:
-            qualification |= _GLA_VALID
+            qualification |= EPT_GLA_VALID
         outcome = self._unit.exit.set(reason.EPT_VIOLATION, qualification)
         outcome.gpa = gpa
         outcome.gla = gla
         if (
             not entry & SUPPRESS_VE
-            and vmcs.controls[f.SECONDARY_CONTROLS] & EPT_VIOLATION_VE
+            and vmcs.controls[f.SECONDARY_CONTROLS] & PROC2_EPT_VIOLATION_VE
             and vmcs.context.undelivered() is None
             and self._convert(vmcs, gpa, qualification)
         ):
@@ -209,8 +200,8 @@ class Translator:
         """
         unit = self._unit
         area_pa = vmcs.controls[f.VE_INFORMATION_ADDRESS]
-        page = unit.map_private_table(area_pa & -_SMALL | unit.keyid_bits(vmcs.controls[f.HKID]))
-        offset = area_pa & _SMALL - 1
+        page = unit.map_private_table(area_pa & -PAGE | unit.keyid_bits(vmcs.controls[f.HKID]))
+        offset = area_pa & PAGE - 1
         if struct.unpack_from("<I", page, offset + 4)[0]:
             return False
         struct.pack_into(
@@ -224,7 +215,7 @@ class Translator:
             gpa,
             0,
         )
-        vmcs.context.inject(_VE_VECTOR, _HARDWARE_EXCEPTION, None)
+        vmcs.context.inject(VECTOR_VE, TYPE_HARDWARE_EXCEPTION, None)
         return True
 
     def _linear_address(self, vmcs: Vmcs) -> int | None:

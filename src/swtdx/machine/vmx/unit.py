@@ -15,7 +15,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import vmcs as f
-from swtdx.machine.engine.protocol import EngineError, Event, GuestContext, Stop
+from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.units import MASK64
+from swtdx.arch.vmx_controls import PIN_PROCESS_POSTED
+from swtdx.arch.x86 import CR4_LA57, EFER_LMA, VECTOR_GP
+from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, EngineError, Event, GuestContext, Stop
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import MachineCheck, Requestor
 from swtdx.machine.vmx import decode
@@ -32,20 +36,8 @@ from swtdx.machine.vmx.vmcs import Vmcs
 if TYPE_CHECKING:
     from swtdx.machine.processor import LogicalProcessor
 
-#: Pin-based control "process posted interrupts".
-PROCESS_POSTED: Final = 1 << 7
-_MASK64: Final = (1 << 64) - 1
-_VALID: Final = 1 << 31
-_UD: Final = 6
-_GP: Final = 13
-_HARDWARE_EXCEPTION: Final = 3
 #: MSRs that an engine runs natively when the MSR bitmap lets them through.
-_ENGINE_MSRS: Final = (
-    0x174, 0x175, 0x176, 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103,
-)  # fmt: skip
 _TSC_UNIT: Final = 1 << 48
-_LMA: Final = 1 << 10
-_LA57: Final = 1 << 12
 
 
 class VmxUnit:
@@ -161,7 +153,7 @@ class VmxUnit:
         if known is not None:
             return known
         linear = self.linear_rip(vmcs)
-        if linear & 4095 <= 4096 - count and context.efer & _LMA and not context.cr4 & _LA57:
+        if linear & 4095 <= 4096 - count and context.efer & EFER_LMA and not context.cr4 & CR4_LA57:
             # The usual case, some ten thousand times in a boot: everything is cached.
             hpa = cached_address(linear, context.cr3, vmcs.space.lookup, self._words)
             if hpa is not None:
@@ -198,7 +190,7 @@ class VmxUnit:
     def guest_tsc(self, vmcs: Vmcs) -> int:
         """What RDTSC gives the guest now."""
         tsc = self.machine.tsc()
-        return (tsc * vmcs.controls[f.TSC_MULTIPLIER] >> 48) + vmcs.controls[f.TSC_OFFSET] & _MASK64
+        return (tsc * vmcs.controls[f.TSC_MULTIPLIER] >> 48) + vmcs.controls[f.TSC_OFFSET] & MASK64
 
     def read_guest_msr(self, vmcs: Vmcs, index: int) -> int:
         """A guest MSR that the processor holds (for software in SEAM that saves guest state)."""
@@ -268,7 +260,7 @@ class VmxUnit:
             try:
                 outcome = self._handlers[event.stop](vmcs, event)
             except GeneralProtection:
-                context.inject(_GP, _HARDWARE_EXCEPTION, 0)
+                context.inject(VECTOR_GP, TYPE_HARDWARE_EXCEPTION, 0)
                 continue
             if outcome is not None:
                 return self._leave(vmcs, outcome, undelivered)
@@ -280,7 +272,7 @@ class VmxUnit:
         pending = vmcs.context.withdraw() or undelivered
         if pending is not None:
             vector, kind, error = pending
-            outcome.idt_info = vector | kind << 8 | _VALID | (1 << 11 if error is not None else 0)
+            outcome.idt_info = vector | kind << 8 | INTERRUPTION_VALID | (1 << 11 if error is not None else 0)
             outcome.idt_error = error or 0
         return outcome
 
@@ -320,7 +312,7 @@ class VmxUnit:
     def _load_msr_bitmap(self, vmcs: Vmcs) -> None:
         pa = vmcs.controls[f.MSR_BITMAP] | self.keyid_bits(vmcs.controls[f.HKID])
         vmcs.msr_bitmap = memoryview(bytes(self.map_private_table(pa)))
-        for index in _ENGINE_MSRS:
+        for index in (*FIELD_MSRS, *OTHER_MSRS):
             vmcs.context.allow_msr(
                 index,
                 read=not self.msr_exits(vmcs, index, False),
@@ -344,7 +336,7 @@ class VmxUnit:
     def _external_interrupt(self, vmcs: Vmcs) -> VmExit | None:
         """Pending host interrupts: a posted-interrupt notification is processed, others exit."""
         controls = vmcs.controls
-        if controls[f.PIN_BASED_CONTROLS] & PROCESS_POSTED:
+        if controls[f.PIN_BASED_CONTROLS] & PIN_PROCESS_POSTED:
             notification = controls[f.POSTED_INTERRUPT_NOTIFICATION_VECTOR]
             if notification in self.lp.pending:
                 self.lp.acknowledge(notification)

@@ -10,13 +10,12 @@ import struct
 from typing import Any, Final
 
 from swtdx.arch import vmcs as f
+from swtdx.arch.exits import INTERRUPTION_VALID
 
 #: VMCS revision id of the modelled processor (bits 30:0 of the region's first word).
 REVISION: Final = 0x5D
 _COUNT: Final = len(f.NAMES)
 _REGION: Final = struct.Struct(f"<{_COUNT}Q")
-#: VM-entry interruption-information: the valid bit.
-_VALID: Final = 1 << 31
 
 
 class Vmcs:
@@ -133,8 +132,8 @@ class Vmcs:
     def take_entry_event(self) -> tuple[int, int, int | None] | None:
         """The event to inject at this entry (vector, type, error code); its valid bit is cleared."""
         info = self.controls[f.ENTRY_INTERRUPTION_INFO]
-        if not info & _VALID:
+        if not info & INTERRUPTION_VALID:
             return None
-        self.controls[f.ENTRY_INTERRUPTION_INFO] = info & ~_VALID
+        self.controls[f.ENTRY_INTERRUPTION_INFO] = info & ~INTERRUPTION_VALID
         error = self.controls[f.ENTRY_EXCEPTION_ERROR_CODE] if info & 1 << 11 else None
         return info & 0xFF, info >> 8 & 7, error

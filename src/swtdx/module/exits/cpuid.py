@@ -7,16 +7,13 @@ from typing import Final
 
 from swtdx.arch import cpuid_policy as policy
 from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE, CR4_OSXSAVE, CR4_PKE
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.exits.inject import inject_ve
 from swtdx.module.vcpu import Vcpu
 
 _QUAD: Final = struct.Struct("<4I")
 _VALUES: Final = TDCS.cpuid_values.offset
-_OSXSAVE: Final = 1 << 27
-_CR4_OSXSAVE: Final = 1 << 18
-_OSPKE: Final = 1 << 4
-_CR4_PKE: Final = 1 << 22
 _SYSCALL: Final = 1 << 11
 _XSAVE_LEGACY: Final = 576
 
@@ -32,9 +29,9 @@ def cpuid_exit(vcpu: Vcpu, out: VmExit) -> None:
     eax, ebx, ecx, edx = _QUAD.unpack_from(vcpu.tdcs, _VALUES + 16 * row.index)
     if leaf == 1:
         ebx = ebx & 0xFFFFFF | (TDVPS.vcpu_index.get(main) & 0xFF) << 24
-        ecx = ecx | _OSXSAVE if vcpu.context.cr4 & _CR4_OSXSAVE else ecx & ~_OSXSAVE
+        ecx = ecx | CPUID_1_ECX_OSXSAVE if vcpu.context.cr4 & CR4_OSXSAVE else ecx & ~CPUID_1_ECX_OSXSAVE
     elif leaf == 7 and subleaf == 0:
-        ecx = ecx | _OSPKE if vcpu.context.cr4 & _CR4_PKE else ecx & ~_OSPKE
+        ecx = ecx | CPUID_7_ECX_OSPKE if vcpu.context.cr4 & CR4_PKE else ecx & ~CPUID_7_ECX_OSPKE
     elif leaf == 0xD and subleaf <= 1:
         ebx = _enabled_size(vcpu)
     elif leaf == 0x80000001:

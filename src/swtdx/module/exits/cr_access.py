@@ -7,21 +7,14 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.arch.x86 import CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_CET, CR4_VMXE
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import TdExit
 from swtdx.module.exits.inject import inject_gp, inject_ve
 from swtdx.module.vcpu import Vcpu
 
-_PE: Final = 1 << 0
-_NE: Final = 1 << 5
-_WP: Final = 1 << 16
-_NW: Final = 1 << 29
-_CD: Final = 1 << 30
-_PG: Final = 1 << 31
-_CET: Final = 1 << 23
 _CR0_IGNORED: Final = 0x1FFAFFC0
 _CR0_RESERVED: Final = 0xFFFFFFFF << 32
-_VMXE: Final = 1 << 13
 _LMSW: Final = 3
 _LMSW_BITS: Final = 0xE
 
@@ -53,28 +46,28 @@ def cr_access_exit(vcpu: Vcpu, out: VmExit) -> None:
 
 def _cr0_is_native(vcpu: Vcpu, value: int) -> bool:
     fixed0, fixed1, _, _ = vcpu.module.cr_fixed
-    if ~value & fixed0 & ~(_PE | _PG) or value & ~fixed1:
+    if ~value & fixed0 & ~(CR0_PE | CR0_PG) or value & ~fixed1:
         return False
-    if value & _PG and not value & _PE:
+    if value & CR0_PG and not value & CR0_PE:
         return False
-    return not (vcpu.vmcs.read(f.GUEST_CR4) & _CET and not value & _WP)
+    return not (vcpu.vmcs.read(f.GUEST_CR4) & CR4_CET and not value & CR0_WP)
 
 
 def _cr0_is_owned(value: int) -> bool:
-    return bool(not value & _PE or not value & _NE or value & (_NW | _CD | _CR0_RESERVED))
+    return bool(not value & CR0_PE or not value & CR0_NE or value & (CR0_NW | CR0_CD | _CR0_RESERVED))
 
 
 def _cr4_is_native(vcpu: Vcpu, value: int) -> bool:
     _, _, fixed0, fixed1 = vcpu.module.cr_fixed
-    if ~value & fixed0 & ~_VMXE or value & ~fixed1:
+    if ~value & fixed0 & ~CR4_VMXE or value & ~fixed1:
         return False
     xfam, attributes = TDVPS.xfam.get(vcpu.main), TDCS.attributes.get(vcpu.tdcs)
     refused = (
         (value >> 22 & 1 and not xfam >> 9 & 1)
-        or (value & _CET and xfam >> 11 & 3 != 3)
+        or (value & CR4_CET and xfam >> 11 & 3 != 3)
         or (value >> 25 & 1 and not xfam >> 14 & 1)
         or value >> 19 & 1
         or (value >> 24 & 1 and not attributes >> 30 & 1)
-        or (value & _CET and not vcpu.vmcs.read(f.GUEST_CR0) & _WP)
+        or (value & CR4_CET and not vcpu.vmcs.read(f.GUEST_CR0) & CR0_WP)
     )
     return not refused

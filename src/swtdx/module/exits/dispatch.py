@@ -11,6 +11,9 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDVPS, VE_INFO
+from swtdx.arch.exits import INTERRUPTION_VALID
+from swtdx.arch.vmx_controls import PROC_NMI_WINDOW_EXITING
+from swtdx.arch.x86 import VECTOR_MC
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import TdExit
@@ -21,11 +24,8 @@ from swtdx.module.vcpu import Vcpu
 
 __all__ = ["TDVMCALL", "dispatch"]
 
-_VALID: Final = 1 << 31
 _NMI: Final = 2
-_MC: Final = 18
 _NMI_WINDOW: Final = 8
-_NMI_WINDOW_EXITING: Final = 1 << 22
 
 #: A handler moves RIP itself if the instruction is done; it returns TDVMCALL or None.
 Handler = Callable[[Vcpu, VmExit], object]
@@ -52,7 +52,7 @@ def _triple_fault(_vcpu: Vcpu, out: VmExit) -> None:
 
 
 def _exception(vcpu: Vcpu, out: VmExit) -> None:
-    if out.intr_info >> 8 & 7 != _NMI and out.intr_info & 0xFF == _MC:
+    if out.intr_info >> 8 & 7 != _NMI and out.intr_info & 0xFF == VECTOR_MC:
         case = st.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE
     elif out.intr_info >> 8 & 7 == _NMI or vcpu.td.debug:
         case = st.TDX_SUCCESS
@@ -74,9 +74,9 @@ def _nmi_window(vcpu: Vcpu, _out: VmExit) -> None:
     """The guest can take the NMI that the host asked for."""
     controls = vcpu.vmcs.controls
     if TDVPS.pend_nmi.get(vcpu.main) and not VE_INFO.valid.get(vcpu.main):
-        controls[f.ENTRY_INTERRUPTION_INFO] = _VALID | _NMI << 8 | _NMI
+        controls[f.ENTRY_INTERRUPTION_INFO] = INTERRUPTION_VALID | _NMI << 8 | _NMI
         TDVPS.pend_nmi.set(vcpu.main, 0)
-    controls[f.PROC_BASED_CONTROLS] &= ~_NMI_WINDOW_EXITING
+    controls[f.PROC_BASED_CONTROLS] &= ~PROC_NMI_WINDOW_EXITING
 
 
 _HANDLERS: Final[dict[int, Handler]] = {
@@ -116,7 +116,7 @@ def dispatch(vcpu: Vcpu, out: VmExit) -> object:
         TdExit: the vCPU leaves asynchronously.
     """
     stepping.progress(vcpu)
-    if out.idt_info & _VALID:
+    if out.idt_info & INTERRUPTION_VALID:
         _revector(vcpu, out)
     return _HANDLERS.get(out.reason, _unexpected)(vcpu, out)
 

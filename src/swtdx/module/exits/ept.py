@@ -7,6 +7,7 @@ from typing import Final
 from swtdx.arch import sept
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS
+from swtdx.arch.td_config import TD_CTLS_PENDING_VE_DISABLE
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import TdExit
@@ -18,12 +19,10 @@ from swtdx.module.vcpu import Vcpu
 #: Extended exit qualification types.
 ACCEPT: Final = 1
 PENDING: Final = 6
-_PENDING_VE_DISABLE: Final = 1 << 0
 #: Qualification bits that the host does not see.
 _HIDDEN: Final = 0x1F80
 _WRITE: Final = 1 << 1
 _FETCH: Final = 1 << 2
-_GLA_VALID: Final = 1 << 7
 
 
 def to_host(gpa: int, qualification: int, extended: int = 0) -> TdExit:
@@ -42,7 +41,7 @@ def violation_exit(vcpu: Vcpu, out: VmExit) -> None:
     if not gpa & shared_bit:
         entry = walk(vcpu.module.keyhole, td, gpa, 0)
         if sept.state_of(entry.raw).flags & sept.ACCEPTABLE:
-            if not TDCS.td_ctls.get(td.tdcs) & _PENDING_VE_DISABLE:
+            if not TDCS.td_ctls.get(td.tdcs) & TD_CTLS_PENDING_VE_DISABLE:
                 inject_ve(vcpu, out.reason, out.qualification, gpa, out.gla or 0)
                 return
             extended = PENDING

@@ -7,46 +7,42 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import VE_INFO, VE_INFO_VALID
+from swtdx.arch.exits import INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID
+from swtdx.arch.x86 import RFLAGS_RF, VECTOR_DF, VECTOR_GP, VECTOR_PF, VECTOR_UD, VECTOR_VE
 from swtdx.module.errors import TdExit
 from swtdx.module.vcpu import Vcpu
 
-_VALID: Final = 1 << 31
-_ERROR: Final = 1 << 11
 _HARDWARE: Final = 3 << 8
-_UD: Final = 6
-_DF: Final = 8
-_GP: Final = 13
-_PF: Final = 14
-_VE: Final = 20
-_RF: Final = 1 << 16
 _TRIPLE_FAULT: Final = 2
-_CONTRIBUTORY: Final = (_PF, _VE)
+_CONTRIBUTORY: Final = (VECTOR_PF, VECTOR_VE)
 
 
 def _inject(vcpu: Vcpu, vector: int, error: int | None = None) -> None:
     """Set up a vector on entry.  An exception that hits a pending #DF shuts the vCPU down."""
     controls = vcpu.vmcs.controls
     pending = controls[f.ENTRY_INTERRUPTION_INFO]
-    if pending & _VALID and pending & 0x700 == _HARDWARE and pending & 0xFF == _DF:
+    if pending & INTERRUPTION_VALID and pending & 0x700 == _HARDWARE and pending & 0xFF == VECTOR_DF:
         raise TdExit(st.TDX_NON_RECOVERABLE_VCPU, _TRIPLE_FAULT)
-    controls[f.ENTRY_INTERRUPTION_INFO] = _VALID | _HARDWARE | vector | (_ERROR if error is not None else 0)
+    controls[f.ENTRY_INTERRUPTION_INFO] = (
+        INTERRUPTION_VALID | _HARDWARE | vector | (INTERRUPTION_ERROR_CODE if error is not None else 0)
+    )
     if error is not None:
         controls[f.ENTRY_EXCEPTION_ERROR_CODE] = error
 
 
 def _resume_flag(vcpu: Vcpu) -> None:
-    vcpu.context.rflags = vcpu.context.rflags | _RF
+    vcpu.context.rflags = vcpu.context.rflags | RFLAGS_RF
 
 
 def inject_ud(vcpu: Vcpu) -> None:
     """#UD at the instruction that exited."""
-    _inject(vcpu, _UD)
+    _inject(vcpu, VECTOR_UD)
     _resume_flag(vcpu)
 
 
 def inject_gp(vcpu: Vcpu) -> None:
     """#GP(0)."""
-    _inject(vcpu, _GP, 0)
+    _inject(vcpu, VECTOR_GP, 0)
     _resume_flag(vcpu)
 
 
@@ -55,10 +51,10 @@ def inject_pf(vcpu: Vcpu, gla: int, error: int) -> None:
     controls = vcpu.vmcs.controls
     pending = controls[f.ENTRY_INTERRUPTION_INFO]
     vcpu.context.cr2 = gla
-    if pending & _VALID and pending & 0x700 == _HARDWARE and pending & 0xFF in _CONTRIBUTORY:
-        _inject(vcpu, _DF, 0)
+    if pending & INTERRUPTION_VALID and pending & 0x700 == _HARDWARE and pending & 0xFF in _CONTRIBUTORY:
+        _inject(vcpu, VECTOR_DF, 0)
     else:
-        _inject(vcpu, _PF, error)
+        _inject(vcpu, VECTOR_PF, error)
     _resume_flag(vcpu)
 
 
@@ -66,7 +62,7 @@ def inject_ve(vcpu: Vcpu, reason: int, qualification: int, gpa: int = 0, gla: in
     """#VE with its information in VE_INFO; #DF while the guest has not read the last one."""
     main = vcpu.main
     if VE_INFO.valid.get(main):
-        _inject(vcpu, _DF, 0)
+        _inject(vcpu, VECTOR_DF, 0)
     else:
         out = vcpu.exit
         VE_INFO.exit_reason.set(main, reason & 0xFFFFFFFF)
@@ -77,5 +73,5 @@ def inject_ve(vcpu: Vcpu, reason: int, qualification: int, gpa: int = 0, gla: in
         VE_INFO.instruction_length.set(main, out.length)
         VE_INFO.instruction_info.set(main, out.instruction_info)
         VE_INFO.valid.set(main, VE_INFO_VALID)
-        _inject(vcpu, _VE)
+        _inject(vcpu, VECTOR_VE)
     _resume_flag(vcpu)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.arch import msr_policy
+from swtdx.arch import msr_policy, msrs
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDVPS
 from swtdx.arch.msr_policy import Action
+from swtdx.arch.msrs import (
+    IA32_ARCH_CAPABILITIES,
+    IA32_DEBUGCTL,
+    IA32_EFER,
+    IA32_MISC_ENABLE,
+    IA32_PERF_CAPABILITIES,
+    IA32_XAPIC_DISABLE_STATUS,
+    IA32_XSS,
+)
+from swtdx.arch.x86 import EFER_LMA, EFER_SCE
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.exits.inject import inject_gp, inject_ve
 from swtdx.module.vcpu import Vcpu
 
-_XAPIC_DISABLE_STATUS: Final = 0xBD
-_ARCH_CAPABILITIES: Final = 0x10A
-_MISC_ENABLE: Final = 0x1A0
-_DEBUGCTL: Final = 0x1D9
-_PERF_CAPABILITIES: Final = 0x345
-_XSS: Final = 0xDA0
-_EFER: Final = 0xC0000080
-_LMA: Final = 1 << 10
-_SCE: Final = 1 << 0
 _PERFMON_AVAILABLE: Final = 1 << 7
 _PEBS_UNAVAILABLE: Final = 1 << 12
 _TR: Final = 1 << 6
@@ -31,20 +32,20 @@ _DEBUGCTL_DEFINED: Final = 0xDFC3
 
 #: Virtual VMX capability MSRs, kept in the TDCS since TDH.MNG.INIT.
 _VMX: Final = {
-    0x480: TDCS.virt_ia32_vmx_basic,
-    0x485: TDCS.virt_ia32_vmx_misc,
-    0x486: TDCS.virt_ia32_vmx_cr0_fixed0,
-    0x487: TDCS.virt_ia32_vmx_cr0_fixed1,
-    0x488: TDCS.virt_ia32_vmx_cr4_fixed0,
-    0x489: TDCS.virt_ia32_vmx_cr4_fixed1,
-    0x48B: TDCS.virt_ia32_vmx_procbased_ctls2,
-    0x48C: TDCS.virt_ia32_vmx_ept_vpid_cap,
-    0x48D: TDCS.virt_ia32_vmx_true_pinbased_ctls,
-    0x48E: TDCS.virt_ia32_vmx_true_procbased_ctls,
-    0x48F: TDCS.virt_ia32_vmx_true_exit_ctls,
-    0x490: TDCS.virt_ia32_vmx_true_entry_ctls,
-    0x491: TDCS.virt_ia32_vmx_vmfunc,
-    0x492: TDCS.virt_ia32_vmx_procbased_ctls3,
+    msrs.IA32_VMX_BASIC: TDCS.virt_ia32_vmx_basic,
+    msrs.IA32_VMX_MISC: TDCS.virt_ia32_vmx_misc,
+    msrs.IA32_VMX_CR0_FIXED0: TDCS.virt_ia32_vmx_cr0_fixed0,
+    msrs.IA32_VMX_CR0_FIXED1: TDCS.virt_ia32_vmx_cr0_fixed1,
+    msrs.IA32_VMX_CR4_FIXED0: TDCS.virt_ia32_vmx_cr4_fixed0,
+    msrs.IA32_VMX_CR4_FIXED1: TDCS.virt_ia32_vmx_cr4_fixed1,
+    msrs.IA32_VMX_PROCBASED_CTLS2: TDCS.virt_ia32_vmx_procbased_ctls2,
+    msrs.IA32_VMX_EPT_VPID_CAP: TDCS.virt_ia32_vmx_ept_vpid_cap,
+    msrs.IA32_VMX_TRUE_PINBASED_CTLS: TDCS.virt_ia32_vmx_true_pinbased_ctls,
+    msrs.IA32_VMX_TRUE_PROCBASED_CTLS: TDCS.virt_ia32_vmx_true_procbased_ctls,
+    msrs.IA32_VMX_TRUE_EXIT_CTLS: TDCS.virt_ia32_vmx_true_exit_ctls,
+    msrs.IA32_VMX_TRUE_ENTRY_CTLS: TDCS.virt_ia32_vmx_true_entry_ctls,
+    msrs.IA32_VMX_VMFUNC: TDCS.virt_ia32_vmx_vmfunc,
+    msrs.IA32_VMX_PROCBASED_CTLS3: TDCS.virt_ia32_vmx_procbased_ctls3,
 }
 
 
@@ -83,15 +84,15 @@ def rdmsr_exit(vcpu: Vcpu, out: VmExit) -> None:
 
 def _special_value(vcpu: Vcpu, index: int) -> int | None:
     tdcs = vcpu.tdcs
-    if index == _ARCH_CAPABILITIES:
+    if index == IA32_ARCH_CAPABILITIES:
         return int(TDCS.virt_ia32_arch_capabilities.get(tdcs))
-    if index == _XAPIC_DISABLE_STATUS:
+    if index == IA32_XAPIC_DISABLE_STATUS:
         return 1
-    if index == _MISC_ENABLE:
-        return vcpu.lp.rdmsr(_MISC_ENABLE) & ~_PERFMON_AVAILABLE | _PEBS_UNAVAILABLE
-    if index == _DEBUGCTL:
+    if index == IA32_MISC_ENABLE:
+        return vcpu.lp.rdmsr(IA32_MISC_ENABLE) & ~_PERFMON_AVAILABLE | _PEBS_UNAVAILABLE
+    if index == IA32_DEBUGCTL:
         return vcpu.vmcs.read(f.GUEST_DEBUGCTL) & ~_UNCORE_PMI
-    if index == _PERF_CAPABILITIES:
+    if index == IA32_PERF_CAPABILITIES:
         return 0
     field = _VMX.get(index)
     return None if field is None else int(field.get(tdcs))
@@ -101,11 +102,11 @@ def wrmsr_exit(vcpu: Vcpu, out: VmExit) -> None:
     """WRMSR: emulated, #VE or #GP(0)."""
     index = vcpu.gpr[1] & 0xFFFFFFFF
     value = vcpu.gpr[0] & 0xFFFFFFFF | (vcpu.gpr[2] & 0xFFFFFFFF) << 32
-    if index == _EFER:
+    if index == IA32_EFER:
         _write_efer(vcpu, out, value)
-    elif index == _XSS:
+    elif index == IA32_XSS:
         _write_xss(vcpu, value)
-    elif index == _DEBUGCTL:
+    elif index == IA32_DEBUGCTL:
         _write_debugctl(vcpu, out, value)
     else:
         _refuse(vcpu, out, index, write=True)
@@ -114,10 +115,10 @@ def wrmsr_exit(vcpu: Vcpu, out: VmExit) -> None:
 def _write_efer(vcpu: Vcpu, out: VmExit, value: int) -> None:
     """Only SCE may change; LMA is read-only."""
     old = vcpu.vmcs.read(f.GUEST_EFER)
-    if (value ^ old) & ~(_SCE | _LMA):
+    if (value ^ old) & ~(EFER_SCE | EFER_LMA):
         inject_ve(vcpu, out.reason, 0)
         return
-    vcpu.vmcs.write(f.GUEST_EFER, value & ~_LMA | old & _LMA)
+    vcpu.vmcs.write(f.GUEST_EFER, value & ~EFER_LMA | old & EFER_LMA)
     vcpu.advance()
 
 
@@ -126,7 +127,7 @@ def _write_xss(vcpu: Vcpu, value: int) -> None:
         inject_gp(vcpu)
         return
     TDVPS.ia32_xss.set(vcpu.main, value)
-    vcpu.context.extra_msrs[_XSS] = value
+    vcpu.context.extra_msrs[IA32_XSS] = value
     vcpu.advance()
 
 

@@ -10,6 +10,7 @@ from swtdx.arch.leaves import GUEST_LEAVES
 from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, RAX, RCX, RDX
+from swtdx.arch.td_config import CONFIG_NO_RBP_MOD
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
 from swtdx.module.exits.inject import inject_gp
@@ -27,7 +28,6 @@ _VM_RD: Final = 7
 _RESERVED: Final = 0xFFFFFFFFFF000000
 _INVALID_RAX: Final = st.TDX_OPERAND_INVALID | OperandId.RAX
 _INVALID_RCX: Final = st.TDX_OPERAND_INVALID | OperandId.RCX
-_NO_RBP_MOD: Final = 1 << 2
 _CODE: Final = st.CODE_MASK
 
 
@@ -60,7 +60,7 @@ def tdcall(vcpu: Vcpu, out: VmExit) -> object:
     rax = gpr[RAX]
     if rax == _VMCALL:
         mask = gpr[RCX]
-        forbidden = 0x33 if TDCS.config_flags.get(vcpu.tdcs) & _NO_RBP_MOD else 0x13
+        forbidden = 0x33 if TDCS.config_flags.get(vcpu.tdcs) & CONFIG_NO_RBP_MOD else 0x13
         if not mask & (0xFFFFFFFF00000000 | forbidden):
             return TDVMCALL
         gpr[RAX] = _INVALID_RCX

@@ -12,6 +12,8 @@ from swtdx.arch import sept_bits as bits
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS
+from swtdx.arch.td_config import TD_CTLS_PENDING_VE_DISABLE
+from swtdx.arch.units import PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.ept import SUPPRESS_VE, Walk
@@ -24,10 +26,8 @@ from swtdx.module.objects.sept import walk
 from swtdx.module.state import ModuleState
 from swtdx.module.vcpu import Vcpu
 
-_PAGE: Final = 4096
 _READ: Final = 1
 _WRITE: Final = 2
-_PENDING_VE_DISABLE: Final = 1 << 0
 _SIZES: Final = bits.LEVEL_BYTES
 
 
@@ -71,7 +71,7 @@ def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: boo
     if not entry.raw & bits.LEAF or entry.raw & wanted != wanted:
         qualification = wanted & ~entry.raw & 3 | (entry.raw & 7) << 3
         if sept.state_of(entry.raw).flags & sept.ACCEPTABLE:
-            if not TDCS.td_ctls.get(td.tdcs) & _PENDING_VE_DISABLE:
+            if not TDCS.td_ctls.get(td.tdcs) & TD_CTLS_PENDING_VE_DISABLE:
                 inject_ve(vcpu, reason.EPT_VIOLATION, qualification, gpa)
                 raise RetryTdcall
             raise to_host(gpa, qualification, PENDING)
@@ -88,7 +88,7 @@ def _shared(vcpu: Vcpu, gpa: int, shared_bit: int, wanted: int) -> int:
     found = ept_walk(eptp, gpa & ~shared_bit, 0, unit.map_shared_table, Walk())
     qualification = wanted & ~found.entry & 3 | (found.entry & 7) << 3
     if found.misconfigured:
-        raise TdExit(st.TDX_SUCCESS, reason.EPT_MISCONFIGURATION, 0, 0, gpa & -_PAGE)
+        raise TdExit(st.TDX_SUCCESS, reason.EPT_MISCONFIGURATION, 0, 0, gpa & -PAGE)
     if found.entry & wanted != wanted:
         if not found.entry & SUPPRESS_VE:
             inject_ve(vcpu, reason.EPT_VIOLATION, qualification, gpa)
@@ -98,7 +98,7 @@ def _shared(vcpu: Vcpu, gpa: int, shared_bit: int, wanted: int) -> int:
     pa = found.entry & 0x000FFFFFFFFFF000 & -size | gpa & size - 1
     try:
         # The module reaches memory with more rights than the hypervisor whose table this is.
-        shared_buffer(vcpu.module, pa & -_PAGE, _PAGE, 0)
+        shared_buffer(vcpu.module, pa & -PAGE, PAGE, 0)
     except LeafFailed:
-        raise TdExit(st.TDX_SUCCESS, reason.EPT_MISCONFIGURATION, 0, 0, gpa & -_PAGE) from None
+        raise TdExit(st.TDX_SUCCESS, reason.EPT_MISCONFIGURATION, 0, 0, gpa & -PAGE) from None
     return pa

@@ -15,6 +15,8 @@ from swtdx.arch.leaves import GUEST_LEAVES
 from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R10, RAX, RCX, RDX
+from swtdx.arch.units import MASK64
+from swtdx.arch.x86 import FRAME_MASK
 from swtdx.module import locks
 from swtdx.module.checks import check_op_state, map_state, tdr_page
 from swtdx.module.errors import LeafFailed, TdExit
@@ -22,9 +24,7 @@ from swtdx.module.guest.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
 _READ, _WRITE = 18, 20
-_MASK64: Final = (1 << 64) - 1
 _SLOT: Final = 0xFFF
-_PAGE_BITS: Final = 0x000FFFFFFFFFF000
 _SLOTS: Final = 1
 _BINDINGS_LOCK: Final = TDCS.servtd_bindings_lock.offset
 _BUSY: Final = frozenset((st.TDX_OPERAND_BUSY, st.TDX_OPERAND_BUSY_HOST_PRIORITY))
@@ -53,8 +53,8 @@ def _bound_target(vcpu: Vcpu, leaf: int) -> NoReturn:
     gpr, module = vcpu.gpr, vcpu.module
     gpr[R8] = 0
     own_uuid = int.from_bytes(TDR.td_uuid.get(vcpu.td.tdr)[:8], "little")
-    handle = gpr[RCX] - own_uuid & _MASK64
-    slot, hpa = handle & _SLOT, handle & _PAGE_BITS
+    handle = gpr[RCX] - own_uuid & MASK64
+    slot, hpa = handle & _SLOT, handle & FRAME_MASK
     if slot >= _SLOTS:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     try:

@@ -15,6 +15,7 @@ from swtdx.arch.leaves import HOST_LEAVES, RAX_RESERVED
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.states import SysState
+from swtdx.arch.units import MASK64
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.module.call import HostCall
 from swtdx.module.errors import LeafFailed
@@ -26,7 +27,6 @@ from swtdx.module.state import ModuleState
 _LEAF_MODULES: Final = (
     enter, mem_page, mem_range, mem_sept, mng, mr, phymem, rdwr, sys, sys_config, vp,
 )  # fmt: skip
-_ONES: Final = (1 << 64) - 1
 _INVALID: Final = st.TDX_OPERAND_INVALID | OperandId.RAX
 _SHUTDOWN: Final = int(SysState.SHUTDOWN)
 
@@ -43,7 +43,7 @@ class Entry:
         #: By version: (register, value) that outputs get before the first check and after a failure.
         self.outputs = tuple(
             tuple(
-                (regs.number(output.register), _ONES if output.on_error == ONES else 0)
+                (regs.number(output.register), MASK64 if output.on_error == ONES else 0)
                 for output in leaf.outputs
                 if output.on_error in (ZERO, ONES, SEPT) and output.since <= version
             )

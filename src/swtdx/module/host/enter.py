@@ -9,6 +9,8 @@ from swtdx.arch.control_structs import TDCS, TDR, TDVPS
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, RAX, RBP, RCX, RDX
 from swtdx.arch.states import LastTdExit, VcpuState
+from swtdx.arch.td_config import CONFIG_NO_RBP_MOD
+from swtdx.arch.x86 import FRAME_MASK
 from swtdx.module import locks
 from swtdx.module.call import HostCall
 from swtdx.module.checks import associate, check_op_state, map_state, map_vp_pages, vp_page
@@ -24,12 +26,9 @@ from swtdx.module.objects.td import Vp
 from swtdx.module.tables import op_states
 from swtdx.module.vcpu import GPRS, Vcpu, flush_translations, vmcs_of
 
-_PAGE_BITS: Final = 0x000FFFFFFFFFF000
 _HINT: Final = 1 << 52
 _RESUME_L1: Final = 1 << 53
-_MASK64: Final = (1 << 64) - 1
 _SIGN: Final = 1 << 63
-_NO_RBP_MOD: Final = 1 << 2
 _TDCALL_REASON: Final = 77
 #: Registers that an asynchronous TD exit clears.
 _CLEARED: Final = (3, 5, 6, 7, 10, 11, 12, 13, 14, 15)
@@ -56,9 +55,9 @@ def vp_enter(call: HostCall) -> int:
     module, lp, i = call.module, call.lp, call.inputs
     check_boot_nt4(lp)
     handle = i[RCX]
-    if handle & ~(_PAGE_BITS | _HINT | _RESUME_L1):
+    if handle & ~(FRAME_MASK | _HINT | _RESUME_L1):
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
-    vp, tdvpr, tdr = vp_page(module, handle & _PAGE_BITS, OperandId.RCX, exclusive=False)
+    vp, tdvpr, tdr = vp_page(module, handle & FRAME_MASK, OperandId.RCX, exclusive=False)
     td = vp.td
     map_state(module, td)
     check_op_state(td, _ALLOWED)
@@ -259,7 +258,7 @@ def _synchronous(call: HostCall, vcpu: Vcpu) -> int:
     """TDG.VP.VMCALL: the selected registers of the guest, zero in the others."""
     g, gpr, main = call.gpr, vcpu.gpr, vcpu.main
     mask = gpr[RCX]
-    keep_rbp = TDCS.config_flags.get(vcpu.tdcs) & _NO_RBP_MOD
+    keep_rbp = TDCS.config_flags.get(vcpu.tdcs) & CONFIG_NO_RBP_MOD
     for number in range(2, 16):
         if mask >> number & 1:
             g[number] = gpr[number]

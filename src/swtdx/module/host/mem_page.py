@@ -14,6 +14,7 @@ from swtdx.arch.control_structs import TDCS
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, R10, R11, RCX, RDX
 from swtdx.arch.states import OpState, PageType
+from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td, shared_buffer
@@ -34,8 +35,6 @@ from swtdx.module.objects.sept import (
 from swtdx.module.tables import op_states, sept_states
 
 _EPT: Final = int(PageType.EPT)
-_PAGE: Final = 4096
-_NONE: Final = (1 << 64) - 1
 _UNUSED: Final = 1 << 63
 _IMPORTING: Final = 1 << OpState.MEMORY_IMPORT | 1 << OpState.STATE_IMPORT | 1 << OpState.POST_IMPORT
 
@@ -48,9 +47,9 @@ def page_add(call: HostCall) -> int:
     gpa, _ = page_info(td, i[RCX], 0, 0)
     entry = find(module.keyhole, td, gpa, 0)
     require(entry, sept_states(2))
-    shared_buffer(module, i[R9], _PAGE, OperandId.R9)
+    shared_buffer(module, i[R9], PAGE, OperandId.R9)
     page = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True)
-    content = module.memory.read(i[R9], _PAGE, SEAM)
+    content = module.memory.read(i[R9], PAGE, SEAM)
     module.memory.direct_store(module.private(td, i[R8]), content, SEAM)
     entry.store(sept.leaf_entry(sept.MAPPED, i[R8]))
     measurement.page_added(td.tdcs, gpa)
@@ -68,7 +67,7 @@ def page_aug(call: HostCall) -> int:
     entry = find_for(module.keyhole, td, gpa, level, sept_states(6), exclusive=False)
     page = module.pamt.free_range(i[R8], OperandId.R8, level)
     entry.store(sept.leaf_entry(sept.PENDING_STATE, i[R8]))
-    td.add_children(SIZES[level] // _PAGE)
+    td.add_children(SIZES[level] // PAGE)
     page.set(REG, td.tdr_hpa)
     return st.TDX_SUCCESS
 
@@ -87,7 +86,7 @@ def page_remove(call: HostCall) -> int:
     check_tracked(td, entry, entry.state, page.bepoch)
     importing = _IMPORTING >> TDCS.op_state.get(td.tdcs) & 1
     entry.store(sept.REMOVED.bits | bits.SUPPRESS_VE if importing else sept.FREE_ENTRY)
-    td.add_children(-(SIZES[level] // _PAGE))
+    td.add_children(-(SIZES[level] // PAGE))
     page.set(NDA, 0)
     call.gpr[RCX] = hpa
     return st.TDX_SUCCESS
@@ -127,7 +126,7 @@ def _no_l2_pages(call: HostCall) -> None:
         LeafFailed: OPERAND_INVALID.
     """
     for register in (R9, R10, R11):
-        if call.inputs[register] != _NONE:
+        if call.inputs[register] != NULL_PA:
             raise LeafFailed(st.TDX_OPERAND_INVALID | register)
 
 
@@ -137,7 +136,7 @@ def page_demote(call: HostCall) -> int:
     module, i = call.module, call.inputs
     if i[RDX] & 0xFFE:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
-    td = open_td(module, i[RDX] & -_PAGE, OperandId.RDX, op_states(15))
+    td = open_td(module, i[RDX] & -PAGE, OperandId.RDX, op_states(15))
     gpa, level = page_info(td, i[RCX], 1, 2)
     entry = find_for(module.keyhole, td, gpa, level, sept_states(15), exclusive=False)
     state = entry.state
@@ -208,7 +207,7 @@ def page_promote(call: HostCall) -> int:
     call.gpr[RCX] = table_hpa
     if call.version:
         for register in (R9, R10, R11):
-            call.gpr[register] = _NONE
+            call.gpr[register] = NULL_PA
     return st.TDX_SUCCESS
 
 
@@ -244,14 +243,14 @@ def _debug_leaf(call: HostCall, leaf: int) -> tuple[memoryview, int]:
     lock_entry(entry)
     require(entry, sept_states(leaf))
     hpa = entry.hpa & -SIZES[entry.level] | gpa & SIZES[entry.level] - 1
-    return module.keyhole.map(hpa & -_PAGE, td.hkid), hpa
+    return module.keyhole.map(hpa & -PAGE, td.hkid), hpa
 
 
 @host_leaf(12, "TDH.MEM.RD")
 def mem_rd(call: HostCall) -> int:
     """Read 8 bytes of a debuggable TD's memory."""
     view, hpa = _debug_leaf(call, 12)
-    call.gpr[R8] = struct.unpack_from("<Q", view, hpa & _PAGE - 1)[0]
+    call.gpr[R8] = struct.unpack_from("<Q", view, hpa & PAGE - 1)[0]
     return st.TDX_SUCCESS
 
 
@@ -259,7 +258,7 @@ def mem_rd(call: HostCall) -> int:
 def mem_wr(call: HostCall) -> int:
     """Write 8 bytes of a debuggable TD's memory."""
     view, hpa = _debug_leaf(call, 14)
-    call.gpr[R8] = struct.unpack_from("<Q", view, hpa & _PAGE - 1)[0]
-    struct.pack_into("<Q", view, hpa & _PAGE - 1, call.inputs[R8])
+    call.gpr[R8] = struct.unpack_from("<Q", view, hpa & PAGE - 1)[0]
+    struct.pack_into("<Q", view, hpa & PAGE - 1, call.inputs[R8])
     call.module.memory_written(hpa, 8)
     return st.TDX_SUCCESS

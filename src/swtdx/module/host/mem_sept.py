@@ -12,6 +12,7 @@ from swtdx.arch import status as st
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, R10, R11, RCX, RDX
 from swtdx.arch.states import PageType
+from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td
@@ -31,8 +32,6 @@ from swtdx.module.objects.sept import (
 from swtdx.module.tables import op_states, sept_states
 
 _EPT: Final = int(PageType.EPT)
-_PAGE: Final = 4096
-_NONE: Final = (1 << 64) - 1
 _UNUSED: Final = 1 << 63
 _L2_REGISTERS: Final = (R9, R10, R11)
 
@@ -46,12 +45,12 @@ def sept_add(call: HostCall) -> int:
         if i[RDX] & 0xFFE:
             raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
         existing_allowed = bool(i[RDX] & 1)
-    td = open_td(module, i[RDX] & (-_PAGE if call.version else -1), OperandId.RDX, op_states(3))
+    td = open_td(module, i[RDX] & (-PAGE if call.version else -1), OperandId.RDX, op_states(3))
     gpa, level = page_info(td, i[RCX], 1, top_level(td))
     if call.version:
         for register in _L2_REGISTERS:
             # No L2 VMs: their page operands must be unused.
-            if i[register] != _NONE:
+            if i[register] != NULL_PA:
                 raise LeafFailed(st.TDX_OPERAND_INVALID | register)
     entry = find_for(module.keyhole, td, gpa, level, sept_states(3), exclusive=False)
     if entry.state is sept.NL_MAPPED:
@@ -64,9 +63,9 @@ def sept_add(call: HostCall) -> int:
         td.add_children(1)
         page.set(_EPT, td.tdr_hpa)
         if call.version:
-            call.gpr[R8] = _NONE
+            call.gpr[R8] = NULL_PA
             for register in _L2_REGISTERS:
-                call.gpr[register] = _NONE
+                call.gpr[register] = NULL_PA
         return st.TDX_SUCCESS
     call.gpr[R8] = i[R8] | _UNUSED
     for register in _L2_REGISTERS:
@@ -95,7 +94,7 @@ def sept_remove(call: HostCall) -> int:
     call.gpr[RCX] = hpa
     if call.version:
         for register in _L2_REGISTERS:
-            call.gpr[register] = _NONE
+            call.gpr[register] = NULL_PA
     return st.TDX_SUCCESS
 
 

@@ -10,6 +10,7 @@ from swtdx.arch.operands import OperandId
 from swtdx.arch.platform_structs import TD_PARAMS
 from swtdx.arch.regs import RCX, RDX
 from swtdx.arch.states import KotState, Lifecycle, OpState, PageType
+from swtdx.arch.units import PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.module import locks
 from swtdx.module.call import HostCall
@@ -27,7 +28,6 @@ from swtdx.module.td_config import configure
 
 _TDR: Final = int(PageType.TDR)
 _TDCX: Final = int(PageType.TDCX)
-_PAGE: Final = 4096
 
 
 def _own_kot(call: HostCall) -> None:
@@ -100,11 +100,11 @@ def mng_addcx(call: HostCall) -> int:
         if not op_states(1) >> TDCS.op_state.get(td.tdcs) & 1:
             raise LeafFailed(st.TDX_OP_STATE_INCORRECT)
     if index == TDCS_MSR_BITMAPS:
-        content = b"\xff" * _PAGE
+        content = b"\xff" * PAGE
     elif index == TDCS_SEPT_ROOT:
         content = FREE_PAGE
     else:
-        content = bytes(_PAGE)
+        content = bytes(PAGE)
     module.memory.direct_store(module.private(td, i[RCX]), content, SEAM)
     TDR.tdcx_pa.set(td.tdr, index, module.private(td, i[RCX]))
     TDR.num_tdcx.set(td.tdr, index + 1)

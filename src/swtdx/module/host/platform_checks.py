@@ -9,12 +9,27 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch import msrs
 from swtdx.arch import status as st
 from swtdx.arch.cpuid_policy import LAST_EXTENDED_LEAF, MIN_NATIVE_BASE_LEAF
 from swtdx.arch.cpuid_table import ROWS, CpuidRow, Quad
+from swtdx.arch.msrs import (
+    IA32_ARCH_CAPABILITIES,
+    IA32_MISC_ENABLE,
+    IA32_MISC_PACKAGE_CTLS,
+    IA32_MKTME_KEYID_PARTITIONING,
+    IA32_MTRRCAP,
+    IA32_SMRR_PHYSBASE,
+    IA32_SMRR_PHYSMASK,
+    IA32_TME_ACTIVATE,
+    IA32_TME_CAPABILITY,
+    IA32_WBINVDP,
+    IA32_WBNOINVDP,
+    IA32_XAPIC_DISABLE_STATUS,
+    TME_ACTIVATE_LOCK,
+)
 from swtdx.arch.regs import R8, R9, R10, RCX, RDX
 from swtdx.machine import seamops
-from swtdx.machine.cpu import msr_table as msr
 from swtdx.machine.cpu.features import absent_word
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.module.call import HostCall
@@ -35,22 +50,20 @@ _RSBA: Final = 1 << 2
 _PLAIN: Final = 0b0101
 _INTEGRITY: Final = 0b1010
 _ACTIVATE_SHIFT: Final = 48
-_TME_LOCK: Final = 1
 
 #: (MSR of allowed settings, initial value, bits that vary, bits whose value the MSR dictates).
 _CONTROLS: Final = (
-    (0x48D, 0x00000029, 0x00000080, 0xFFFFFF16),
-    (0x48E, 0x91220088, 0x20400C00, 0x04046173),
-    (0x48B, 0x133CB3FA, 0xCC000400, 0x00000000),
+    (msrs.IA32_VMX_TRUE_PINBASED_CTLS, 0x00000029, 0x00000080, 0xFFFFFF16),
+    (msrs.IA32_VMX_TRUE_PROCBASED_CTLS, 0x91220088, 0x20400C00, 0x04046173),
+    (msrs.IA32_VMX_PROCBASED_CTLS2, 0x133CB3FA, 0xCC000400, 0x00000000),
 )
 _EXIT_AND_ENTRY: Final = (
-    (0x48F, 0x1F3C8204, 0x40001000, 0x00036DFB),
-    (0x490, 0x003EC004, 0x00402200, 0xFF8011FB),
+    (msrs.IA32_VMX_TRUE_EXIT_CTLS, 0x1F3C8204, 0x40001000, 0x00036DFB),
+    (msrs.IA32_VMX_TRUE_ENTRY_CTLS, 0x003EC004, 0x00402200, 0xFF8011FB),
 )
 _EPT_VPID: Final = 0x10106334041
 _GUEST_CR0: Final = 0x21
 _GUEST_CR4: Final = 0x2040
-_MASK64: Final = (1 << 64) - 1
 
 
 def _msr(index: int) -> LeafFailed:
@@ -77,14 +90,14 @@ def check_platform(call: HostCall) -> None:
 
 def _check_msrs(lp: LogicalProcessor) -> None:
     read = lp.rdmsr
-    if read(msr.ARCH_CAPABILITIES) & (_ARCH_CAPABILITIES | _RSBA) != _ARCH_CAPABILITIES:
-        raise _msr(msr.ARCH_CAPABILITIES)
-    if read(msr.XAPIC_DISABLE_STATUS) != 1:
-        raise _msr(msr.XAPIC_DISABLE_STATUS)
-    if not read(msr.MISC_PACKAGE_CTLS) & 1:
-        raise _msr(msr.MISC_PACKAGE_CTLS)
-    if not read(0x345) >> 13 & 1:
-        raise _msr(0x345)
+    if read(IA32_ARCH_CAPABILITIES) & (_ARCH_CAPABILITIES | _RSBA) != _ARCH_CAPABILITIES:
+        raise _msr(IA32_ARCH_CAPABILITIES)
+    if read(IA32_XAPIC_DISABLE_STATUS) != 1:
+        raise _msr(IA32_XAPIC_DISABLE_STATUS)
+    if not read(IA32_MISC_PACKAGE_CTLS) & 1:
+        raise _msr(IA32_MISC_PACKAGE_CTLS)
+    if not read(msrs.IA32_PERF_CAPABILITIES) >> 13 & 1:
+        raise _msr(msrs.IA32_PERF_CAPABILITIES)
 
 
 def check_boot_nt4(lp: LogicalProcessor) -> None:
@@ -93,7 +106,7 @@ def check_boot_nt4(lp: LogicalProcessor) -> None:
     Raises:
         LeafFailed: LIMIT_CPUID_MAXVAL_SET.
     """
-    if lp.rdmsr(msr.MISC_ENABLE) & _BOOT_NT4:
+    if lp.rdmsr(IA32_MISC_ENABLE) & _BOOT_NT4:
         raise LeafFailed(st.TDX_LIMIT_CPUID_MAXVAL_SET)
 
 
@@ -163,45 +176,45 @@ def _allows(setting: int, initial: int, variable: int, unknown: int) -> bool:
 
 def _check_vmx(lp: LogicalProcessor) -> None:
     read = lp.rdmsr
-    basic = read(0x480)
+    basic = read(msrs.IA32_VMX_BASIC)
     if basic >> 32 & 0x1FFF > 4096 or not basic >> 54 & 1 or not basic >> 55 & 1:
-        raise _msr(0x480)
+        raise _msr(msrs.IA32_VMX_BASIC)
     for index, initial, variable, unknown in (*_CONTROLS, *_EXIT_AND_ENTRY):
         if not _allows(read(index), initial, variable, unknown):
             raise _msr(index)
-    misc = read(0x485)
+    misc = read(msrs.IA32_VMX_MISC)
     if misc >> 5 & 1 == 0 or misc >> 6 & 3 != 3 or not misc >> 14 & 1 or misc >> 16 & 0x1FF < 4:
-        raise _msr(0x485)
+        raise _msr(msrs.IA32_VMX_MISC)
     if not misc >> 29 & 1:
-        raise _msr(0x485)
-    if ~read(0x48C) & _EPT_VPID:
-        raise _msr(0x48C)
-    if read(0x486) & ~0x80000001 & ~_GUEST_CR0:
-        raise _msr(0x486)
-    if ~read(0x487) & _GUEST_CR0:
-        raise _msr(0x487)
-    if read(0x488) & ~_GUEST_CR4:
-        raise _msr(0x488)
-    if ~read(0x489) & _GUEST_CR4:
-        raise _msr(0x489)
+        raise _msr(msrs.IA32_VMX_MISC)
+    if ~read(msrs.IA32_VMX_EPT_VPID_CAP) & _EPT_VPID:
+        raise _msr(msrs.IA32_VMX_EPT_VPID_CAP)
+    if read(msrs.IA32_VMX_CR0_FIXED0) & ~0x80000001 & ~_GUEST_CR0:
+        raise _msr(msrs.IA32_VMX_CR0_FIXED0)
+    if ~read(msrs.IA32_VMX_CR0_FIXED1) & _GUEST_CR0:
+        raise _msr(msrs.IA32_VMX_CR0_FIXED1)
+    if read(msrs.IA32_VMX_CR4_FIXED0) & ~_GUEST_CR4:
+        raise _msr(msrs.IA32_VMX_CR4_FIXED0)
+    if ~read(msrs.IA32_VMX_CR4_FIXED1) & _GUEST_CR4:
+        raise _msr(msrs.IA32_VMX_CR4_FIXED1)
 
 
 # ---------------------------------------------------------------- keys and memory
 def _check_keys(module: ModuleState, lp: LogicalProcessor) -> None:
     read = lp.rdmsr
-    activate = read(msr.TME_ACTIVATE)
-    if not activate & _TME_LOCK:
-        raise _msr(msr.TME_ACTIVATE)
+    activate = read(IA32_TME_ACTIVATE)
+    if not activate & TME_ACTIVATE_LOCK:
+        raise _msr(IA32_TME_ACTIVATE)
     wanted = _PLAIN if module.sysinfo.without_integrity else _INTEGRITY
-    if not read(msr.TME_CAPABILITY) & wanted:
-        raise _msr(msr.TME_CAPABILITY)
+    if not read(IA32_TME_CAPABILITY) & wanted:
+        raise _msr(IA32_TME_CAPABILITY)
     if not activate >> _ACTIVATE_SHIFT & wanted:
-        raise _msr(msr.TME_ACTIVATE)
-    partitioning = read(msr.KEYID_PARTITIONING)
+        raise _msr(IA32_TME_ACTIVATE)
+    partitioning = read(IA32_MKTME_KEYID_PARTITIONING)
     if (partitioning & 0xFFFFFFFF) + (partitioning >> 32) >= MAX_HKIDS:
         raise LeafFailed(st.TDX_NUM_ACTIVATED_HKIDS_NOT_SUPPORTED | MAX_HKIDS)
-    if read(msr.WBNOINVDP) != read(msr.WBINVDP):
-        raise _msr(msr.WBNOINVDP)
+    if read(IA32_WBNOINVDP) != read(IA32_WBINVDP):
+        raise _msr(IA32_WBNOINVDP)
 
 
 def _cmrs_are_valid(module: ModuleState) -> bool:
@@ -216,12 +229,12 @@ def _cmrs_are_valid(module: ModuleState) -> bool:
 
 def _check_smrr(module: ModuleState, lp: LogicalProcessor) -> None:
     """SMRR must be there, locked, well formed, and apart from every CMR."""
-    capabilities = lp.rdmsr(msr.MTRR_CAP)
+    capabilities = lp.rdmsr(IA32_MTRRCAP)
     if not capabilities >> 11 & 1:
         raise LeafFailed(st.TDX_SMRR_NOT_SUPPORTED)
     if not capabilities >> 14 & 1:
         raise LeafFailed(st.TDX_SMRR_LOCK_NOT_SUPPORTED)
-    base, mask = lp.rdmsr(msr.SMRR_BASE), lp.rdmsr(msr.SMRR_MASK)
+    base, mask = lp.rdmsr(IA32_SMRR_PHYSBASE), lp.rdmsr(IA32_SMRR_PHYSMASK)
     if not mask >> 10 & 1:
         raise LeafFailed(st.TDX_SMRR_NOT_LOCKED)
     if not mask >> 11 & 1:
@@ -239,12 +252,29 @@ def _check_smrr(module: ModuleState, lp: LogicalProcessor) -> None:
 # ---------------------------------------------------------------- agreement of processors
 #: MSRs that must hold on every processor what they held on the one of TDH.SYS.INIT, in order.
 _SAME_MSRS: Final = (
-    0xCF, msr.ARCH_CAPABILITIES, msr.XAPIC_DISABLE_STATUS, msr.MISC_PACKAGE_CTLS,
+    msrs.IA32_CORE_CAPABILITIES, IA32_ARCH_CAPABILITIES, IA32_XAPIC_DISABLE_STATUS, IA32_MISC_PACKAGE_CTLS,
 )  # fmt: skip
 _SAME_VMX: Final = (
-    0x480, 0x48D, 0x48E, 0x48B, 0x492, 0x48F, 0x490, 0x485, 0x48C, 0x486, 0x487, 0x488, 0x489, 0x345,
-    msr.TME_CAPABILITY, msr.TME_ACTIVATE, msr.KEYID_PARTITIONING, msr.WBINVDP, msr.WBNOINVDP,
-)  # fmt: skip
+    msrs.IA32_VMX_BASIC,
+    msrs.IA32_VMX_TRUE_PINBASED_CTLS,
+    msrs.IA32_VMX_TRUE_PROCBASED_CTLS,
+    msrs.IA32_VMX_PROCBASED_CTLS2,
+    msrs.IA32_VMX_PROCBASED_CTLS3,
+    msrs.IA32_VMX_TRUE_EXIT_CTLS,
+    msrs.IA32_VMX_TRUE_ENTRY_CTLS,
+    msrs.IA32_VMX_MISC,
+    msrs.IA32_VMX_EPT_VPID_CAP,
+    msrs.IA32_VMX_CR0_FIXED0,
+    msrs.IA32_VMX_CR0_FIXED1,
+    msrs.IA32_VMX_CR4_FIXED0,
+    msrs.IA32_VMX_CR4_FIXED1,
+    msrs.IA32_PERF_CAPABILITIES,
+    IA32_TME_CAPABILITY,
+    IA32_TME_ACTIVATE,
+    IA32_MKTME_KEYID_PARTITIONING,
+    IA32_WBINVDP,
+    IA32_WBNOINVDP,
+)
 
 
 def check_processor(call: HostCall) -> None:

@@ -6,6 +6,12 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.cpuid_table import CONFIG_ROWS, ROWS, CpuidConfigRow, Quad
+from swtdx.arch.msrs import (
+    IA32_MKTME_KEYID_PARTITIONING,
+    IA32_SEAMRR_PHYS_BASE,
+    IA32_SEAMRR_PHYS_MASK,
+    IA32_TSC_ADJUST,
+)
 from swtdx.arch.operands import OperandId
 from swtdx.arch.platform_structs import (
     CMR_INFO,
@@ -20,23 +26,19 @@ from swtdx.arch.platform_structs import (
 from swtdx.arch.regs import R8, R9, RCX, RDX
 from swtdx.arch.states import SysState
 from swtdx.arch.td_config import ATTRIBUTES_FIXED1, XFAM_FIXED1
+from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.module import locks, version
 from swtdx.module.call import HostCall
 from swtdx.module.checks import shared_buffer
 from swtdx.module.errors import LeafFailed
-from swtdx.module.globals import LP_DATA, NO_PAGE, SYS
+from swtdx.module.globals import LP_DATA, SYS
 from swtdx.module.host.platform_checks import check_platform, check_processor
 from swtdx.module.host.register import host_leaf
 from swtdx.module.state import ModuleState
 
-_PAGE: Final = 4096
-TDCS_BYTES: Final = 6 * _PAGE
-TDVPS_BYTES: Final = 6 * _PAGE
-_KEYID_PARTITIONING: Final = 0x87
-_TSC_ADJUST: Final = 0x3B
-_SEAMRR_BASE: Final = 0x1400
-_SEAMRR_MASK: Final = 0x1401
+TDCS_BYTES: Final = 6 * PAGE
+TDVPS_BYTES: Final = 6 * PAGE
 _SEAMRR_BITS: Final = 0x000FFFFFFE000000
 
 
@@ -72,15 +74,15 @@ def sys_init(call: HostCall) -> int:
     if SYS.sys_state.get(sys) != SysState.SYSINIT_PENDING:
         raise LeafFailed(st.TDX_SYS_INIT_NOT_PENDING)
     check_platform(call)
-    partitioning = lp.rdmsr(_KEYID_PARTITIONING)
+    partitioning = lp.rdmsr(IA32_MKTME_KEYID_PARTITIONING)
     SYS.first_private_hkid.set(sys, (partitioning & 0xFFFFFFFF) + 1)
     SYS.num_private_hkids.set(sys, partitioning >> 32)
     SYS.num_lps.set(sys, module.sysinfo.processors)
     SYS.num_packages.set(sys, module.sysinfo.packages)
-    SYS.tsc_adjust.set(sys, lp.rdmsr(_TSC_ADJUST))
+    SYS.tsc_adjust.set(sys, lp.rdmsr(IA32_TSC_ADJUST))
     SYS.tsc_hz.set(sys, module.facts.tsc_hz)
-    mask = lp.rdmsr(_SEAMRR_MASK) & _SEAMRR_BITS
-    SYS.seamrr_base.set(sys, lp.rdmsr(_SEAMRR_BASE) & mask)
+    mask = lp.rdmsr(IA32_SEAMRR_PHYS_MASK) & _SEAMRR_BITS
+    SYS.seamrr_base.set(sys, lp.rdmsr(IA32_SEAMRR_PHYS_BASE) & mask)
     SYS.seamrr_size.set(sys, mask & -mask)
     SYS.sys_state.set(sys, SysState.SYSINIT_DONE)
     return st.TDX_SUCCESS
@@ -103,7 +105,7 @@ def sys_lp_init(call: HostCall) -> int:
         raise LeafFailed(st.TDX_INVALID_PKG_ID | lp.package)
     for space in lp.spaces.values():
         space.flush()
-    LP_DATA.last_tdvpr.set(view, NO_PAGE, at)
+    LP_DATA.last_tdvpr.set(view, NULL_PA, at)
     LP_DATA.initialised.set(view, 1, at)
     SYS.lps_initialised.set(sys, SYS.lps_initialised.get(sys) + 1)
     return st.TDX_SUCCESS

@@ -22,6 +22,7 @@ from swtdx.arch.platform_structs import (
 )
 from swtdx.arch.regs import R8, RCX, RDX
 from swtdx.arch.states import KotState, PageType, SysState
+from swtdx.arch.units import HUGE_PAGE, LARGE_PAGE, PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.module.call import HostCall
 from swtdx.module.checks import shared_buffer
@@ -31,16 +32,13 @@ from swtdx.module.host.register import host_leaf
 from swtdx.module.host.sys import own_global
 from swtdx.module.state import ModuleState
 
-_PAGE: Final = 4096
-_LARGE: Final = 2 << 20
-_HUGE: Final = 1 << 30
 _RSVD: Final = int(PageType.RSVD)
 _TYPE_SHIFT: Final = 16
 #: 4-KiB PAMT entries that one TDH.SYS.TDMR.INIT initialises: 4 MiB of the TDMR.
 _ENTRIES: Final = 1024
 #: Page sizes as details of a status name them.
 _4K, _2M, _1G = 0, 1, 2
-_GRANULES: Final = (_PAGE, _LARGE, _HUGE)
+_GRANULES: Final = (PAGE, LARGE_PAGE, HUGE_PAGE)
 
 Range = tuple[int, int]
 
@@ -146,7 +144,7 @@ def _check(module: ModuleState, infos: list[TdmrInfo]) -> None:
     index = len(infos) - 1
     info = infos[index]
     limit = 1 << module.hpa_bits
-    if (info.base | info.size) % _HUGE or not info.size or info.end > limit:
+    if (info.base | info.size) % HUGE_PAGE or not info.size or info.end > limit:
         raise _failed(st.TDX_INVALID_TDMR, index)
     if index and info.base < infos[index - 1].end:
         raise _failed(st.TDX_NON_ORDERED_TDMR, index)
@@ -168,7 +166,7 @@ def _check_reserved(index: int, info: TdmrInfo) -> None:
             raise _failed(st.TDX_INVALID_RESERVED_IN_TDMR, index, number)
         if number and offset < previous:
             raise _failed(st.TDX_NON_ORDERED_RESERVED_IN_TDMR, index, number)
-        if (offset | size) % _PAGE or offset + size > info.size:
+        if (offset | size) % PAGE or offset + size > info.size:
             raise _failed(st.TDX_INVALID_RESERVED_IN_TDMR, index, number)
         previous = offset + size
 
@@ -179,7 +177,7 @@ def _check_pamts(module: ModuleState, infos: list[TdmrInfo], limit: int) -> None
     for size in (_1G, _2M, _4K):
         base, length = info.pamts[size]
         needed = info.size // _GRANULES[size] * PAMT_ENTRY_BYTES
-        if (base | length) % _PAGE or base + length > limit or length < needed:
+        if (base | length) % PAGE or base + length > limit or length < needed:
             raise _failed(st.TDX_INVALID_PAMT, index, size)
     for other, earlier in enumerate(infos[:-1]):
         for size in (_4K, _2M, _1G):
@@ -229,7 +227,7 @@ def sys_tdmr_init(call: HostCall) -> int:
     """Initialise the PAMT entries of the next 4 MiB of a TDMR."""
     module = call.module
     base = call.inputs[RCX]
-    if base % _HUGE or base >> module.hpa_bits:
+    if base % HUGE_PAGE or base >> module.hpa_bits:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     tdmr = next((each for each in module.data.tdmrs() if each.base == base), None)
     if tdmr is None:
@@ -242,25 +240,25 @@ def sys_tdmr_init(call: HostCall) -> int:
         return st.TDX_TDMR_ALREADY_INITIALIZED
     key = module.global_keyid_bits
     offset = start - base
-    entries = tdmr.pamt_4k + offset // _PAGE * PAMT_ENTRY_BYTES | key
+    entries = tdmr.pamt_4k + offset // PAGE * PAMT_ENTRY_BYTES | key
     reserved = _reserved_entries(view, at, offset)
     if reserved is None:
         module.memory.direct_zero(entries, _ENTRIES * PAMT_ENTRY_BYTES, SEAM)
     else:
         module.memory.direct_store(entries, reserved, SEAM)
-    for table, granule in ((tdmr.pamt_2m, _LARGE), (tdmr.pamt_1g, _HUGE)):
+    for table, granule in ((tdmr.pamt_2m, LARGE_PAGE), (tdmr.pamt_1g, HUGE_PAGE)):
         _free_nodes(module, table | key, offset, granule)
     # Our window to the table may be gone: the stores above can push pages out of the cache.
     view, at = module.data.tdmr(tdmr.index)
-    TDMR.initialised.set(view, start + _ENTRIES * _PAGE, at)
+    TDMR.initialised.set(view, start + _ENTRIES * PAGE, at)
     module.data.tdmrs_changed()
-    call.gpr[RDX] = start + _ENTRIES * _PAGE & -_HUGE
+    call.gpr[RDX] = start + _ENTRIES * PAGE & -HUGE_PAGE
     return st.TDX_SUCCESS
 
 
 def _reserved_entries(view: memoryview, at: int, offset: int) -> bytes | None:
     """The 4-KiB entries of [offset, offset + 4 MiB) of a TDMR; None if all are free."""
-    end = offset + _ENTRIES * _PAGE
+    end = offset + _ENTRIES * PAGE
     entries: np.ndarray | None = None
     for number in range(TDMR.num_reserved.get(view, at)):
         start = TDMR.reserved.get(view, 2 * number, at)
@@ -270,7 +268,7 @@ def _reserved_entries(view: memoryview, at: int, offset: int) -> bytes | None:
         if entries is None:
             entries = np.zeros((_ENTRIES, 2), dtype="<u8")
         first, last = max(start, offset) - offset, min(stop, end) - offset
-        entries[first // _PAGE : last // _PAGE, 0] = _RSVD << _TYPE_SHIFT
+        entries[first // PAGE : last // PAGE, 0] = _RSVD << _TYPE_SHIFT
     return None if entries is None else entries.tobytes()
 
 
@@ -281,8 +279,8 @@ def _free_nodes(module: ModuleState, table: int, offset: int, granule: int) -> N
     module does so line by line; our windows are whole pages).
     """
     first = -(-offset // granule)
-    last = -(-(offset + _ENTRIES * _PAGE) // granule)
+    last = -(-(offset + _ENTRIES * PAGE) // granule)
     for entry in range(first, last):
         where = table + entry * PAMT_ENTRY_BYTES
-        if where % _PAGE == 0:
-            module.memory.direct_zero(where, _PAGE, SEAM)
+        if where % PAGE == 0:
+            module.memory.direct_zero(where, PAGE, SEAM)

@@ -9,12 +9,13 @@ from swtdx.arch.control_structs import TDCS, TDCS_MIN_PAGES, TDR, TDVPS
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import RCX, RDX
 from swtdx.arch.states import LastTdExit, Lifecycle, PageType, VcpuState
+from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.module import td_vmcs
 from swtdx.module.call import HostCall
 from swtdx.module.checks import disassociate, map_vp_pages, open_td, open_vp, vp_page
 from swtdx.module.errors import LeafFailed
-from swtdx.module.globals import LP_DATA, NO_PAGE
+from swtdx.module.globals import LP_DATA
 from swtdx.module.host.register import host_leaf
 from swtdx.module.objects.pamt import NDA
 from swtdx.module.tables import op_states
@@ -22,7 +23,6 @@ from swtdx.module.vcpu import flush_translations, save_state
 
 _TDVPR: Final = int(PageType.TDVPR)
 _TDCX: Final = int(PageType.TDCX)
-_PAGE: Final = 4096
 
 
 @host_leaf(10, "TDH.VP.CREATE")
@@ -55,7 +55,7 @@ def vp_addcx(call: HostCall) -> int:
     if count >= 6 + 3 * TDCS.num_l2_vms.get(td.tdcs):
         raise LeafFailed(st.TDX_TDCX_NUM_INCORRECT)
     page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
-    module.memory.direct_zero(module.private(td, i[RCX]), _PAGE, SEAM)
+    module.memory.direct_zero(module.private(td, i[RCX]), PAGE, SEAM)
     TDVPS.tdvps_page_pa.set(main, count, module.private(td, i[RCX]))
     TDVPS.num_tdvps_pages.set(main, count + 1)
     td.add_children(1)
@@ -111,5 +111,5 @@ def vp_flush(call: HostCall) -> int:
         lp.vmx.clear(vmcs.pa)
     disassociate(vp)
     view, at = module.data.lp(lp.index)
-    LP_DATA.last_tdvpr.set(view, NO_PAGE, at)
+    LP_DATA.last_tdvpr.set(view, NULL_PA, at)
     return st.TDX_SUCCESS

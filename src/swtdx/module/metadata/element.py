@@ -8,7 +8,6 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.module.errors import LeafFailed
 
-MASK64: Final = (1 << 64) - 1
 #: Codecs by element size in bytes.
 SIZES: Final = {size: struct.Struct(code) for size, code in ((1, "<B"), (2, "<H"), (4, "<I"), (8, "<Q"))}
 #: A page of a control structure, and a byte offset in it.

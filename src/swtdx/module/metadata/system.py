@@ -11,12 +11,11 @@ from swtdx.arch.metadata import MetadataField
 from swtdx.arch.platform_structs import MAX_CMRS, MAX_RESERVED_PER_TDMR, MAX_TDMRS, PAMT_ENTRY_BYTES
 from swtdx.arch.seam_structs import HANDOFF_DATA_HEADER, SYS_INFO_TABLE
 from swtdx.arch.td_config import ATTRIBUTES_FIXED1, CONFIG_FLAGS_FIXED0, CONFIG_FLAGS_FIXED1, XFAM_FIXED1
+from swtdx.arch.units import NULL_PA
 from swtdx.machine.memory import SEAM
 from swtdx.module import version
 from swtdx.module.host.sys import TDCS_BYTES, TDVPS_BYTES, configurable
 from swtdx.module.state import ModuleState
-
-_NONE: Final = (1 << 64) - 1
 
 #: Fields with a value that depends on nothing.  Limits of features that TDX_FEATURES0 does not list are
 #: 0: no migration streams, no service TDs, no L2 VMs.
@@ -66,7 +65,7 @@ _CONSTANT: Final[dict[str, int]] = {
 
 def _config_leaf(_module: ModuleState, index: int) -> int:
     if index >= len(CONFIG_ROWS):
-        return _NONE
+        return NULL_PA
     return CONFIG_ROWS[index].leaf | CONFIG_ROWS[index].subleaf << 32
 
 

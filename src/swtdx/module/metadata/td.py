@@ -9,14 +9,14 @@ from swtdx.arch.control_structs import TDCS
 from swtdx.arch.cpuid_table import ROWS
 from swtdx.arch.metadata import Accessor, MetadataField
 from swtdx.arch.platform_structs import HP_LOCK_TIMEOUT_USEC
+from swtdx.arch.td_config import CONFIG_FLEXIBLE_PENDING_VE, TD_CTLS_PENDING_VE_DISABLE
+from swtdx.arch.units import MASK64
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import SYS
-from swtdx.module.metadata.element import MASK64, SIZES, Place, merged
+from swtdx.module.metadata.element import SIZES, Place, merged
 from swtdx.module.objects.td import Td
 from swtdx.module.state import ModuleState
 
-_FLEXIBLE_PENDING_VE: Final = 1 << 1
-_PENDING_VE_DISABLE: Final = 1 << 0
 _USEC: Final = 1_000_000
 
 
@@ -85,7 +85,7 @@ def _special(
             raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
         return new * int(SYS.tsc_hz.get(module.data.sys)) // _USEC
     if field.name == "TD_CTLS" and accessor is Accessor.GUEST:
-        flexible = TDCS.config_flags.get(td.tdcs) & _FLEXIBLE_PENDING_VE
-        if not flexible and (old ^ new) & _PENDING_VE_DISABLE:
+        flexible = TDCS.config_flags.get(td.tdcs) & CONFIG_FLEXIBLE_PENDING_VE
+        if not flexible and (old ^ new) & TD_CTLS_PENDING_VE_DISABLE:
             raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
     return new

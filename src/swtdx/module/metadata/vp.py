@@ -8,6 +8,8 @@ from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS
 from swtdx.arch.metadata import Accessor, MetadataField
+from swtdx.arch.units import NULL_PA, PAGE
+from swtdx.arch.vmx_controls import PIN_PROCESS_POSTED, PROC2_PML
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.vmx.vmcs import Vmcs
 from swtdx.module.errors import LeafFailed
@@ -18,13 +20,9 @@ from swtdx.module.state import ModuleState
 from swtdx.module.vcpu import load_state, save_state
 
 _VMCS_CLASS: Final = 0
-_NO_ADDRESS: Final = (1 << 64) - 1
 _NO_VECTOR: Final = 0xFFFF
-_POSTED: Final = 1 << 7
-_PML: Final = 1 << 17
 _PPR: Final = 0x0A0
 _PID_BYTES: Final = 64
-_PAGE: Final = 4096
 _LOWEST_VECTOR: Final = 0
 _HIGHEST_VECTOR: Final = 255
 _BTS: Final = 1 << 7
@@ -33,8 +31,8 @@ _UNCORE_PMI: Final = 1 << 13
 #: Fields that hold a shared HPA, and the bytes at it.
 _SHARED_HPA: Final = {
     f.POSTED_INTERRUPT_DESCRIPTOR: _PID_BYTES,
-    f.SHARED_EPTP: _PAGE,
-    f.PML_ADDRESS: _PAGE,
+    f.SHARED_EPTP: PAGE,
+    f.PML_ADDRESS: PAGE,
 }
 #: Classes of registers that are the processor's while the VMCS is active there, and rest in TDVPS when it
 #: is not: debug and control registers, extended state, MSRs.
@@ -101,7 +99,7 @@ class VpFields:
         whole = mask == (1 << 8 * field.size) - 1
         encoding = field.code + index * field.stride if field.class_code == _VMCS_CLASS else -1
         base = 0 if whole else old
-        if encoding in _SHARED_HPA and base == _NO_ADDRESS:
+        if encoding in _SHARED_HPA and base == NULL_PA:
             # An address that was never set: bits outside the mask become 0.
             base &= allowed
         new = merged(base, value, wanted, allowed)
@@ -135,7 +133,7 @@ class VpFields:
         """Special rules of some VMCS fields; the value to write."""
         vmcs = self._vmcs
         if encoding == f.PIN_BASED_CONTROLS:
-            if new & _POSTED:
+            if new & PIN_PROCESS_POSTED:
                 self._need_posted_interrupts()
             TDVPS.shadow_pinbased_exec_ctls.set(self._vp.main, new)
         elif encoding == f.POSTED_INTERRUPT_DESCRIPTOR:
@@ -148,8 +146,8 @@ class VpFields:
             TDVPS.shadow_shared_eptp.set(self._vp.main, 0, new)
         elif encoding == f.SECONDARY_CONTROLS:
             must, may = self._module.facts.secondary_controls
-            unset_address = vmcs.read(f.PML_ADDRESS) == _NO_ADDRESS
-            pml_refused = new & _PML and (not self._vp.td.debug or unset_address)
+            unset_address = vmcs.read(f.PML_ADDRESS) == NULL_PA
+            pml_refused = new & PROC2_PML and (not self._vp.td.debug or unset_address)
             if mask & (~new & must | new & ~may) or pml_refused:
                 raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
         elif encoding in (f.GUEST_CR0, f.GUEST_CR4):
@@ -164,7 +162,7 @@ class VpFields:
         vmcs = self._vmcs
         if vmcs.read(f.POSTED_INTERRUPT_NOTIFICATION_VECTOR) == _NO_VECTOR:
             raise LeafFailed(st.TDX_TD_VMCS_FIELD_NOT_INITIALIZED | f.POSTED_INTERRUPT_NOTIFICATION_VECTOR)
-        if vmcs.read(f.POSTED_INTERRUPT_DESCRIPTOR) == _NO_ADDRESS:
+        if vmcs.read(f.POSTED_INTERRUPT_DESCRIPTOR) == NULL_PA:
             raise LeafFailed(st.TDX_TD_VMCS_FIELD_NOT_INITIALIZED | f.POSTED_INTERRUPT_DESCRIPTOR)
 
     def _control_register(self, encoding: int, new: int) -> int:

@@ -11,6 +11,7 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.states import PageType
+from swtdx.arch.units import HUGE_PAGE, LARGE_PAGE, PAGE
 from swtdx.module import locks
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import ModuleData, Tdmr
@@ -19,17 +20,13 @@ from swtdx.module.keyhole import Keyhole
 _TWO: Final = struct.Struct("<QQ")
 _Q: Final = struct.Struct("<Q")
 _ENTRY: Final = 16
-_PAGE: Final = 4096
-_SMALL: Final = 1 << 12
-_LARGE: Final = 1 << 21
-_HUGE: Final = 1 << 30
 _TYPE_SHIFT: Final = 16
 _OWNER_SHIFT: Final = 24
 _LOCK: Final = 0xFFFF
 _MOST_PLACES: Final = 4096
 #: A page of a PAMT and the byte where an entry starts.
 Place = tuple[memoryview, int]
-SIZES: Final = (_SMALL, _LARGE, _HUGE)
+SIZES: Final = (PAGE, LARGE_PAGE, HUGE_PAGE)
 
 NDA: Final = int(PageType.NDA)
 RSVD: Final = int(PageType.RSVD)
@@ -91,11 +88,11 @@ class Pamt:
         """The TDMR that covers ``hpa``, if its PAMT is initialised that far."""
         for tdmr in self._data.tdmrs():
             if tdmr.base <= hpa < tdmr.end:
-                return tdmr if hpa < (tdmr.initialised & -_HUGE) else None
+                return tdmr if hpa < (tdmr.initialised & -HUGE_PAGE) else None
         return None
 
     def _place(self, address: int) -> Place:
-        return self._keyhole.map(address & -_PAGE, self._data.global_hkid), address & _PAGE - 1
+        return self._keyhole.map(address & -PAGE, self._data.global_hkid), address & PAGE - 1
 
     def _places_of(self, hpa: int, operand: int) -> tuple[Place, Place, Place]:
         """Where the 4 KiB, 2 MiB and 1 GiB entries of the page at ``hpa`` are.
@@ -151,7 +148,7 @@ class Pamt:
             raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
         return entry
 
-    def check_hpa(self, hpa: int, operand: int, alignment: int = _PAGE) -> None:
+    def check_hpa(self, hpa: int, operand: int, alignment: int = PAGE) -> None:
         """A private page's address: aligned, no HKID bits, below MAXPA.
 
         Raises:
@@ -166,7 +163,7 @@ class Pamt:
         Raises:
             LeafFailed: one of the NEWPAGE/TDR operand checks.
         """
-        if hpa & _PAGE - 1 or hpa & self._outside:
+        if hpa & PAGE - 1 or hpa & self._outside:
             raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
         entry = self.walk(hpa, operand, exclusive=exclusive)
         if entry.page_type != page_type:
@@ -193,7 +190,7 @@ class Pamt:
         assert tdmr is not None
         first = tdmr.pamt_4k + (hpa - tdmr.base >> 12) * _ENTRY
         hkid = self._data.global_hkid
-        return [self._keyhole.map(first + page * _PAGE, hkid) for page in range(2)]
+        return [self._keyhole.map(first + page * PAGE, hkid) for page in range(2)]
 
     def is_2m_free(self, hpa: int) -> bool:
         """Whether every 4-KiB page of the 2-MiB range at ``hpa`` is NDA."""

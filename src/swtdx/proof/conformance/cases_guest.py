@@ -8,13 +8,14 @@ from typing import Any, Final
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS
 from swtdx.arch.leaves import GUEST_LEAVES
+from swtdx.arch.units import MASK64
+from swtdx.arch.x86 import VECTOR_VE
 from swtdx.machine.engine.scripted import GuestFault, Hlt, Tdcall
 from swtdx.proof.conformance.registry import Action, add, provokes
 from swtdx.proof.conformance.stages import FIRST, HUGE, PENDING
-from swtdx.proof.conformance.world import NONE, World
+from swtdx.proof.conformance.world import World
 
 _STAGE: Final = "running"
-_VE: Final = 20
 _SHARED: Final = 1 << 47
 
 
@@ -43,7 +44,7 @@ GOOD: Final[dict[str, dict[str, int]]] = {
     "TDG.VP.RD": {"rcx": 0, "rdx": 0xA020000200000002},
     "TDG.VP.WR": {"rcx": 0, "rdx": 0xA020000000000007, "r8": 1, "r9": 0xFF},
     "TDG.SYS.RD": {"rdx": 0x0800000100000004},
-    "TDG.SYS.RDALL": {"rdx": FIRST, "r8": NONE},
+    "TDG.SYS.RDALL": {"rdx": FIRST, "r8": MASK64},
 }
 for _leaf, _operands in GOOD.items():
     if _leaf != "TDG.VP.VMCALL":
@@ -102,7 +103,7 @@ def _veinfo(world: World) -> None:
         try:
             yield Hlt()
         except GuestFault as fault:
-            if fault.vector != _VE:
+            if fault.vector != VECTOR_VE:
                 raise
         return (yield Tdcall(rax=3))
 
@@ -220,17 +221,29 @@ for _leaf in ("TDG.VM.RD", "TDG.VM.WR", "TDG.VP.RD", "TDG.VP.WR", "TDG.SYS.RD"):
         **(_good | {"rdx": _good["rdx"] | 1 << 55}),
     )
 _case("TDG.SYS.RDALL", s.TDX_METADATA_FIELD_ID_INCORRECT, "no such field", rdx=FIRST, r8=_NO_FIELD)
-_case("TDG.VM.RD", _FIRST, "version 1, field id -1", version=1, rcx=0, rdx=NONE)
-_case("TDG.VP.RD", _FIRST, "field id -1", rcx=0, rdx=NONE)
-_case("TDG.SYS.RD", _FIRST, "field id -1", rdx=NONE)
+_case("TDG.VM.RD", _FIRST, "version 1, field id -1", version=1, rcx=0, rdx=MASK64)
+_case("TDG.VP.RD", _FIRST, "field id -1", rcx=0, rdx=MASK64)
+_case("TDG.SYS.RD", _FIRST, "field id -1", rdx=MASK64)
 _case("TDG.VM.RD", s.TDX_METADATA_FIELD_NOT_READABLE, "the HKID", rcx=0, rdx=0x8110000100000001)
 _case("TDG.VP.RD", s.TDX_METADATA_FIELD_NOT_READABLE, "LAST_TD_EXIT", rcx=0, rdx=0xA02000000000000F)
 _case("TDG.SYS.RD", s.TDX_METADATA_FIELD_NOT_READABLE, "NUM_CMRS", rdx=0x9000000100000000)
 _case(
-    "TDG.VM.WR", s.TDX_METADATA_FIELD_NOT_WRITABLE, "ATTRIBUTES", rcx=0, rdx=0x1110000300000000, r8=0, r9=NONE
+    "TDG.VM.WR",
+    s.TDX_METADATA_FIELD_NOT_WRITABLE,
+    "ATTRIBUTES",
+    rcx=0,
+    rdx=0x1110000300000000,
+    r8=0,
+    r9=MASK64,
 )
 _case(
-    "TDG.VP.WR", s.TDX_METADATA_FIELD_NOT_WRITABLE, "VCPU_INDEX", rcx=0, rdx=0xA020000200000002, r8=0, r9=NONE
+    "TDG.VP.WR",
+    s.TDX_METADATA_FIELD_NOT_WRITABLE,
+    "VCPU_INDEX",
+    rcx=0,
+    rdx=0xA020000200000002,
+    r8=0,
+    r9=MASK64,
 )
 _case(
     "TDG.VM.WR", s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "PENDING_VE_DISABLE without FLEXIBLE_PENDING_VE",

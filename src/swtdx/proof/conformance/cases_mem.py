@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
+from swtdx.arch.units import GIB, NULL_PA, PAGE
 from swtdx.module.objects.sept import walk
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.buffers import shared
@@ -26,9 +27,7 @@ from swtdx.proof.conformance.stages import (
     make_td,
     track,
 )
-from swtdx.proof.conformance.world import NONE, PAGE, World
-
-GIB: Final = 1 << 30
+from swtdx.proof.conformance.world import World
 
 
 def _td(world: World) -> Operands:
@@ -46,7 +45,9 @@ SEPT_ADD: Final = Good(
 )
 SEPT_ADD_1: Final = Good(
     "TDH.MEM.SEPT.ADD", "running",
-    lambda w: _td(w) | {"rcx": 2 * HUGE | 1, "r8": w.page(), "r9": NONE, "r10": NONE, "r11": NONE}, 1,
+    lambda w: _td(w) | {"rcx": 2 * HUGE | 1, "r8": w.page(), "r9": NULL_PA, "r10": NULL_PA,
+                          "r11": NULL_PA},
+    1,
 )  # fmt: skip
 common.basics(SEPT_ADD)
 common.tdr(SEPT_ADD, "rdx", exclusive=False)
@@ -202,7 +203,7 @@ SEPT_REMOVE: Final = Good("TDH.MEM.SEPT.REMOVE", "running", lambda w: _empty_tab
 PROMOTE: Final = Good("TDH.MEM.PAGE.PROMOTE", "running", lambda w: _full_table(w))
 DEMOTE: Final = Good(
     "TDH.MEM.PAGE.DEMOTE", "running",
-    lambda w: _blocked(w, HUGE, 1) | {"r8": w.page(), "r9": NONE, "r10": NONE, "r11": NONE},
+    lambda w: _blocked(w, HUGE, 1) | {"r8": w.page(), "r9": NULL_PA, "r10": NULL_PA, "r11": NULL_PA},
 )  # fmt: skip
 TABLE: Final = 4 * HUGE
 
@@ -291,7 +292,7 @@ _taking("TDH.MEM.PAGE.REMOVE", FIRST, 0, "page")
 _taking("TDH.MEM.PAGE.RELOCATE", FIRST, 0, "page")
 _taking("TDH.MEM.SEPT.REMOVE", TABLE, 1, "table")
 _taking("TDH.MEM.PAGE.PROMOTE", TABLE, 1, "table")
-_taking("TDH.MEM.PAGE.DEMOTE", HUGE, 1, "page", r9=NONE, r10=NONE, r11=NONE)
+_taking("TDH.MEM.PAGE.DEMOTE", HUGE, 1, "page", r9=NULL_PA, r10=NULL_PA, r11=NULL_PA)
 
 
 @provokes(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
+from swtdx.arch.units import NULL_PA
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.buffers import shared
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.registry import add
 from swtdx.proof.conformance.stages import make_td
-from swtdx.proof.conformance.world import NONE, World
+from swtdx.proof.conformance.world import World
 
 NUM_VCPUS: Final = 0x9010000200000001
 HP_LOCK_TIMEOUT: Final = 0x9110000300000011
@@ -22,7 +23,7 @@ MAJOR: Final = 0x0800000100000004
 RD: Final = Good("TDH.MNG.RD", "built", lambda w: {"rcx": w.td.tdr, "rdx": NUM_VCPUS})
 WR: Final = Good(
     "TDH.MNG.WR", "built",
-    lambda w: {"rcx": w.td.tdr, "rdx": HP_LOCK_TIMEOUT, "r8": MICROSECONDS, "r9": NONE},
+    lambda w: {"rcx": w.td.tdr, "rdx": HP_LOCK_TIMEOUT, "r8": MICROSECONDS, "r9": NULL_PA},
 )  # fmt: skip
 for _good in (RD, WR):
     common.basics(_good)
@@ -37,11 +38,11 @@ for _good in (RD, WR):
         ("an L2 VM that the TD has not", 0x2510000300000000),
     ):
         _good.refused(s.TDX_METADATA_FIELD_ID_INCORRECT, _what, rdx=_id)
-RD.refused(s.TDX_METADATA_FIELD_ID_INCORRECT, "version 0, field id -1", rdx=NONE)
+RD.refused(s.TDX_METADATA_FIELD_ID_INCORRECT, "version 0, field id -1", rdx=NULL_PA)
 RD.refused(s.TDX_METADATA_FIELD_NOT_READABLE, "a field that nobody may read", rdx=VIRTUAL_TSC)
 add(
     "TDH.MNG.RD", s.TDX_METADATA_FIRST_FIELD_ID_IN_CONTEXT, "version 1, field id -1",
-    lambda w: w.provoke(version=1, rcx=w.td.tdr, rdx=NONE), stage="built",
+    lambda w: w.provoke(version=1, rcx=w.td.tdr, rdx=NULL_PA), stage="built",
 )  # fmt: skip
 add(
     "TDH.MNG.RD", s.TDX_METADATA_FIELD_ID_INCORRECT, "version 1, no such field",
@@ -61,10 +62,10 @@ for _what, _id in (("no such field", 0x3F00000300000000), ("a reserved bit", MAJ
     SYS_RD.refused(s.TDX_METADATA_FIELD_ID_INCORRECT, _what, rdx=_id)
 add(
     "TDH.SYS.RD", s.TDX_METADATA_FIRST_FIELD_ID_IN_CONTEXT, "field id -1",
-    lambda w: w.provoke(rdx=NONE), stage="ready",
+    lambda w: w.provoke(rdx=NULL_PA), stage="ready",
 )  # fmt: skip
 
-RDALL: Final = Good("TDH.SYS.RDALL", "ready", lambda w: {"rdx": w.buffer(), "r8": NONE})
+RDALL: Final = Good("TDH.SYS.RDALL", "ready", lambda w: {"rdx": w.buffer(), "r8": NULL_PA})
 common.basics(RDALL, early=True)
 shared(RDALL, "rdx", 4096)
 RDALL.refused(s.TDX_METADATA_FIELD_ID_INCORRECT, "no such field", r8=0x3F00000300000000)

@@ -8,6 +8,7 @@ from typing import Final
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDR
 from swtdx.arch.platform_structs import TD_PARAMS
+from swtdx.arch.units import NULL_PA
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good, Operands
 from swtdx.proof.conformance.kot import busy_key_table, busy_kot, no_entropy_for_keys
@@ -21,7 +22,7 @@ from swtdx.proof.conformance.stages import (
     retire,
     td_params,
 )
-from swtdx.proof.conformance.world import NONE, World
+from swtdx.proof.conformance.world import World
 
 CREATE: Final = Good("TDH.MNG.CREATE", "ready", lambda w: {"rcx": w.page(), "rdx": w.hkid()})
 common.basics(CREATE)
@@ -31,7 +32,7 @@ for _what, _hkid in (
     ("the last shared HKID", lambda w: w.first_hkid - 1),
     ("beyond the last HKID", lambda w: w.first_hkid + w.hkids),
     ("bits above the HKID", lambda w: w.hkid() | 1 << 16),
-    ("all ones", lambda w: NONE),
+    ("all ones", lambda w: NULL_PA),
 ):
     CREATE.refused(s.TDX_OPERAND_INVALID, _what, "RDX", rdx=_hkid)
 CREATE.refused(s.TDX_HKID_NOT_FREE, "the HKID of another TD", rdx=lambda w: create(w).hkid)

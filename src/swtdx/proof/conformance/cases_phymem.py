@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
+from swtdx.arch.units import PAGE
 from swtdx.module.globals import SYS
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.kot import busy_kot
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import HUGE, flush, free_key, retire
-from swtdx.proof.conformance.world import PAGE, World
+from swtdx.proof.conformance.world import World
 
 RDMD: Final = Good("TDH.PHYMEM.PAGE.RDMD", "running", lambda w: {"rcx": w.td.tdr})
 WBINVD: Final = Good(

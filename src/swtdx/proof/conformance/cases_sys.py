@@ -8,6 +8,8 @@ from unittest import mock
 
 from swtdx.arch import status as s
 from swtdx.arch.cpuid_table import NA, Quad
+from swtdx.arch.msrs import IA32_WBNOINVDP
+from swtdx.arch.units import GIB, PAGE
 from swtdx.machine import seamops
 from swtdx.module.globals import SYS, TDMR
 from swtdx.proof.conformance import common
@@ -16,11 +18,8 @@ from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.kot import busy_key_table, no_entropy_for_keys
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import tdmr_info, tdmr_pointers
-from swtdx.proof.conformance.world import GIB, OUTSIDE, PAMT_2M, PAMT_4K, World
+from swtdx.proof.conformance.world import OUTSIDE, PAMT_2M, PAMT_4K, World
 from swtdx.proof.conformance.world import TDMR as TDMR_BASE
-
-_PAGE: Final = 4096
-_WBNOINVDP: Final = 0x99
 
 
 def _global_lock(good: Good) -> None:
@@ -110,13 +109,13 @@ _cpuid_case(
 
 
 @provokes(
-    "TDH.SYS.INIT", s.TDX_INCORRECT_MSR_VALUE, "WBINVDP and WBNOINVDP differ", details=_WBNOINVDP,
+    "TDH.SYS.INIT", s.TDX_INCORRECT_MSR_VALUE, "WBINVDP and WBNOINVDP differ", details=IA32_WBNOINVDP,
     stage="loaded",
 )  # fmt: skip
 def _sub_blocks(world: World) -> None:
     lp = world.lps[0]
     native = lp.rdmsr
-    with mock.patch.object(lp, "rdmsr", lambda index: native(index) + (index == _WBNOINVDP)):
+    with mock.patch.object(lp, "rdmsr", lambda index: native(index) + (index == IA32_WBNOINVDP)):
         world.provoke(rcx=0)
 
 
@@ -210,11 +209,11 @@ CONFIG.refused(
 _4K, _2M, _1G = range(3)
 #: (status, what, details, fields of TDMR_INFO).
 _BAD_TDMRS: Final[tuple[tuple[int, str, int, dict[str, int]], ...]] = (
-    (s.TDX_INVALID_TDMR, "a base that is no multiple of 1 GiB", 0, {"tdmr_base": TDMR_BASE + _PAGE}),
-    (s.TDX_INVALID_TDMR, "a size that is no multiple of 1 GiB", 0, {"tdmr_size": GIB - _PAGE}),
+    (s.TDX_INVALID_TDMR, "a base that is no multiple of 1 GiB", 0, {"tdmr_base": TDMR_BASE + PAGE}),
+    (s.TDX_INVALID_TDMR, "a size that is no multiple of 1 GiB", 0, {"tdmr_size": GIB - PAGE}),
     (s.TDX_INVALID_TDMR, "no size", 0, {"tdmr_size": 0}),
     (s.TDX_INVALID_TDMR, "an HKID in the base", 0, {"tdmr_base": 1 << 51}),
-    (s.TDX_INVALID_PAMT, "a PAMT that is too small", _4K << 8, {"pamt_4k_size": (4 << 20) - _PAGE}),
+    (s.TDX_INVALID_PAMT, "a PAMT that is too small", _4K << 8, {"pamt_4k_size": (4 << 20) - PAGE}),
     (s.TDX_INVALID_PAMT, "a PAMT that is not aligned", _2M << 8, {"pamt_2m_base": PAMT_2M + 16}),
     (s.TDX_INVALID_PAMT, "a PAMT with an HKID", _1G << 8, {"pamt_1g_base": 1 << 51}),
     (s.TDX_PAMT_OVERLAP, "two PAMTs in one place", _4K << 8, {"pamt_2m_base": PAMT_4K}),
@@ -244,13 +243,13 @@ def _reserved(*areas: tuple[int, int]) -> Callable[[World], int]:
 
 
 for _status, _what, _details, _areas in (
-    (s.TDX_INVALID_RESERVED_IN_TDMR, "an area that is not aligned", 0, ((64, _PAGE),)),
-    (s.TDX_INVALID_RESERVED_IN_TDMR, "an area that leaves the TDMR", 0, ((GIB - _PAGE, 2 * _PAGE),)),
-    (s.TDX_INVALID_RESERVED_IN_TDMR, "the second area leaves it", 1 << 8, ((0, _PAGE), (GIB, _PAGE))),
+    (s.TDX_INVALID_RESERVED_IN_TDMR, "an area that is not aligned", 0, ((64, PAGE),)),
+    (s.TDX_INVALID_RESERVED_IN_TDMR, "an area that leaves the TDMR", 0, ((GIB - PAGE, 2 * PAGE),)),
+    (s.TDX_INVALID_RESERVED_IN_TDMR, "the second area leaves it", 1 << 8, ((0, PAGE), (GIB, PAGE))),
     (s.TDX_NON_ORDERED_RESERVED_IN_TDMR, "areas in the wrong order", 1 << 8,
-     ((4 * _PAGE, _PAGE), (0, _PAGE))),
-    (s.TDX_NON_ORDERED_RESERVED_IN_TDMR, "areas that overlap", 1 << 8, ((0, 2 * _PAGE), (_PAGE, _PAGE))),
-    (s.TDX_NON_ORDERED_RESERVED_IN_TDMR, "an area after an empty one", 0, ((0, 0), (0, _PAGE))),
+     ((4 * PAGE, PAGE), (0, PAGE))),
+    (s.TDX_NON_ORDERED_RESERVED_IN_TDMR, "areas that overlap", 1 << 8, ((0, 2 * PAGE), (PAGE, PAGE))),
+    (s.TDX_NON_ORDERED_RESERVED_IN_TDMR, "an area after an empty one", 0, ((0, 0), (0, PAGE))),
 ):  # fmt: skip
     CONFIG.refused(_status, _what, _details, rcx=_reserved(*_areas))
 for _what, _second in (("two TDMRs in the wrong order", GIB), ("the same TDMR twice", TDMR_BASE)):
@@ -279,7 +278,7 @@ def _same_package(world: World) -> None:
 TDMR_INIT: Final = Good("TDH.SYS.TDMR.INIT", "keyed_module", lambda w: {"rcx": TDMR_BASE})
 common.basics(TDMR_INIT)
 for _what, _base in (
-    ("not the base", TDMR_BASE + _PAGE),
+    ("not the base", TDMR_BASE + PAGE),
     ("no TDMR there", 2 * TDMR_BASE),
     ("an HKID", TDMR_BASE | 1 << 51),
     ("memory outside TDMRs", OUTSIDE),

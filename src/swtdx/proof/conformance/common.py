@@ -8,15 +8,15 @@ from typing import Final
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR
+from swtdx.arch.msrs import IA32_MISC_ENABLE, IA32_TSC_ADJUST
+from swtdx.arch.units import PAGE
 from swtdx.proof.conformance.registry import Action, add, declared
 from swtdx.proof.conformance.stages import FAR, make_td
-from swtdx.proof.conformance.world import OUTSIDE, PAGE, World
+from swtdx.proof.conformance.world import OUTSIDE, World
 
 Operands = dict[str, int]
 #: The value of an operand, or what makes it in a world.
 Operand = int | Callable[[World], int]
-_MSR_TSC_ADJUST: Final = 0x3B
-_MSR_MISC_ENABLE: Final = 0x1A0
 _BOOT_NT4: Final = 1 << 22
 #: The highest physical address bit, MAXPA - 1 (52 bits): part of the KeyID.
 _KEYID: Final = 1 << 51
@@ -322,12 +322,12 @@ def tsc_adjust(good: Good) -> None:
 
     def action(world: World) -> None:
         operands = good.operands(world)
-        with world.msr(_MSR_TSC_ADJUST, 0x1000):
+        with world.msr(IA32_TSC_ADJUST, 0x1000):
             world.provoke(version=good.version, **operands)
 
     add(
         good.leaf, s.TDX_INCONSISTENT_MSR, "IA32_TSC_ADJUST changed", action,
-        details=_MSR_TSC_ADJUST, stage=good.stage, reusable=True,
+        details=IA32_TSC_ADJUST, stage=good.stage, reusable=True,
     )  # fmt: skip
 
 
@@ -336,8 +336,8 @@ def boot_nt4(good: Good) -> None:
 
     def action(world: World) -> None:
         operands = good.operands(world)
-        old = world.lps[0].msrs.peek(_MSR_MISC_ENABLE)
-        with world.msr(_MSR_MISC_ENABLE, old | _BOOT_NT4):
+        old = world.lps[0].msrs.peek(IA32_MISC_ENABLE)
+        with world.msr(IA32_MISC_ENABLE, old | _BOOT_NT4):
             world.provoke(version=good.version, **operands)
 
     add(

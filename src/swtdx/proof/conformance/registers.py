@@ -9,8 +9,8 @@ from swtdx.arch.leaf import LEAF, ONES, SAME, SEPT, ZERO, Leaf
 from swtdx.arch.leaves import RAX_RESERVED
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import RAX, RSP
+from swtdx.arch.units import MASK64
 
-_ONES: Final = (1 << 64) - 1
 _DISPATCH: Final = frozenset(
     {
         status.TDX_OPERAND_INVALID | OperandId.RAX,
@@ -47,7 +47,7 @@ def wrong_registers(
             continue
         if not status.is_error(value) or not outputs or output.on_error == LEAF:
             continue
-        expected = {ZERO: (0,), ONES: (_ONES,), SAME: (before[number],), SEPT: None}[output.on_error]
+        expected = {ZERO: (0,), ONES: (MASK64,), SAME: (before[number],), SEPT: None}[output.on_error]
         if expected is not None and after[number] not in expected:
             wrong.append(f"{name} is {after[number]:#x} after an error, not {expected[0]:#x}")
     return wrong

@@ -9,23 +9,15 @@ from typing import Final
 from swtdx.arch import status
 from swtdx.arch.platform_structs import TD_PARAMS, TDMR_INFO
 from swtdx.arch.regs import RAX
-from swtdx.proof.conformance.world import (
-    GIB,
-    LARGE,
-    PAMT_1G,
-    PAMT_2M,
-    PAMT_4K,
-    TDMR,
-    Td,
-    World,
-)
+from swtdx.arch.units import GIB, LARGE_PAGE
+from swtdx.proof.conformance.world import PAMT_1G, PAMT_2M, PAMT_4K, TDMR, Td, World
 
 #: GPAs of the stage's TD: a page that is there from the start, one that was added when it ran, one below
 #: a Secure EPT page that has none, and a 2-MiB page.
 FIRST: Final = 0x1000
 PENDING: Final = 0x2000
 EMPTY: Final = 0x5000
-HUGE: Final = LARGE
+HUGE: Final = LARGE_PAGE
 #: GPAs with no Secure EPT page at all.
 FAR: Final = 1 << 40
 #: DEBUG (so that the host may look inside) and SEPT_VE_DISABLE.

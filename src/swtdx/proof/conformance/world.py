@@ -11,6 +11,7 @@ from swtdx.arch import regs, status
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
 from swtdx.arch.regs import RAX
 from swtdx.arch.sept_bits import TDEL
+from swtdx.arch.units import GIB, LARGE_PAGE, PAGE
 from swtdx.machine.engine.scripted import Program, Script, Tdcall
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.machine import MachineConfig
@@ -20,10 +21,6 @@ from swtdx.platform import Platform, PlatformConfig
 from swtdx.proof.conformance.registers import wrong_registers
 from swtdx.proof.conformance.registry import Case, status_text
 
-PAGE: Final = 4096
-GIB: Final = 1 << 30
-LARGE: Final = 2 << 20
-NONE: Final = (1 << 64) - 1
 #: The one TDMR, its PAMTs, and the hypervisor's own buffers.
 TDMR: Final = 4 * GIB
 PAMT_4K: Final = 0x2000_0000
@@ -266,8 +263,8 @@ class World:
 
     def large(self) -> int:
         """A free 2-MiB page of the TDMR (HPA)."""
-        self._next_large += LARGE
-        return self._next_large - LARGE
+        self._next_large += LARGE_PAGE
+        return self._next_large - LARGE_PAGE
 
     def buffer(self, data: bytes = b"", size: int = PAGE) -> int:
         """The hypervisor's memory, aligned to a page, with ``data`` at its start (PA)."""

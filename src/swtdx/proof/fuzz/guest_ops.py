@@ -10,6 +10,7 @@ from swtdx.arch.leaf import Leaf
 from swtdx.arch.leaves import BY_NAME, GUEST_LEAVES
 from swtdx.arch.metadata import Context
 from swtdx.arch.regs import R8, R9, RAX, RCX, RDX, RSP
+from swtdx.arch.units import LARGE_PAGE, MASK64
 from swtdx.machine.engine.scripted import (
     Cpuid,
     Hlt,
@@ -36,23 +37,13 @@ from swtdx.machine.engine.scripted import (
     Wrmsr,
     Xsetbv,
 )
-from swtdx.proof.conformance.world import LARGE
-from swtdx.proof.fuzz.situation import (
-    ALL_ONES,
-    FAR_GPAS,
-    LARGE_GPAS,
-    ODD_VALUES,
-    SMALL_GPAS,
-    Choose,
-    Situation,
-    pick,
-)
+from swtdx.proof.fuzz.situation import FAR_GPAS, LARGE_GPAS, ODD_VALUES, SMALL_GPAS, Choose, Situation, pick
 
 SHARED: Final = 1 << 47
 #: GPAs that a guest uses: its own, unmapped ones, shared ones.
 GPAS: Final = (
-    *SMALL_GPAS, *SMALL_GPAS, *LARGE_GPAS, LARGE + 0x1FF000, *FAR_GPAS, SHARED, SHARED | 0x1000,
-    SHARED | 0x200000, SHARED << 1, ALL_ONES - 7,
+    *SMALL_GPAS, *SMALL_GPAS, *LARGE_GPAS, LARGE_PAGE + 0x1FF000, *FAR_GPAS, SHARED, SHARED | 0x1000,
+    SHARED | 0x200000, SHARED << 1, MASK64 - 7,
 )  # fmt: skip
 #: MSRs worth asking for: of every kind of policy, and some that do not exist.
 MSRS: Final = (
@@ -86,11 +77,13 @@ def tdcall(choose: Choose, mapped: Gpas, leaf: Leaf | None = None) -> Tdcall:
     g[RAX] = number | choose(leaf.max_version + 1) << 16
     g[RCX] = _some(choose, mapped) & -_ALIGN.get(number, 1)
     if number == _ACCEPT.number:
-        g[RCX] = pick(choose, (*SMALL_GPAS, LARGE | 1, LARGE | 1, LARGE, LARGE + 0x1FF000, 1))
+        g[RCX] = pick(
+            choose, (*SMALL_GPAS, LARGE_PAGE | 1, LARGE_PAGE | 1, LARGE_PAGE, LARGE_PAGE + 0x1FF000, 1)
+        )
     elif number in _CONTEXTS:
         g[RCX] = 0
         g[RDX] = Situation.field(choose, _CONTEXTS[number])
-        g[R8], g[R9] = Situation.odd(choose), ALL_ONES if choose(2) else Situation.odd(choose)
+        g[R8], g[R9] = Situation.odd(choose), MASK64 if choose(2) else Situation.odd(choose)
     elif number == 4:
         g[RDX], g[R8] = _some(choose, mapped) & -64, 0 if choose(8) else choose(300)
     elif number == 2:
@@ -112,7 +105,7 @@ def tdcall(choose: Choose, mapped: Gpas, leaf: Leaf | None = None) -> Tdcall:
 
 def call_of(g: list[int]) -> Tdcall:
     """The TDCALL instruction with these registers (RSP stays the guest's)."""
-    return Tdcall(**{regs.NAMES[n]: g[n] & ALL_ONES for n in range(16) if n != RSP})
+    return Tdcall(**{regs.NAMES[n]: g[n] & MASK64 for n in range(16) if n != RSP})
 
 
 def vmcall(choose: Choose) -> Tdcall:
@@ -125,7 +118,7 @@ def vmcall(choose: Choose) -> Tdcall:
 
 
 def _gpa(choose: Choose, mapped: Gpas) -> int:
-    return _some(choose, mapped) + choose(512) * 8 & ALL_ONES
+    return _some(choose, mapped) + choose(512) * 8 & MASK64
 
 
 def _cpuid_leaf(choose: Choose) -> int:

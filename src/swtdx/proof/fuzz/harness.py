@@ -17,6 +17,7 @@ from swtdx.arch import regs, sept, status
 from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES
 from swtdx.arch.regs import R8, RAX, RCX, RDX, RSP
 from swtdx.arch.states import NO_LP, VcpuState
+from swtdx.arch.x86 import VECTOR_PF, VECTOR_VE
 from swtdx.machine.engine.scripted import GuestFault, Operation, Script, ScriptError, Tdcall
 from swtdx.machine.engine.scripted.script import WINDOW
 from swtdx.proof.conformance.stages import STAGES
@@ -34,8 +35,6 @@ _EARLY_STAGES: Final = ("loaded", "initialised", "processors", "configured", "ke
 _EARLY_CALLS: Final = 60
 #: Never at random: they would stop the fuzzing, and have tests of their own (the P-SEAMLDR's leaves).
 _P_SEAMLDR: Final = 1 << 63
-_VE: Final = 20
-_PF: Final = 14
 _EPT_VIOLATION: Final = 48
 _DEPTH: Final = 2
 _HELPLESS: Final = 50
@@ -324,7 +323,7 @@ class Fuzzer:
             if script is not None and script.base in self._stuck:
                 self._stuck.discard(script.base)
                 if script.context is context and not script.done:
-                    script.fault(GuestFault(_PF, 0))
+                    script.fault(GuestFault(VECTOR_PF, 0))
             return run(lp, context, space, deadline)
 
         engine.run = run_or_give_up
@@ -361,7 +360,7 @@ class Fuzzer:
             try:
                 yield from self._perform(cpu, operation)
             except GuestFault as fault:
-                if fault.vector == _VE and self._choose(8):
+                if fault.vector == VECTOR_VE and self._choose(8):
                     yield from self._perform(cpu, Tdcall(rax=3))
                 helpless = 0
             except ScriptError:

@@ -11,8 +11,8 @@ from swtdx.arch.leaf import Leaf
 from swtdx.arch.leaves import HOST_LEAVES
 from swtdx.arch.metadata import Context
 from swtdx.arch.regs import R8, R9, R10, R11, RAX, RBX, RCX, RDX
-from swtdx.proof.conformance.world import LARGE
-from swtdx.proof.fuzz.situation import ALL_ONES, ODD_VALUES, Choose, Situation, pick
+from swtdx.arch.units import LARGE_PAGE, MASK64
+from swtdx.proof.fuzz.situation import ODD_VALUES, Choose, Situation, pick
 from swtdx.proof.invariants import TdView
 
 
@@ -103,7 +103,7 @@ def _odd(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[in
 
 
 def _none(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return ALL_ONES
+    return MASK64
 
 
 def _zero(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
@@ -115,7 +115,7 @@ def _small(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[
 
 
 def _tdmr(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return s.picture.covered[0][0] if s.picture.covered else LARGE
+    return s.picture.covered[0][0] if s.picture.covered else LARGE_PAGE
 
 
 def _count(value: int) -> Fill:
@@ -127,7 +127,7 @@ def _field(context: Context) -> Fill:
 
 
 def _mask(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return ALL_ONES if choose(2) else s.odd(choose)
+    return MASK64 if choose(2) else s.odd(choose)
 
 
 _SEPT_PAGES: Final = {R8: _new, R9: _none, R10: _none, R11: _none}
@@ -214,7 +214,7 @@ def make_call(s: Situation, choose: Choose, leaf: Leaf, *, wrong_of: int = 24, p
         value = fill(s, choose, leaf, td, g)
         if wrong_of and not choose(wrong_of):
             value = wrong_value(s, choose, value)
-        g[register] = value & ALL_ONES
+        g[register] = value & MASK64
     if leaf.name == "TDH.VP.FLUSH" and choose(4):
         _where_held(s, call)
     if wrong_of and not choose(4 * wrong_of):

@@ -9,9 +9,9 @@ from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.regs import R8, R9, R10, R11, RAX, RCX, RDX
 from swtdx.arch.sept_bits import LEVEL_BYTES
 from swtdx.arch.states import NO_LP, KotState, Lifecycle, OpState, VcpuState
-from swtdx.proof.conformance.world import LARGE
+from swtdx.arch.units import LARGE_PAGE, MASK64
 from swtdx.proof.fuzz.operands import Call
-from swtdx.proof.fuzz.situation import ALL_ONES, Situation
+from swtdx.proof.fuzz.situation import Situation
 from swtdx.proof.invariants import TdView
 
 #: What a TD that is brought up gets: a page that is measured, two pages and a large one that it accepts.
@@ -89,8 +89,8 @@ def _finish(s: Situation, td: TdView, lp: int) -> Call | None:
     for gpa in LATER:
         if _takes(td, gpa, 0):
             return _call("TDH.MEM.PAGE.AUG", lp, rcx=gpa, rdx=td.tdr, r8=s.free[0])
-    if s.free_large and _takes(td, LARGE, 1):
-        return _call("TDH.MEM.PAGE.AUG", lp, rcx=LARGE | 1, rdx=td.tdr, r8=s.free_large[0])
+    if s.free_large and _takes(td, LARGE_PAGE, 1):
+        return _call("TDH.MEM.PAGE.AUG", lp, rcx=LARGE_PAGE | 1, rdx=td.tdr, r8=s.free_large[0])
     return None
 
 
@@ -131,7 +131,7 @@ def blocked(s: Situation, td: TdView, gpa: int, level: int) -> Call | None:
     return None
 
 
-def promotion(s: Situation, td: TdView, gpa: int = LARGE) -> Call | None:
+def promotion(s: Situation, td: TdView, gpa: int = LARGE_PAGE) -> Call | None:
     """The next step of a large page through its states: block, track, split, and merge again."""
     whole = td.mapping(gpa, 1)
     if whole is None or whole.state is None or not s.free:
@@ -142,7 +142,7 @@ def promotion(s: Situation, td: TdView, gpa: int = LARGE) -> Call | None:
     if whole.state.is_leaf:
         return _call(
             "TDH.MEM.PAGE.DEMOTE",
-            rcx=gpa | 1, rdx=td.tdr, r8=s.free[0], r9=ALL_ONES, r10=ALL_ONES, r11=ALL_ONES,
+            rcx=gpa | 1, rdx=td.tdr, r8=s.free[0], r9=MASK64, r10=MASK64, r11=MASK64,
         )  # fmt: skip
     return _call("TDH.MEM.PAGE.PROMOTE", rcx=gpa | 1, rdx=td.tdr)
 

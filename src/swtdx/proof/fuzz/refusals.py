@@ -12,10 +12,10 @@ from typing import Final
 
 from swtdx.arch import sept_bits as bits
 from swtdx.arch.control_structs import PAMT_ENTRY, TDCS, TDCS_SEPT_ROOT_PAGE, TDVPS
+from swtdx.arch.units import MASK32
 from swtdx.proof.invariants import Change, Picture
 
 _PRIORITY: Final = 2
-_LOW32: Final = 0xFFFF_FFFF
 _ASSOCIATES: Final = frozenset({"TDH.VP.ENTER", "TDH.VP.RD", "TDH.VP.WR"})
 _NUM_HELD: Final = TDCS.num_assoc_vcpus.offset
 _HOLDER: Final = TDVPS.assoc_lpid.offset
@@ -51,7 +51,7 @@ def unlawful(
             lawful = any(flipped == _PRIORITY << 8 * (lock - offset) for lock in _PRIORITY_LOCKS
                          if offset <= lock < offset + 8)  # fmt: skip
             if leaf in _ASSOCIATES and offset == _NUM_HELD & ~7:
-                lawful = lawful or not flipped & _LOW32
+                lawful = lawful or not flipped & MASK32
         elif page in vcpus and leaf in _ASSOCIATES:
             lawful = offset == _HOLDER & ~7
         else:

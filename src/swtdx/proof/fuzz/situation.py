@@ -13,8 +13,9 @@ from swtdx.arch import sept_bits
 from swtdx.arch.leaf import Leaf
 from swtdx.arch.metadata import NULL_ID, TABLES, Context
 from swtdx.arch.states import Lifecycle, OpState
+from swtdx.arch.units import LARGE_PAGE, MASK64, PAGE
 from swtdx.proof.conformance.stages import td_params
-from swtdx.proof.conformance.world import LARGE, OUTSIDE, PAGE, PAMT_4K, TDMR, World
+from swtdx.proof.conformance.world import OUTSIDE, PAMT_4K, TDMR, World
 from swtdx.proof.invariants import Picture, TdView, read
 
 #: Called with n > 0, it answers a number from 0 to n - 1.
@@ -23,17 +24,16 @@ T = TypeVar("T")
 
 #: 4-KiB pages, 2-MiB pages and HKIDs that the caller has for TDs.
 POOL: Final = tuple(TDMR + number * PAGE for number in range(160))
-LARGES: Final = tuple(TDMR + (256 << 20) + number * LARGE for number in range(4))
+LARGES: Final = tuple(TDMR + (256 << 20) + number * LARGE_PAGE for number in range(4))
 HKIDS: Final = 3
 #: GPAs: small pages below two Secure EPT pages, two large ones, and places with no tree at all.
-SMALL_GPAS: Final = (0x1000, 0x2000, 0x3000, 0x7000, 0x1FF000, LARGE + 0x1000, LARGE + 0x5000)
-LARGE_GPAS: Final = (0, LARGE, 2 * LARGE)
+SMALL_GPAS: Final = (0x1000, 0x2000, 0x3000, 0x7000, 0x1FF000, LARGE_PAGE + 0x1000, LARGE_PAGE + 0x5000)
+LARGE_GPAS: Final = (0, LARGE_PAGE, 2 * LARGE_PAGE)
 FAR_GPAS: Final = (1 << 30, 1 << 39, 1 << 46, 1 << 47, 1 << 51, (1 << 47) - PAGE)
-ALL_ONES: Final = (1 << 64) - 1
 #: Values that upset whoever has not thought of them.
 ODD_VALUES: Final = (
     0, 1, 2, 7, 8, 0xFFF, 0x1000, 0x1001, 1 << 12 | 3, 1 << 20, 1 << 31, 1 << 32, (1 << 32) - 1, 1 << 46,
-    1 << 47, 1 << 51, 1 << 52, 1 << 62, 1 << 63, ALL_ONES, ALL_ONES - 7, 0x8000_0000_0000_0001,
+    1 << 47, 1 << 51, 1 << 52, 1 << 62, 1 << 63, MASK64, MASK64 - 7, 0x8000_0000_0000_0001,
     0x0123_4567_89AB_CDEF, 0xFFFF_8000_0000_0000, 0x7FFF_FFFF_FFFF_F000,
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ class Situation:
         self.picture = read(self.world.machine) if picture is None else picture
         used = self.picture.pages
         self.free = tuple(hpa for hpa in POOL if hpa not in used)
-        taken = {hpa & -LARGE for hpa in used}
+        taken = {hpa & -LARGE_PAGE for hpa in used}
         self.free_large = tuple(hpa for hpa in LARGES if hpa not in taken)
         self.owned = tuple(used)
         self.tds = tuple(self.picture.tds.values())

@@ -24,6 +24,7 @@ from swtdx.arch.control_structs import (
 )
 from swtdx.arch.sept import SeptState
 from swtdx.arch.states import PAGE_BYTES, PageType, SysState
+from swtdx.arch.units import GIB, PAGE
 from swtdx.machine.memory import MachineCheck, Requestor
 from swtdx.module.globals import KOT_ENTRY, LP_DATA, SYS, TDMR
 from swtdx.proof.invariants.picture import KeyView, Mapping, Page, Picture, TdView, Translation, VcpuView
@@ -31,11 +32,9 @@ from swtdx.proof.invariants.picture import KeyView, Mapping, Page, Picture, TdVi
 if TYPE_CHECKING:
     from swtdx.machine.machine import Machine
 
-_PAGE: Final = 4096
 _ENTRY: Final = 16
-_ROWS: Final = _PAGE // _ENTRY
+_ROWS: Final = PAGE // _ENTRY
 _USED: Final = 3  # FILLED | WRITTEN in swtdx.machine.memory.pages: the page may hold more than zeros
-_GIB: Final = 1 << 30
 
 
 class Reader:
@@ -51,7 +50,7 @@ class Reader:
     def page(self, hpa: int, keyid: int) -> bytes | None:
         """A page's contents under a KeyID; None, and a note in the picture, if it is poisoned."""
         try:
-            return self._memory.read(hpa | keyid << self._shift, _PAGE, Requestor.SEAM)
+            return self._memory.read(hpa | keyid << self._shift, PAGE, Requestor.SEAM)
         except MachineCheck as broken:
             self.picture.poisoned.append((hpa, str(broken)))
             return None
@@ -99,7 +98,7 @@ class Reader:
         for index in range(SYS.num_tdmrs.get(data.sys)):
             view, at = data.tdmr(index)
             base, size = TDMR.base.get(view, at), TDMR.size_.get(view, at)
-            end = min(base + size, TDMR.initialised.get(view, at) & -_GIB)
+            end = min(base + size, TDMR.initialised.get(view, at) & -GIB)
             if end <= base:
                 continue
             covered.append((base, end))
@@ -110,11 +109,11 @@ class Reader:
 
     def _pamt(self, base: int, level: int, table: int, count: int) -> None:
         """The entries of one size.  Only frames that may hold something are looked at."""
-        first = table // _PAGE
-        end = -(-(table + count * _ENTRY) // _PAGE)
+        first = table // PAGE
+        end = -(-(table + count * _ENTRY) // PAGE)
         used = np.flatnonzero(self._memory.pages.flags[first:end] & _USED)
         for number in used.tolist():
-            content = self.page((first + number) * _PAGE, self.picture.global_hkid)
+            content = self.page((first + number) * PAGE, self.picture.global_hkid)
             if content is None:
                 continue
             rows = min(count - number * _ROWS, _ROWS)
@@ -261,7 +260,7 @@ def _translations(lp: Any, tags: Any) -> dict[tuple[int, int], list[Translation]
         held = found.setdefault((key[0], key[1]), [])
         entries = getattr(space, "entries", None)
         for gpa, hpa, size in entries() if entries is not None else ():
-            frames = tags[hpa // _PAGE : (hpa + size) // _PAGE]
+            frames = tags[hpa // PAGE : (hpa + size) // PAGE]
             held.append(Translation(gpa, hpa, size, int(frames.min()), int(frames.max())))
     return found
 

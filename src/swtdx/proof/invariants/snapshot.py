@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from swtdx.arch.units import PAGE
 from swtdx.machine.memory.pages import FILLED
 
 if TYPE_CHECKING:
     from swtdx.machine.machine import Machine
 
-_PAGE: Final = 4096
 _WORDS: Final = 512
 Array = npt.NDArray[Any]
 
@@ -67,7 +67,7 @@ class MemorySnapshot:
         return self._slowly(before, after)
 
     def _change(self, before: _State, after: _State, old: int, new: int, word: int) -> Change:
-        at = int(after.pages[new]) * _PAGE + int(word) * 8
+        at = int(after.pages[new]) * PAGE + int(word) * 8
         return Change(at, int(before.frames[old, word]), int(after.frames[new, word]))
 
     def _slowly(self, before: _State, after: _State) -> list[Change]:
@@ -79,7 +79,7 @@ class MemorySnapshot:
             if old is None:
                 # It had no content of its own: zeros, and they must still be zeros.
                 found += [
-                    Change(number * _PAGE + int(word) * 8, 0, int(after.frames[new, word]))
+                    Change(number * PAGE + int(word) * 8, 0, int(after.frames[new, word]))
                     for word in np.flatnonzero(after.frames[new])
                 ]
                 continue

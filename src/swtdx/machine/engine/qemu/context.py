@@ -11,17 +11,15 @@ import struct
 from collections.abc import Callable, MutableSequence
 from typing import Final
 
-from swtdx.arch import vmcs
+from swtdx.arch import msrs, vmcs
+from swtdx.arch.msrs import IA32_TSC_AUX
+from swtdx.arch.units import PAGE
+from swtdx.arch.x86 import AR_UNUSABLE, CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA, EFER_LME
 from swtdx.machine.engine.protocol import Event
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu import vmcb
 from swtdx.machine.engine.qemu.npt import IDENTITY_GPA
 
-_CR0_PG: Final = 1 << 31
-_CR4_PSE: Final = 1 << 4
-_CR4_PAE: Final = 1 << 5
-_EFER_LME: Final = 1 << 8
-_EFER_LMA: Final = 1 << 10
 _EFER_SVME: Final = 1 << 12
 #: Control register intercepts: CR0, CR4 and CR8 writes and CR8 reads always; all of CR0, CR3, CR4
 #: while paging is off, because the VMCB then holds a stand-in.
@@ -68,19 +66,17 @@ _ACCESS_RIGHTS: Final = {
 }
 #: MSRs in the VMCB that VMLOAD and VMSAVE carry.
 _MSRS: Final = {
-    0x174: vmcb.SYSENTER_CS,
-    0x175: vmcb.SYSENTER_ESP,
-    0x176: vmcb.SYSENTER_EIP,
-    0xC0000081: vmcb.STAR,
-    0xC0000082: vmcb.LSTAR,
-    0xC0000083: vmcb.CSTAR,
-    0xC0000084: vmcb.SFMASK,
-    0xC0000100: vmcb.FS + 8,
-    0xC0000101: vmcb.GS + 8,
-    0xC0000102: vmcb.KERNEL_GS_BASE,
+    msrs.IA32_SYSENTER_CS: vmcb.SYSENTER_CS,
+    msrs.IA32_SYSENTER_ESP: vmcb.SYSENTER_ESP,
+    msrs.IA32_SYSENTER_EIP: vmcb.SYSENTER_EIP,
+    msrs.IA32_STAR: vmcb.STAR,
+    msrs.IA32_LSTAR: vmcb.LSTAR,
+    msrs.IA32_CSTAR: vmcb.CSTAR,
+    msrs.IA32_FMASK: vmcb.SFMASK,
+    msrs.IA32_FS_BASE: vmcb.FS + 8,
+    msrs.IA32_GS_BASE: vmcb.GS + 8,
+    msrs.IA32_KERNEL_GS_BASE: vmcb.KERNEL_GS_BASE,
 }
-_TSC_AUX: Final = 0xC0000103
-_UNUSABLE: Final = 1 << 16
 
 
 class QemuContext:
@@ -100,7 +96,7 @@ class QemuContext:
         self.base = base
         self._save = save
         self._memory = memory
-        self._b = memory[base : base + at.PAGE]
+        self._b = memory[base : base + PAGE]
         self._q = self._b.cast("Q")
         self._i = self._b.cast("I")
         registers = memory[base + at.CTX_GPRS : base + at.CTX_GPRS + 128]
@@ -151,7 +147,7 @@ class QemuContext:
         since its accesses to the control registers exit.
         """
         q = self._q
-        if self._cr0 & _CR0_PG:
+        if self._cr0 & CR0_PG:
             self.unpaged = False
             reads, writes = _CR_PAGED
             q[vmcb.CR0 >> 3] = self._cr0
@@ -161,10 +157,10 @@ class QemuContext:
         else:
             self.unpaged = True
             reads, writes = _CR_UNPAGED
-            q[vmcb.CR0 >> 3] = self._cr0 | _CR0_PG
+            q[vmcb.CR0 >> 3] = self._cr0 | CR0_PG
             q[vmcb.CR3 >> 3] = IDENTITY_GPA
-            q[vmcb.CR4 >> 3] = self._cr4 & ~_CR4_PAE | _CR4_PSE
-            q[vmcb.EFER >> 3] = self._efer & ~(_EFER_LME | _EFER_LMA) | _EFER_SVME
+            q[vmcb.CR4 >> 3] = self._cr4 & ~CR4_PAE | CR4_PSE
+            q[vmcb.EFER >> 3] = self._efer & ~(EFER_LME | EFER_LMA) | _EFER_SVME
         _U16.pack_into(self._b, vmcb.INTERCEPT_CR, reads)
         _U16.pack_into(self._b, vmcb.INTERCEPT_CR + 2, writes)
 
@@ -247,7 +243,7 @@ class QemuContext:
     @property
     def long_mode(self) -> bool:
         """Whether the guest executes 64-bit code (EFER.LMA and CS.L)."""
-        return bool(self._efer & _EFER_LMA and self._b[vmcb.CS + 3] & 2)
+        return bool(self._efer & EFER_LMA and self._b[vmcb.CS + 3] & 2)
 
     @property
     def cr2(self) -> int:
@@ -310,7 +306,7 @@ class QemuContext:
                 self._live()
             attributes: int = _U16.unpack_from(self._b, offset)[0]
             value = attributes & 0xFF | (attributes & 0xF00) << 4
-            return value if attributes & 0x80 else value | _UNUSABLE
+            return value if attributes & 0x80 else value | AR_UNUSABLE
         match encoding:
             case vmcs.GUEST_RSP:
                 return self.gpr[4]
@@ -342,7 +338,7 @@ class QemuContext:
             if live:
                 self._live()
                 self.needs_load = True
-            attributes = 0 if value & _UNUSABLE else value & 0xFF | value >> 4 & 0xF00
+            attributes = 0 if value & AR_UNUSABLE else value & 0xFF | value >> 4 & 0xF00
             _U16.pack_into(self._b, offset, attributes)
             if encoding == vmcs.GUEST_SS_ACCESS_RIGHTS:
                 self._b[vmcb.CPL] = value >> 5 & 3
@@ -365,7 +361,7 @@ class QemuContext:
 
     def read_msr(self, index: int) -> int | None:
         """An MSR that VM entry loads natively, or None."""
-        if index == _TSC_AUX:
+        if index == IA32_TSC_AUX:
             self._live()
             aux: int = _U32.unpack_from(self._memory, self.base + at.CTX_EXTRA + at.EX_TSC_AUX)[0]
             return aux
@@ -377,7 +373,7 @@ class QemuContext:
 
     def write_msr(self, index: int, value: int) -> bool:
         """Store such an MSR; False when it is not one."""
-        if index == _TSC_AUX:
+        if index == IA32_TSC_AUX:
             self._live()
             _U32.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_TSC_AUX, value & 0xFFFFFFFF)
         else:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
+from swtdx.arch.units import PAGE
 from swtdx.machine.engine.hosttsc import frequency, host_tsc
 from swtdx.machine.engine.protocol import Access, EngineError, Event, Stop
 from swtdx.machine.engine.qemu import layout as at
@@ -80,8 +81,8 @@ class _Port:
         #: How many threads want the guest to stop.
         self.wanted = 0
         self._kick = partial(process.wake, index, kick=True)
-        self.base = at.MAILBOX + index * at.PAGE
-        page = process.memory[self.base : self.base + at.PAGE]
+        self.base = at.MAILBOX + index * PAGE
+        page = process.memory[self.base : self.base + PAGE]
         self.w = page.cast("I")
         self.q = page.cast("Q")
         self.bell = process.bells[index]

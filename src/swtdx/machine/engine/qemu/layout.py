@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-MIB: Final = 1 << 20
-PAGE: Final = 4096
+from swtdx.arch.units import MIB
 
 #: Size of the engine's own memory, a multiple of 2 MiB so that large frames stay aligned.
 ENGINE_SIZE: Final = 64 * MIB

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Final
 
+from swtdx.arch.units import LARGE_PAGE, PAGE
 from swtdx.machine.engine.protocol import Access, EngineError
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu.process import QemuProcess
@@ -22,8 +23,6 @@ _LARGE: Final = 0x080
 _NO_EXECUTE: Final = 1 << 63
 _TABLE: Final = _PRESENT | _WRITE | 0x064
 
-SMALL: Final = 4096
-LARGE: Final = 2 << 20
 
 #: Where guests with paging off find their identity page directory: the local APIC's page, which is
 #: never memory.  It must lie below 4 GiB, and is mapped only while paging is off.
@@ -34,7 +33,7 @@ class PagePool:
     """4 KiB pages of the engine's memory, for nested tables."""
 
     def __init__(self) -> None:
-        self._free = list(range(at.ENGINE_SIZE - at.PAGE, at.POOL - 1, -at.PAGE))
+        self._free = list(range(at.ENGINE_SIZE - PAGE, at.POOL - 1, -PAGE))
 
     def take(self) -> int | None:
         """The address of a free page, or None when there is none."""
@@ -86,7 +85,7 @@ class NestedTable:
         if page is None:
             raise EngineError("the engine's nested page tables are full")
         self._used.append(page)
-        self._process.memory[page : page + at.PAGE] = bytes(at.PAGE)
+        self._process.memory[page : page + PAGE] = bytes(PAGE)
         return page
 
     def _child(self, slot: int) -> int:
@@ -129,7 +128,7 @@ class NestedTable:
             bits |= _NO_EXECUTE
         entry = self._process.physical(hpa) | bits
         self._units.add(hpa >> 21)
-        if size == LARGE:
+        if size == LARGE_PAGE:
             if gpa >> 21 in self._tables:
                 del self._tables[gpa >> 21]
                 first = gpa >> 12

@@ -16,6 +16,7 @@ import time
 from importlib.resources import files
 from typing import Final
 
+from swtdx.arch.units import PAGE
 from swtdx.machine.engine.protocol import EngineError
 from swtdx.machine.engine.qemu import layout as at
 
@@ -144,11 +145,11 @@ class QemuProcess:
         memory = self.memory
         struct.pack_into("<I", memory, at.NUM_CPUS, self.cpus)
         for index in range(4):
-            struct.pack_into("<Q", memory, at.PML4 + 8 * index, at.PDPT + at.PAGE * index | 7)
+            struct.pack_into("<Q", memory, at.PML4 + 8 * index, at.PDPT + PAGE * index | 7)
         entries = [(number << 30) | 0xE7 for number in range(4 * 512)]
         struct.pack_into("<2048Q", memory, at.PDPT, *entries)
         struct.pack_into("<1024I", memory, at.IDENTITY_PD, *((number << 22) | 0xE7 for number in range(1024)))
-        memory[at.IOPM : at.IOPM + 3 * at.PAGE] = b"\xff" * (3 * at.PAGE)
+        memory[at.IOPM : at.IOPM + 3 * PAGE] = b"\xff" * (3 * PAGE)
 
     def _command(
         self, path: str, frames_fd: int, rom: int, kick: socket.socket, bells: list[socket.socket]

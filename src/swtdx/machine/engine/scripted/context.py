@@ -6,8 +6,11 @@ import struct
 from collections.abc import MutableSequence
 from typing import Final
 
+from swtdx.arch import msrs
 from swtdx.arch import vmcs as f
-from swtdx.machine.engine.protocol import Event
+from swtdx.arch.msrs import IA32_TSC_AUX
+from swtdx.arch.x86 import EFER_LMA, EFER_LME, RFLAGS_IF
+from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, Event
 
 #: An event to deliver: vector, VMX interruption type, error code.
 Injection = tuple[int, int, int | None]
@@ -15,26 +18,11 @@ Injection = tuple[int, int, int | None]
 #: What start-up code sets: PE, MP, ET, WP, PG; PAE, OSFXSR, OSXMMEXCPT.
 _CR0_STARTED: Final = 0x80010013
 _CR4_STARTED: Final = 0x620
-_EFER_LME: Final = 1 << 8
-_EFER_LMA: Final = 1 << 10
 _CS_LONG: Final = 1 << 13
 _CS_BIG: Final = 1 << 14
-_IF: Final = 1 << 9
 #: VMX interruption types that are delivered by executing the instruction again.
 _SOFTWARE: Final = (4, 5, 6)
 XSTATE_SIZE: Final = 0xC00
-
-#: MSRs that live in VMCS fields.
-_FIELD_MSRS: Final = {
-    0x174: f.GUEST_SYSENTER_CS,
-    0x175: f.GUEST_SYSENTER_ESP,
-    0x176: f.GUEST_SYSENTER_EIP,
-    0xC0000100: f.GUEST_FS_BASE,
-    0xC0000101: f.GUEST_GS_BASE,
-}
-TSC_AUX: Final = 0xC0000103
-#: STAR, LSTAR, CSTAR, SFMASK, KERNEL_GS_BASE, TSC_AUX: in no VMCS field.
-_OTHER_MSRS: Final = (0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, 0xC0000102, TSC_AUX)
 
 
 class ScriptedContext:
@@ -71,7 +59,7 @@ class ScriptedContext:
         self.exceptions_intercepted = 0
         self._taken = False
         self._fields: dict[int, int] = {f.GUEST_DR7: 0x400}
-        self._msrs = dict.fromkeys(_OTHER_MSRS, 0)
+        self._msrs = dict.fromkeys((*OTHER_MSRS, msrs.IA32_CSTAR), 0)
         self._dr = {0: 0, 1: 0, 2: 0, 3: 0, 6: 0xFFFF0FF0}
         self._xstate = bytearray(XSTATE_SIZE)
         struct.pack_into("<H", self._xstate, 0, 0x37F)  # FCW
@@ -139,7 +127,7 @@ class ScriptedContext:
     @property
     def long_mode(self) -> bool:
         """Whether the guest executes 64-bit code (EFER.LMA and CS.L)."""
-        return bool(self.efer & _EFER_LMA and self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0) & _CS_LONG)
+        return bool(self.efer & EFER_LMA and self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0) & _CS_LONG)
 
     @property
     def code_bits(self) -> int:
@@ -157,22 +145,22 @@ class ScriptedContext:
         """What a guest's start-up code does to get from protected mode to 64-bit code."""
         self.cr4 |= _CR4_STARTED
         self.cr0 |= _CR0_STARTED
-        self.efer |= _EFER_LME | _EFER_LMA
+        self.efer |= EFER_LME | EFER_LMA
         rights = self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0)
         self._fields[f.GUEST_CS_ACCESS_RIGHTS] = rights & ~_CS_BIG | _CS_LONG
 
     # ------------------------------------------------------------------ other state
     def read_msr(self, index: int) -> int | None:
         """An MSR that VM entry loads or that the context keeps, or None."""
-        field = _FIELD_MSRS.get(index)
+        field = FIELD_MSRS.get(index)
         return self._msrs.get(index) if field is None else self._fields.get(field, 0)
 
     def write_msr(self, index: int, value: int) -> bool:
         """Store such an MSR; False when it is not one."""
-        if index in _FIELD_MSRS:
-            self._fields[_FIELD_MSRS[index]] = value
+        if index in FIELD_MSRS:
+            self._fields[FIELD_MSRS[index]] = value
         elif index in self._msrs:
-            self._msrs[index] = value & 0xFFFFFFFF if index == TSC_AUX else value
+            self._msrs[index] = value & 0xFFFFFFFF if index == IA32_TSC_AUX else value
         else:
             return False
         return True
@@ -250,7 +238,7 @@ class ScriptedContext:
 
     def take_offered(self) -> int | None:
         """The offered interrupt, if the guest can take it now; from then on it is delivered."""
-        if self.offered is None or self.shadow or not self.rflags & _IF:
+        if self.offered is None or self.shadow or not self.rflags & RFLAGS_IF:
             return None
         vector, self.offered = self.offered, None
         self._taken = True

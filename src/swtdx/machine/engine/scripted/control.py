@@ -6,22 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from swtdx.arch import regs
+from swtdx.arch.x86 import CR4_OSXSAVE, RFLAGS_IF, VECTOR_GP, VECTOR_UD
 from swtdx.machine.cpu.features import feature_word
 from swtdx.machine.engine.protocol import Stop
 from swtdx.machine.engine.scripted.context import ScriptedContext
 from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
-from swtdx.machine.engine.scripted.operation import (
-    GP,
-    UD,
-    Core,
-    Operation,
-    check_iopl,
-    load_registers,
-    set_edx_eax,
-)
+from swtdx.machine.engine.scripted.operation import Core, Operation, check_iopl, load_registers, set_edx_eax
 
-_IF: Final = 1 << 9
-_CR4_OSXSAVE: Final = 1 << 18
 #: State components that the processor shows: the engine's XSAVE image has them.
 _XCR0_SUPPORTED: Final = feature_word(0xD, 0, "eax")
 _AVX: Final = 1 << 2
@@ -43,7 +34,7 @@ class MovToCr(Operation):
 
     number: int
     value: int
-    ring0: ClassVar[int | None] = GP
+    ring0: ClassVar[int | None] = VECTOR_GP
 
     def load(self, context: ScriptedContext) -> None:
         """The value is in RAX."""
@@ -66,7 +57,7 @@ class MovFromCr(Operation):
     """MOV from a control register to RAX: its value, as the guest sees it."""
 
     number: int
-    ring0: ClassVar[int | None] = GP
+    ring0: ClassVar[int | None] = VECTOR_GP
 
     def encode(self, bits: int) -> bytes:
         """MOV RAX, CRn."""
@@ -84,7 +75,7 @@ class MovFromCr(Operation):
 class Clts(Operation):
     """CLTS."""
 
-    ring0 = GP
+    ring0 = VECTOR_GP
 
     def encode(self, bits: int) -> bytes:
         """CLTS."""
@@ -101,7 +92,7 @@ class Xsetbv(Operation):
 
     value: int
     index: int = 0
-    ring0: ClassVar[int | None] = GP
+    ring0: ClassVar[int | None] = VECTOR_GP
 
     def load(self, context: ScriptedContext) -> None:
         """ECX and EDX:EAX."""
@@ -115,10 +106,10 @@ class Xsetbv(Operation):
     def execute(self, core: Core) -> None:
         """Load it, with the processor's checks (SDM volume 2, XSETBV)."""
         context, value = core.context, self.value
-        if not context.cr4 & _CR4_OSXSAVE:
-            raise GuestFault(UD)
+        if not context.cr4 & CR4_OSXSAVE:
+            raise GuestFault(VECTOR_UD)
         if self.index or not value & 1 or value & ~_XCR0_SUPPORTED or value & (_AVX | _SSE) == _AVX:
-            raise GuestFault(GP, 0)
+            raise GuestFault(VECTOR_GP, 0)
         context.xcr0 = value
 
 
@@ -133,8 +124,8 @@ class Sti(Operation):
         """Set RFLAGS.IF."""
         context = core.context
         check_iopl(context)
-        context.shadow = not context.rflags & _IF
-        context.rflags |= _IF
+        context.shadow = not context.rflags & RFLAGS_IF
+        context.rflags |= RFLAGS_IF
 
 
 class Cli(Operation):
@@ -147,7 +138,7 @@ class Cli(Operation):
     def execute(self, core: Core) -> None:
         """Clear RFLAGS.IF."""
         check_iopl(core.context)
-        core.context.rflags &= ~_IF
+        core.context.rflags &= ~RFLAGS_IF
 
 
 @dataclass(frozen=True, slots=True)

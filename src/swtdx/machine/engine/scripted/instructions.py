@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from swtdx.arch import regs
+from swtdx.arch.msrs import IA32_TSC_AUX
+from swtdx.arch.units import MASK64
+from swtdx.arch.x86 import CR4_PCE, CR4_TSD, VECTOR_GP, VECTOR_UD
 from swtdx.machine.engine.protocol import Stop
-from swtdx.machine.engine.scripted.context import TSC_AUX, ScriptedContext
+from swtdx.machine.engine.scripted.context import ScriptedContext
 from swtdx.machine.engine.scripted.faults import GuestFault
 from swtdx.machine.engine.scripted.operation import (
-    GP,
-    UD,
     Core,
     Operation,
     Registers,
@@ -27,8 +28,6 @@ from swtdx.machine.engine.scripted.operation import (
 TDCALL_CODE: Final = b"\x66\x0f\x01\xcc"
 VMCALL_CODE: Final = b"\x0f\x01\xc1"
 UD2_CODE: Final = b"\x0f\x0b"
-_CR4_TSD: Final = 1 << 2
-_CR4_PCE: Final = 1 << 8
 
 
 class Undefined(Operation):
@@ -112,7 +111,7 @@ class Rdmsr(Operation):
     """RDMSR: the MSR's 64 bits."""
 
     index: int
-    ring0: ClassVar[int | None] = GP
+    ring0: ClassVar[int | None] = VECTOR_GP
 
     def load(self, context: ScriptedContext) -> None:
         """ECX."""
@@ -137,7 +136,7 @@ class Wrmsr(Operation):
 
     index: int
     value: int
-    ring0: ClassVar[int | None] = GP
+    ring0: ClassVar[int | None] = VECTOR_GP
 
     def load(self, context: ScriptedContext) -> None:
         """ECX and EDX:EAX."""
@@ -156,7 +155,7 @@ class Wrmsr(Operation):
 class _Bare(Operation):
     """An instruction that only stops."""
 
-    ring0: ClassVar[int | None] = GP
+    ring0: ClassVar[int | None] = VECTOR_GP
     code: ClassVar[bytes]
     stop: ClassVar[Stop]
 
@@ -196,7 +195,7 @@ class Wbinvd(_Bare):
 class Monitor(_Bare):
     """MONITOR."""
 
-    ring0 = UD
+    ring0 = VECTOR_UD
     code = b"\x0f\x01\xc8"
     stop = Stop.MONITOR
 
@@ -204,7 +203,7 @@ class Monitor(_Bare):
 class Mwait(_Bare):
     """MWAIT."""
 
-    ring0 = UD
+    ring0 = VECTOR_UD
     code = b"\x0f\x01\xc9"
     stop = Stop.MWAIT
 
@@ -233,8 +232,8 @@ class Rdpmc(Operation):
 
     def execute(self, core: Core) -> Stop:
         """Stop, unless the ring may not use it."""
-        if core.context.cpl and not core.context.cr4 & _CR4_PCE:
-            raise GuestFault(GP, 0)
+        if core.context.cpl and not core.context.cr4 & CR4_PCE:
+            raise GuestFault(VECTOR_GP, 0)
         return Stop.RDPMC
 
     def result(self, context: ScriptedContext) -> int:
@@ -255,11 +254,11 @@ class Rdtsc(Operation):
     def execute(self, core: Core) -> Stop | None:
         """Read it, or stop where the guest's TSC does not tick at the machine's rate."""
         context = core.context
-        if context.cpl and context.cr4 & _CR4_TSD:
-            raise GuestFault(GP, 0)
+        if context.cpl and context.cr4 & CR4_TSD:
+            raise GuestFault(VECTOR_GP, 0)
         if context.tsc_intercepted:
             return self.stop
-        set_edx_eax(context, core.clock.now + context.tsc_offset & regs.MASK64)
+        set_edx_eax(context, core.clock.now + context.tsc_offset & MASK64)
         return None
 
     def result(self, context: ScriptedContext) -> int:
@@ -277,7 +276,7 @@ class Rdtscp(Rdtsc):
         """As RDTSC, with TSC_AUX in ECX."""
         stop = super().execute(core)
         if stop is None:
-            load_registers(core.context, rcx=core.context.read_msr(TSC_AUX) or 0)
+            load_registers(core.context, rcx=core.context.read_msr(IA32_TSC_AUX) or 0)
         return stop
 
     def result(self, context: ScriptedContext) -> Any:

@@ -6,14 +6,14 @@ from collections.abc import Generator, Iterable
 from typing import Any, ClassVar, Final
 
 from swtdx.arch import regs
+from swtdx.arch.units import MASK64
+from swtdx.arch.x86 import VECTOR_GP
 from swtdx.machine.engine.protocol import Stop
 from swtdx.machine.engine.scripted.clock import OPERATION, VirtualClock
 from swtdx.machine.engine.scripted.context import ScriptedContext
 from swtdx.machine.engine.scripted.faults import GuestFault
 from swtdx.machine.engine.scripted.space import GuestMemory, ScriptedSpace
 
-UD: Final = 6
-GP: Final = 13
 _IOPL: Final = 3
 
 
@@ -94,7 +94,7 @@ def sequence(operations: Iterable[Operation]) -> Generator[Operation, Any, list[
 def load_registers(context: ScriptedContext, **values: int) -> None:
     """Set registers by name, cut to 64 bits."""
     for name, value in values.items():
-        context.gpr[regs.number(name)] = value & regs.MASK64
+        context.gpr[regs.number(name)] = value & MASK64
 
 
 def edx_eax(context: ScriptedContext) -> int:
@@ -122,4 +122,4 @@ def check_iopl(context: ScriptedContext) -> None:
         GuestFault: #GP(0).
     """
     if context.cpl > context.rflags >> 12 & _IOPL:
-        raise GuestFault(GP, 0)
+        raise GuestFault(VECTOR_GP, 0)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final
 
+from swtdx.arch.exits import TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.x86 import RFLAGS_IF, RFLAGS_RF
 from swtdx.machine.engine.scripted.context import ScriptedContext
 from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
 from swtdx.machine.engine.scripted.operation import Operation
@@ -15,9 +17,6 @@ _LOG: Final = logging.getLogger(__name__)
 #: Bytes of fake code addresses that a script has.
 WINDOW: Final = 0x1000
 _LONGEST: Final = 15
-_IF: Final = 1 << 9
-_RF: Final = 1 << 16
-_EXCEPTION: Final = 3
 _XMM: Final = 160
 _XSTATE_BV: Final = 512
 
@@ -153,7 +152,7 @@ class Script:
         """The engine has done the instruction itself: RIP moves on."""
         context, frame = self.context, self.frame
         context.rip += len(frame.code)
-        context.rflags &= ~_RF
+        context.rflags &= ~RFLAGS_RF
         self._wrap()
         self._retire(frame)
 
@@ -165,7 +164,7 @@ class Script:
 
     def deliver(self, vector: int, kind: int, error_code: int | None) -> None:
         """An event that was injected: an exception for the program, or an interrupt or NMI."""
-        if kind != _EXCEPTION:
+        if kind != TYPE_HARDWARE_EXCEPTION:
             self.interrupt(vector)
             return
         if self.frame.retired:
@@ -177,7 +176,7 @@ class Script:
         """Raise an exception at the instruction under way, which is given up."""
         context, frame = self.context, self.frame
         context.shadow = False
-        context.rflags &= ~_RF
+        context.rflags &= ~RFLAGS_RF
         context.rip += len(frame.code)
         self._wrap()
         self._advance(partial(frame.running.throw, fault))
@@ -199,7 +198,7 @@ class Script:
         except Exception as error:
             self._end(error)
         if handler is not None:
-            context.rflags &= ~_IF
+            context.rflags &= ~RFLAGS_IF
             self._frames.append(_Frame(handler, saved))
 
     def _advance(self, step: Callable[[], Operation]) -> None:

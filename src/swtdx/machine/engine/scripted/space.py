@@ -5,13 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
+from swtdx.arch.units import LARGE_PAGE, PAGE
 from swtdx.machine.engine.protocol import Access, Event
 
 #: A lock as ``with`` takes it.
 Lock = AbstractContextManager[Any]
 
-SMALL: Final = 4096
-LARGE: Final = 2 << 20
 _READ: Final = int(Access.READ)
 _WRITE: Final = int(Access.WRITE)
 _FETCH: Final = int(Access.FETCH)
@@ -37,7 +36,7 @@ class ScriptedSpace:
         rights = int(access) & (_READ | _WRITE | (_FETCH if code else 0))
         with self.lock:
             self._units.add(hpa >> 21)
-            if size == LARGE:
+            if size == LARGE_PAGE:
                 first = gpa >> 12
                 for number in range(first, first + 512):
                     self._small.pop(number, None)
@@ -50,15 +49,15 @@ class ScriptedSpace:
         """(HPA of the byte, rights) or None."""
         found = self._small.get(gpa >> 12)
         if found is not None:
-            return found[0] | gpa & SMALL - 1, found[1]
+            return found[0] | gpa & PAGE - 1, found[1]
         found = self._large.get(gpa >> 21)
-        return None if found is None else (found[0] | gpa & LARGE - 1, found[1])
+        return None if found is None else (found[0] | gpa & LARGE_PAGE - 1, found[1])
 
     def entries(self) -> list[tuple[int, int, int]]:
         """Every translation as (GPA, HPA, bytes)."""
         with self.lock:
-            small = [(gpa << 12, hpa, SMALL) for gpa, (hpa, _) in self._small.items()]
-            return small + [(gpa << 21, hpa, LARGE) for gpa, (hpa, _) in self._large.items()]
+            small = [(gpa << 12, hpa, PAGE) for gpa, (hpa, _) in self._small.items()]
+            return small + [(gpa << 21, hpa, LARGE_PAGE) for gpa, (hpa, _) in self._large.items()]
 
     def lookup(self, gpa: int) -> int | None:
         """The HPA of byte ``gpa``, or None when it is not cached."""
@@ -82,7 +81,7 @@ class ScriptedSpace:
         with self.lock:
             if not any(unit in self._units for unit in range(hpa >> 21, (hpa + size - 1 >> 21) + 1)):
                 return
-            for cached, span in ((self._small, SMALL), (self._large, LARGE)):
+            for cached, span in ((self._small, PAGE), (self._large, LARGE_PAGE)):
                 for number in [n for n, (at, _) in cached.items() if at < hpa + size and hpa < at + span]:
                     del cached[number]
 
@@ -104,7 +103,7 @@ class GuestMemory:
         pieces = []
         rights = int(access)
         while size:
-            part = min(size, SMALL - (gpa & SMALL - 1))
+            part = min(size, PAGE - (gpa & PAGE - 1))
             hpa = space.reach(gpa, rights)
             if hpa is None:
                 event.gpa = gpa

@@ -1,0 +1,24 @@
+"""Bits of the VM-execution controls that swtdx speaks of.
+
+Source: Intel SDM volume 3, section 25.6 (pin-based, primary, secondary and tertiary processor-based
+controls); PCONFIG and user wait from the same tables.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Pin-based
+PIN_PROCESS_POSTED: Final = 1 << 7
+# Primary processor-based
+PROC_MWAIT_EXITING: Final = 1 << 10
+PROC_RDPMC_EXITING: Final = 1 << 11
+PROC_NMI_WINDOW_EXITING: Final = 1 << 22
+PROC_MONITOR_EXITING: Final = 1 << 29
+# Secondary
+PROC2_PML: Final = 1 << 17
+PROC2_EPT_VIOLATION_VE: Final = 1 << 18
+PROC2_USER_WAIT_PAUSE: Final = 1 << 26
+PROC2_PCONFIG: Final = 1 << 27
+# Tertiary
+PROC3_GPAW: Final = 1 << 5
