@@ -30,7 +30,7 @@ from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
 from swtdx.arch.regs import R8, RAX, RCX, RDX
 from swtdx.arch.sept_bits import LEVEL_BYTES
 from swtdx.arch.states import NO_LP
-from swtdx.arch.units import LARGE_PAGE
+from swtdx.arch.units import LARGE_PAGE as LARGE
 from swtdx.machine.engine.scripted import Cpuid, GuestFault, Hlt, Read, Script, Tdcall, Write
 from swtdx.proof.fuzz import plans
 from swtdx.proof.fuzz.operands import Call, make_call
@@ -40,7 +40,7 @@ from tests.module.room import Room
 NIGHTLY = os.environ.get("SWTDX_HYPOTHESIS") == "nightly"
 EPT_VIOLATION, TDCALL_EXIT = 48, 77
 ACCEPT, VEINFO, RTMR_EXTEND, REPORT, VM_RD = 6, 3, 2, 4, 7
-GPAS = (*SMALL_GPAS[:4], LARGE_PAGE, LARGE_PAGE + 0x1000, LARGE_PAGE + 0x1FF000)
+GPAS = (*SMALL_GPAS[:4], LARGE, LARGE + 0x1000, LARGE + 0x1FF000)
 #: Leaves worth calling at random; TDH.VP.ENTER has rules of its own.
 LEAVES = [
     leaf.name
@@ -271,7 +271,7 @@ class Module(RuleBasedStateMachine):
     @rule(
         which=some.integers(0, 2),
         gpa=some.sampled_from(
-            [(0x1000, 0), (0x2000, 0), (0x3000, 0), (LARGE_PAGE, 1), (LARGE_PAGE, 0), (0, 1), (0, 2)]
+            [(0x1000, 0), (0x2000, 0), (0x3000, 0), (LARGE, 1), (LARGE, 0), (0, 1), (0, 2)]
         ),
         name=some.sampled_from(plans.ENDINGS),
         count=some.integers(1, 3),
