@@ -1,5 +1,7 @@
 """What the module does when a TD's VCPU leaves by each VM exit reason.
 
+The module's dispatcher is built of this table, and ``swtdx explain`` reads it.
+
 Source: ``td_dispatcher/tdx_td_dispatcher.c`` and ``vm_exits/*.c`` of the TDX module 1.5.01;
 tdcall.md §5.1.  Reasons that are not here cannot occur in a TD, or end it (NON_RECOVERABLE_TD).
 """
@@ -42,6 +44,7 @@ EXIT_POLICY: Final[dict[int, Policy]] = {
     R.TRIPLE_FAULT: Policy(Outcome.END, "NON_RECOVERABLE_VCPU: this VCPU is disabled"),
     R.INIT: Policy(Outcome.TD_EXIT),
     R.OTHER_SMI: Policy(Outcome.TD_EXIT, "a machine-check SMI makes the TD NON_ACCESSIBLE instead"),
+    R.NMI_WINDOW: Policy(Outcome.MODULE, "the guest can take the NMI that the host has asked for (PEND_NMI)"),
     R.TASK_SWITCH: Policy(Outcome.TD_EXIT),
     R.CPUID: Policy(Outcome.MODULE, "#VE for unknown and faulting leaves, and where the guest asked for #VE"),
     R.HLT: Policy(Outcome.VE),

@@ -1,5 +1,7 @@
 """VM exits of a TD: what the module does itself, and what becomes a TD exit.
 
+``arch.exit_policy`` says what each reason leads to; here are the handlers.
+
 Source: ``tdx_td_dispatcher.c`` of the TDX module 1.5.01; tdcall.md §5.
 """
 
@@ -11,21 +13,21 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDVPS, VE_INFO
-from swtdx.arch.exits import INTERRUPTION_VALID
+from swtdx.arch.exit_policy import EXIT_POLICY, Outcome
+from swtdx.arch.exits import INTERRUPTION_VALID, ExitReason, InterruptionType
 from swtdx.arch.vmx_controls import PROC_NMI_WINDOW_EXITING
 from swtdx.arch.x86 import VECTOR_MC
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import TdExit
-from swtdx.module.exits import cpuid, cr_access, ept, msr, stepping
+from swtdx.module.exits import cpuid, cr_access, ept, msr, stepping, xsetbv
 from swtdx.module.exits.inject import inject_gp, inject_ud, inject_ve
 from swtdx.module.guest.dispatch import TDVMCALL, tdcall
 from swtdx.module.vcpu import Vcpu
 
 __all__ = ["TDVMCALL", "dispatch"]
 
-_NMI: Final = 2
-_NMI_WINDOW: Final = 8
+_NMI: Final = InterruptionType.NMI.value
 
 #: A handler moves RIP itself if the instruction is done; it returns TDVMCALL or None.
 Handler = Callable[[Vcpu, VmExit], object]
@@ -37,6 +39,10 @@ def _ve(vcpu: Vcpu, out: VmExit) -> None:
 
 def _ud(vcpu: Vcpu, _out: VmExit) -> None:
     inject_ud(vcpu)
+
+
+def _gp(vcpu: Vcpu, _out: VmExit) -> None:
+    inject_gp(vcpu)
 
 
 def _leave(_vcpu: Vcpu, out: VmExit) -> None:
@@ -61,10 +67,6 @@ def _exception(vcpu: Vcpu, out: VmExit) -> None:
     raise TdExit(case, out.reason, out.qualification, intr_info=out.intr_info)
 
 
-def _rdpmc(vcpu: Vcpu, _out: VmExit) -> None:
-    inject_gp(vcpu)
-
-
 def _unexpected(vcpu: Vcpu, out: VmExit) -> None:
     case = st.TDX_SUCCESS if vcpu.td.debug else st.TDX_NON_RECOVERABLE_TD
     raise TdExit(case, out.reason, out.qualification)
@@ -79,34 +81,49 @@ def _nmi_window(vcpu: Vcpu, _out: VmExit) -> None:
     controls[f.PROC_BASED_CONTROLS] &= ~PROC_NMI_WINDOW_EXITING
 
 
-_HANDLERS: Final[dict[int, Handler]] = {
-    **dict.fromkeys(
-        (
-            reason.IO, reason.HLT, reason.INVD, reason.VMCALL, reason.WBINVD, reason.MWAIT, reason.MONITOR,
-            reason.PCONFIG, 56,
-        ),
-        _ve,
-    ),
-    **dict.fromkeys((11, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53, 59, 60, 70, 73, 76), _ud),
-    72: _rdpmc,
-    reason.RDPMC: _rdpmc,
-    reason.TASK_SWITCH: _leave,
-    74: _leave,
-    3: _leave,
-    75: _leave,
-    reason.TRIPLE_FAULT: _triple_fault,
-    reason.EXTERNAL_INTERRUPT: _interrupt,
-    6: _interrupt,
+#: What an outcome means, where it is the same for all exits that have it.
+_USUAL: Final[dict[Outcome, Handler]] = {
+    Outcome.VE: _ve,
+    Outcome.UD: _ud,
+    Outcome.GP: _gp,
+    Outcome.TD_EXIT: _leave,
+}
+#: Exits with a handler of their own, because what they lead to depends on more than the reason.
+_OWN: Final[dict[int, Handler]] = {
     reason.EXCEPTION_OR_NMI: _exception,
+    reason.EXTERNAL_INTERRUPT: _interrupt,
+    reason.TRIPLE_FAULT: _triple_fault,
+    ExitReason.OTHER_SMI: _interrupt,
+    ExitReason.NMI_WINDOW: _nmi_window,
     reason.CPUID: cpuid.cpuid_exit,
+    reason.CR_ACCESS: cr_access.cr_access_exit,
     reason.RDMSR: msr.rdmsr_exit,
     reason.WRMSR: msr.wrmsr_exit,
-    reason.CR_ACCESS: cr_access.cr_access_exit,
     reason.EPT_VIOLATION: ept.violation_exit,
     reason.EPT_MISCONFIGURATION: ept.misconfiguration_exit,
+    reason.XSETBV: xsetbv.xsetbv_exit,
     reason.TDCALL: tdcall,
-    _NMI_WINDOW: _nmi_window,
-}  # fmt: skip
+}
+
+
+def _handlers() -> dict[int, Handler]:
+    """A handler for every exit that :data:`swtdx.arch.exit_policy.EXIT_POLICY` knows.
+
+    Raises:
+        LookupError: a row has no handler, or a handler no row.
+    """
+    if strangers := _OWN.keys() - EXIT_POLICY.keys():
+        raise LookupError(f"handlers of exits without a policy: {sorted(strangers)}")
+    found: dict[int, Handler] = {}
+    for number, policy in EXIT_POLICY.items():
+        handler = _OWN.get(number) or _USUAL.get(policy.outcome)
+        if handler is None:
+            raise LookupError(f"exit reason {number} ({policy.outcome.value}) needs a handler")
+        found[int(number)] = handler
+    return found
+
+
+_HANDLERS: Final = _handlers()
 
 
 def dispatch(vcpu: Vcpu, out: VmExit) -> object:
