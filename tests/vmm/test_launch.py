@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 from swtdx.arch import status as st
+from swtdx.devices.board import Board, BoardConfig
+from swtdx.guests.direct_boot import build_tiny_boot
+from swtdx.guests.plan import GuestPlan
 from swtdx.vmm.console import Guest as ConsoleGuest
 from swtdx.vmm.errors import ConfigError, SeamcallError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.launch import LaunchConfig, launch
 from swtdx.vmm.result import EndReason, RunResult
+from swtdx.vmm.td_params import TdConfig
 from tests.vmm.fake_machine import FakeMachine
 from tests.vmm.support import POWER_OFF, call
 
@@ -173,3 +177,25 @@ def test_several_launches_on_one_hypervisor() -> None:
     for _ in range(3):
         assert launch(hypervisor, LaunchConfig(None), Screen()).reason is EndReason.POWER_OFF
         assert hypervisor.allocator.used == 0
+
+
+class Elsewhere:
+    """A way to start a TD that is none of ours: the tiny guest behind another board."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def board(self, td: TdConfig) -> BoardConfig:
+        return BoardConfig(apic_ids=tuple(range(td.vcpus)), console=False, chipset=True)
+
+    def plan(self, td: TdConfig, board: Board) -> GuestPlan:
+        self.seen += board.pci.functions
+        return build_tiny_boot()
+
+
+def test_another_way_to_start() -> None:
+    boot = Elsewhere()
+    result, screen, machine = run(b"elsewhere", boot=boot)
+    assert (result.reason, bytes(screen.shown)) == (EndReason.POWER_OFF, b"elsewhere")
+    assert boot.seen == [0, 31 << 3], "host bridge and LPC bridge: the plan sees its own board"
+    assert nothing_left(machine)

@@ -1,4 +1,4 @@
-"""Booting a kernel directly as a TD: everything from an initialised machine to the end of the run.
+"""Starting a TD and running it: everything from an initialised machine to the end of the run.
 
 ``launch(host, LaunchConfig(kernel, initrd, "console=hvc0"))`` is what ``swtdx run`` does.
 """
@@ -9,32 +9,25 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from swtdx.arch.guest_map import GUEST_MAP
-from swtdx.arch.units import PAGE
-from swtdx.devices.board import Board, BoardConfig, describe_board
-from swtdx.guests.direct_boot import DirectBoot, build_direct_boot, build_tiny_boot
+from swtdx.devices.board import describe_board
+from swtdx.guests.direct_boot import DirectBoot
 from swtdx.guests.exec_protocol import ExecStream
 from swtdx.guests.kernel import KernelImage
-from swtdx.guests.memory_map import (
-    ACPI_GPA,
-    EVENT_LOG_BYTES,
-    EVENT_LOG_GPA,
-    MAILBOX_GPA,
-)
 from swtdx.machine.host import Host
+from swtdx.vmm.boot import Boot, DirectKernel, TinyGuest, build
 from swtdx.vmm.console import Console, Stream
 from swtdx.vmm.control import RunControl
-from swtdx.vmm.errors import ConfigError, VmmError
+from swtdx.vmm.errors import VmmError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteService
 from swtdx.vmm.result import EndReason, RunResult
-from swtdx.vmm.shared_ept import fill
-from swtdx.vmm.td import InitialPage, Td
+from swtdx.vmm.td import Td
 from swtdx.vmm.td_params import TdConfig
 
 #: How much of the console's end is kept to explain how a run ended.
@@ -62,6 +55,8 @@ class LaunchConfig:
         quote_service: answers GetQuote.
         preaugment: give the guest all its private memory before it starts, which saves a TD exit for each
             2 MiB; otherwise it comes on demand.
+        boot: how the TD is started instead; ``kernel``, ``initrd``, ``cmdline`` and ``memory`` are then not
+            looked at.
         teardown: give all pages and the key back at the end; a machine that is thrown away then does not
             need that.
     """
@@ -78,6 +73,13 @@ class LaunchConfig:
     quote_service: QuoteService | None = None
     preaugment: bool = True
     teardown: bool = True
+    boot: Boot | None = None
+
+    def direct(self) -> DirectKernel | TinyGuest:
+        """How ``kernel`` is started."""
+        if self.kernel is None:
+            return TinyGuest()
+        return DirectKernel(self.kernel, self.initrd, self.cmdline, self.memory)
 
 
 class _Output:
@@ -187,11 +189,14 @@ class Launch:
         control = RunControl()
         self._output = _Output(config, self._console, control)
         with _phase(self._phases, "build"):
-            self.td = _build(self.hypervisor, config, plan(config), processors)
+            start = config.boot or config.direct()
+            board = replace(start.board(config.td), console_size=self._console.size)
+            plan = start.plan(config.td, describe_board(board))
+            self.td = build(self.hypervisor, config.td, plan, processors, preaugment=config.preaugment)
             try:
                 self.io = MachineIo(
                     self.td,
-                    _board_config(config, self._console.size),
+                    board,
                     control,
                     console_out=self._output.write,
                     serial_out=config.serial,
@@ -228,67 +233,14 @@ class Launch:
 
 
 def plan(config: LaunchConfig) -> DirectBoot:
-    """What :func:`launch` would build, without a machine: for those who want to know its measurements.
+    """What :func:`launch` would build of ``config.kernel``, without a machine: its measurements are known.
 
     Raises:
         GuestError: the kernel, the initrd or the sizes do not fit together.
         ConfigError: the memory is not made of pages.
     """
-    return _lay_out(config, describe_board(_board_config(config, None)))
-
-
-def _board_config(config: LaunchConfig, console_size: tuple[int, int] | None) -> BoardConfig:
-    apic_ids = tuple(range(config.td.vcpus))
-    # ECAM alone: each access to configuration space by ports would be two, with three VM exits each.
-    return BoardConfig(
-        apic_ids=apic_ids,
-        console_size=console_size,
-        ecam=GUEST_MAP.ecam,
-        mechanism1=False,
-    )
-
-
-def _lay_out(config: LaunchConfig, board: Board) -> DirectBoot:
-    if config.kernel is None:
-        return build_tiny_boot()
-    if config.memory < PAGE or config.memory % PAGE:
-        raise ConfigError(f"a TD's memory is a whole number of 4 KiB pages, not {config.memory} bytes")
-    acpi = board.acpi(
-        ACPI_GPA,
-        ccel=(EVENT_LOG_GPA, EVENT_LOG_BYTES),
-        wakeup_mailbox=MAILBOX_GPA if config.td.vcpus > 1 else None,
-    )
-    return build_direct_boot(
-        config.kernel, config.initrd, config.cmdline, config.memory, config.td.gpaw, acpi
-    )
-
-
-def _build(
-    hypervisor: Hypervisor, config: LaunchConfig, boot: DirectBoot, processors: list[Processor] | None
-) -> Td:
-    ram = [(part.base, part.end) for part in boot.ram]
-    td = Td.build(
-        hypervisor,
-        config.td,
-        [InitialPage(page.gpa, page.data, page.measured) for page in boot.pages],
-        ram=ram,
-        entry_value=boot.vp_init_rdx,
-        processors=processors,
-    )
-    try:
-        shared_bit = config.td.shared_bit
-        blobs = [(blob.gpa & ~shared_bit, blob.data) for blob in boot.shared]
-        for gpa, data in blobs:
-            td.shared.map(gpa, (len(data) + PAGE - 1) & -PAGE)
-        fill(hypervisor.host.memory, td.shared.translate, blobs)
-        if config.preaugment:
-            with td.cpu.borrowed():
-                for start, end in ram:
-                    td.private.augment_range(td.cpu, start, end)
-    except BaseException:
-        td.teardown()
-        raise
-    return td
+    start = config.direct()
+    return start.plan(config.td, describe_board(start.board(config.td)))
 
 
 def _tear_down(td: Td, config: LaunchConfig, phases: dict[str, float]) -> str:
