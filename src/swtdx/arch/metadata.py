@@ -9,6 +9,7 @@ partitioning) are not declared.
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import lru_cache
 from typing import Final
 
 from swtdx.arch import cpuid_policy, metadata_td, metadata_vp
@@ -81,6 +82,7 @@ def _position(context: int, identifier: int, l2_vms: int) -> int | None:
     return position
 
 
+@lru_cache(maxsize=4096)
 def lookup(context: int, identifier: int, l2_vms: int = 0) -> tuple[MetadataField, int] | None:
     """The field of an identifier in ``context``, and which of its elements it names.
 

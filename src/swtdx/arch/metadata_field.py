@@ -57,9 +57,10 @@ _COLUMNS: Final = {"R": 0, "W": 1, "dR": 2, "dW": 3, "gR": 4, "gW": 5, "mR": 6, 
 class MetadataField(NamedTuple):
     """A row of a metadata table: one field, or an array of ``fields`` of them.
 
-    Each field has ``elements`` elements.  ``offset`` is the byte offset of the first element in TDR,
-    in TDCS or in TDVPS (see :attr:`page`); None if it lives in the module or in the VMCS.
-    ``special_read`` and ``special_write`` say that the module computes or checks the value.
+    Each field has ``elements`` elements, ``total`` in all.  ``offset`` is the byte offset of the first
+    element in TDR, in TDCS or in TDVPS (see :attr:`page`); None if it lives in the module or in the VMCS.
+    ``special_read`` and ``special_write`` say that the module computes or checks the value.  What follows
+    is taken from the identifier once, because every access to a field asks for it.
     """
 
     id: int
@@ -70,41 +71,20 @@ class MetadataField(NamedTuple):
     masks: Masks
     special_read: bool
     special_write: bool
-
-    @property
-    def context(self) -> Context:
-        """Bits 54:52."""
-        return Context(self.id >> 52 & 7)
-
-    @property
-    def class_code(self) -> int:
-        """Bits 61:56."""
-        return self.id >> 56 & 0x3F
-
-    @property
-    def code(self) -> int:
-        """Bits 23:0: the field code of the first element."""
-        return self.id & CODE_MASK
-
-    @property
-    def size(self) -> int:
-        """Bytes of an element: 1, 2, 4 or 8."""
-        return 1 << (self.id >> 32 & 3)
-
-    @property
-    def stride(self) -> int:
-        """How far the codes of two elements are apart: 2 in the VMCS, else 1."""
-        return 1 + (self.id >> 50 & 1)
-
-    @property
-    def total(self) -> int:
-        """Elements in all fields together."""
-        return self.fields * self.elements
-
-    @property
-    def in_tdr(self) -> bool:
-        """Whether it lives in the TDR page (rather than in TDCS)."""
-        return self.context == Context.TD and self.class_code <= 2
+    #: Bits 54:52.
+    context: Context
+    #: Bits 61:56.
+    class_code: int
+    #: Bits 23:0: the field code of the first element.
+    code: int
+    #: Bytes of an element: 1, 2, 4 or 8.
+    size: int
+    #: How far the codes of two elements are apart: 2 in the VMCS, else 1.
+    stride: int
+    #: Elements in all fields together.
+    total: int
+    #: Whether it lives in the TDR page (rather than in TDCS).
+    in_tdr: bool
 
     @property
     def page(self) -> int | None:
@@ -159,7 +139,13 @@ def field(
     TD, ``gR`` and ``gW`` the guest, ``mR`` and ``mW`` a migration TD, each with an optional mask in
     parentheses; ``!R`` and ``!W`` mark reads and writes that need more than a copy.
     """
-    return MetadataField(identifier, name, fields, elements, offset, *_access(access, identifier >> 32 & 3))
+    context, class_code = Context(identifier >> 52 & 7), identifier >> 56 & 0x3F
+    return MetadataField(
+        identifier, name, fields, elements, offset, *_access(access, identifier >> 32 & 3),
+        context=context, class_code=class_code, code=identifier & CODE_MASK,
+        size=1 << (identifier >> 32 & 3), stride=1 + (identifier >> 50 & 1), total=fields * elements,
+        in_tdr=context == Context.TD and class_code <= 2,
+    )  # fmt: skip
 
 
 def is_null(identifier: int) -> bool:

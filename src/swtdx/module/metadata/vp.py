@@ -135,13 +135,13 @@ class VpFields:
         if encoding == f.PIN_BASED_CONTROLS:
             if new & PIN_PROCESS_POSTED:
                 self._need_posted_interrupts()
-            TDVPS.shadow_pinbased_exec_ctls.set(self._vp.main, new)
+            TDVPS.shadow_pinbased_exec_ctls.set(self._vp.main, 0, new)
         elif encoding == f.POSTED_INTERRUPT_DESCRIPTOR:
-            TDVPS.shadow_pid_hpa.set(self._vp.main, new)
+            TDVPS.shadow_pid_hpa.set(self._vp.main, 0, new)
         elif encoding == f.POSTED_INTERRUPT_NOTIFICATION_VECTOR:
             if not _LOWEST_VECTOR <= new <= _HIGHEST_VECTOR:
                 raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
-            TDVPS.shadow_posted_int_notification_vector.set(self._vp.main, new)
+            TDVPS.shadow_posted_int_notification_vector.set(self._vp.main, 0, new)
         elif encoding == f.SHARED_EPTP:
             TDVPS.shadow_shared_eptp.set(self._vp.main, 0, new)
         elif encoding == f.SECONDARY_CONTROLS:
