@@ -10,10 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from swtdx.arch import status
+from swtdx.arch.features import BASE_MODULE
 from swtdx.cli.fuzz import fuzz
 from swtdx.machine.engine.scripted import Hlt, Read
-from swtdx.module.host import dispatch
 from swtdx.module.objects.td import Td
+from swtdx.module.register import host_leaf
 from swtdx.proof.conformance.stages import FIRST, bring_up
 from swtdx.proof.conformance.world import World
 from swtdx.proof.fuzz import Fuzzer, FuzzFailure
@@ -43,11 +44,11 @@ def test_the_same_seed_is_the_same_run() -> None:
 
 def _replace(monkeypatch: pytest.MonkeyPatch, number: int, handler: Any) -> None:
     """Another handler for a SEAMCALL leaf."""
-    monkeypatch.setattr(dispatch.TABLE[number], "handler", handler)
+    monkeypatch.setattr(host_leaf.table(BASE_MODULE)[number], "handler", handler)
 
 
 def test_a_python_exception_is_found_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = dispatch.TABLE[24].handler
+    good = host_leaf.table(BASE_MODULE)[24].handler
 
     def sometimes(call: Any) -> int:
         if call.inputs[1] & 0xFFF:

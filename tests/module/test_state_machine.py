@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
 from swtdx.arch.regs import R8, RAX, RCX, RDX
 from swtdx.arch.sept_bits import LEVEL_BYTES
@@ -45,7 +46,7 @@ GPAS = (*SMALL_GPAS[:4], LARGE, LARGE + 0x1000, LARGE + 0x1FF000)
 LEAVES = [
     leaf.name
     for leaf in HOST_LEAVES.values()
-    if leaf.supported and leaf.number and not leaf.name.startswith("TDH.SYS")
+    if BASE_MODULE.serves(leaf) and leaf.number and not leaf.name.startswith("TDH.SYS")
 ]
 
 _ROOM: list[Room] = []

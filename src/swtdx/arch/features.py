@@ -1,17 +1,29 @@
-"""TDX_FEATURES0, and what swtdx's module reports there and in the FIXED0 fields.
+"""What a module offers, as a value: TDX_FEATURES0, FIXED0 fields and leaf tables follow from it.
 
 Source of the bits: ``tdx_features_enum0_t`` in include/tdx_api_defs.h and ``metadata_sys.c`` of the
 TDX module 1.5.01 (which sets all of them, LOCAL_ATTESTATION if the processor has SEAMVERIFYREPORT);
 newer bits from Linux, arch/x86/include/asm/tdx.h.
 
-Ours is the base ABI 1.5: leaves of a feature that is not reported are answered as unknown ones.
+Leaves of a feature that is not reported are answered as unknown ones.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-from swtdx.arch.td_config import ATTR_MIGRATABLE, ATTRIBUTES_FIXED0
+from swtdx.arch import leaf
+from swtdx.arch.leaf import Leaf
+from swtdx.arch.td_config import (
+    ATTR_DEBUG,
+    ATTR_MIGRATABLE,
+    ATTR_PKS,
+    ATTR_SEPT_VE_DISABLE,
+    CONFIG_FLEXIBLE_PENDING_VE,
+    CONFIG_GPAW,
+    CONFIG_NO_RBP_MOD,
+    XFAM_FIXED0,
+)
 
 TD_MIGRATION: Final = 1 << 0
 TD_PRESERVING: Final = 1 << 1
@@ -52,9 +64,9 @@ FEATURES: Final[dict[int, tuple[str, str]]] = {
     36: ("DYNAMIC_PAMT", "PAMT pages on demand (newer modules)"),
 }
 
-#: What our module always reports.  Not among them: migration, TD preserving, service TDs and
+#: TDX_FEATURES0 bits of the base module.  Not among them: migration, TD preserving, service TDs and
 #: partitioning, which it has not, and L2_TLB_INVD_OPT, which speaks of L2 VMs.
-BASE_FEATURES: Final = (
+_BASE_BITS: Final = (
     TDG_VP_RDWR
     | RELAXED_MEM_MNG_CONCURRENCY
     | CPUID_VIRT_GUEST_CTRL
@@ -65,13 +77,64 @@ BASE_FEATURES: Final = (
     | FMS_CONFIG
     | NO_RBP_MOD
 )
-#: ATTRIBUTES_FIXED0 of our module: without migration no TD is migratable.
-BASE_ATTRIBUTES_FIXED0: Final = ATTRIBUTES_FIXED0 & ~ATTR_MIGRATABLE
+#: The bit of TDX_FEATURES0 that says that the leaves of a feature (``Leaf.support``) are there.
+_BIT_OF: Final = {
+    leaf.MIGRATION: TD_MIGRATION,
+    leaf.TD_PRESERVING: TD_PRESERVING,
+    leaf.SERVICE_TD: SERVICE_TD,
+    leaf.PARTITIONING: TD_PARTITIONING,
+}
 
 
-def features0(*, seamverifyreport: bool) -> int:
-    """The value of TDX_FEATURES0; ``seamverifyreport``: the processor can verify reports."""
-    return BASE_FEATURES | (LOCAL_ATTESTATION if seamverifyreport else 0)
+@dataclass(frozen=True, eq=False)
+class ModuleFeatures:
+    """What a module offers.  Its leaf tables, TDX_FEATURES0 and FIXED0 masks follow from it.
+
+    ``offers`` are features with leaves of their own (values of ``Leaf.support``); ``bits`` the bits of
+    TDX_FEATURES0 that are there besides; ``attributes`` the ATTRIBUTES bits that a TD may set, without
+    MIGRATABLE, which follows from ``offers``; ``xfam`` the state components that the module knows.
+
+    Raises:
+        ValueError: ``offers`` names something that no module offers.
+    """
+
+    name: str
+    offers: frozenset[str] = frozenset({leaf.BASE})
+    bits: int = _BASE_BITS
+    attributes: int = ATTR_DEBUG | ATTR_SEPT_VE_DISABLE | ATTR_PKS
+    xfam: int = XFAM_FIXED0
+
+    def __post_init__(self) -> None:
+        if unknown := self.offers - {leaf.BASE, *_BIT_OF}:
+            raise ValueError(f"{self.name}: no module offers {', '.join(sorted(unknown))}")
+
+    def serves(self, declared: Leaf) -> bool:
+        """Whether such a module has the leaf; it answers others with OPERAND_INVALID | RAX."""
+        return declared.support in self.offers
+
+    def features0(self, *, seamverifyreport: bool) -> int:
+        """The value of TDX_FEATURES0; ``seamverifyreport``: the processor can verify reports."""
+        value = self.bits | (LOCAL_ATTESTATION if seamverifyreport else 0)
+        for feature, bit in _BIT_OF.items():
+            value |= bit if feature in self.offers else 0
+        return value
+
+    @property
+    def attributes_fixed0(self) -> int:
+        """ATTRIBUTES bits that a TD may set."""
+        return self.attributes | (ATTR_MIGRATABLE if leaf.MIGRATION in self.offers else 0)
+
+    @property
+    def config_flags_fixed0(self) -> int:
+        """CONFIG_FLAGS bits that a TD may set."""
+        value = CONFIG_GPAW
+        if self.bits & PENDING_EPT_VIOLATION_V2:
+            value |= CONFIG_FLEXIBLE_PENDING_VE
+        return value | (CONFIG_NO_RBP_MOD if self.bits & NO_RBP_MOD else 0)
+
+
+#: swtdx's own module: the base ABI 1.5.  (Intel's 1.5.01 also lets a TD set PERFMON.)
+BASE_MODULE: Final = ModuleFeatures("the base module")
 
 
 def feature_names(value: int) -> list[str]:

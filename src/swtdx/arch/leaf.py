@@ -18,8 +18,8 @@ HOST: Final = "host"
 GUEST: Final = "guest"
 LOADER: Final = "loader"
 
-#: ``Leaf.support`` of a leaf that swtdx implements; every other value names the feature it belongs
-#: to, and such a leaf is answered as an unknown one, with OPERAND_INVALID | RAX.
+#: ``Leaf.support`` of a leaf that every module has; every other value names the feature it belongs to.
+#: What a module offers is a :class:`~swtdx.arch.features.ModuleFeatures`.
 BASE: Final = "base"
 MIGRATION: Final = "migration"
 SERVICE_TD: Final = "service_td"
@@ -115,11 +115,6 @@ class Leaf:
     def versions(self) -> range:
         """The versions accepted in RAX[23:16]."""
         return range(self.max_version + 1)
-
-    @property
-    def supported(self) -> bool:
-        """Whether swtdx implements it."""
-        return self.support == BASE
 
 
 def matrix(row: str) -> int:

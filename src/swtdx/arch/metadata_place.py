@@ -13,7 +13,7 @@ from typing import NamedTuple
 from swtdx.arch.control_structs import TDR
 from swtdx.arch.layout import Array, Blob, Field, Member
 from swtdx.arch.metadata_field import MetadataField, field
-from swtdx.arch.x86 import PAGE_SIZE
+from swtdx.arch.units import PAGE
 
 _QWORD = 8
 
@@ -48,7 +48,7 @@ def grouped(array: Array, *, fields: int) -> Place:
 
 def page(number: int, *, fields: int | None = None, size: int = _QWORD) -> Place:
     """A page that is a table of ``fields`` elements of ``size`` bytes; without ``fields`` the page's all."""
-    return Place(number * PAGE_SIZE, PAGE_SIZE // size if fields is None else fields, 1)
+    return Place(number * PAGE, PAGE // size if fields is None else fields, 1)
 
 
 def at(member: Field) -> Place:

@@ -7,6 +7,7 @@ from typing import Final
 
 from swtdx.arch import leaf as declared
 from swtdx.arch import sept
+from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaf import Input, Leaf, Output
 from swtdx.arch.leaves import BY_NAME, GUEST_DISPATCH, HOST_DISPATCH
 from swtdx.arch.states import OpState, SysState
@@ -35,7 +36,7 @@ _ON_ERROR: Final = {
 
 def support_text(leaf: Leaf) -> str:
     """Whether swtdx has the leaf, and why not."""
-    if leaf.supported:
+    if BASE_MODULE.serves(leaf):
         return "implemented"
     if leaf.support == declared.RESERVED:
         return "a number without a function: answered with OPERAND_INVALID | RAX"

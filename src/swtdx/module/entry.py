@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from swtdx.arch.features import BASE_MODULE, ModuleFeatures
 from swtdx.machine.machine import Machine
 from swtdx.machine.memory import MachineCheck
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.module.host.dispatch import dispatch
+from swtdx.module.register import guest_leaf, host_leaf
 from swtdx.module.state import ModuleState
 
 
 class TdxModule:
     """The loaded module: one object a machine, which the P-SEAMLDR makes and SEAMCALL calls.
 
-    ``seam_range`` is (base, bytes) of its part of the SEAM range.
+    ``seam_range`` is (base, bytes) of its part of the SEAM range, ``features`` what it offers.
+
+    Raises:
+        RuntimeError: it offers a leaf that has no handler.
     """
 
-    def __init__(self, machine: Machine, seam_range: tuple[int, int]) -> None:
-        self.state = ModuleState(machine, seam_range)
+    def __init__(
+        self, machine: Machine, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
+    ) -> None:
+        self.state = ModuleState(machine, seam_range, features)
+        self._leaves = host_leaf.table(features)
+        guest_leaf.table(features)
 
     def __call__(self, lp: LogicalProcessor) -> None:
         """One SEAMCALL on ``lp``, operands and results in its registers."""
         try:
-            dispatch(self.state, lp)
+            dispatch(self._leaves, self.state, lp)
         except MachineCheck as broken:
             # Poison consumed in SEAM root mode shuts the module down for good: nobody answers any more.
             lp.machine_check(broken)

@@ -12,22 +12,22 @@ from typing import Final
 
 from swtdx.arch import msrs
 from swtdx.arch.cpuid_table import NA, ROWS, Quad
-from swtdx.arch.td_config import ATTR_DEBUG, ATTR_PKS, ATTR_SEPT_VE_DISABLE, XFAM_FIXED0
 from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE
 from swtdx.machine.machine import Machine
 
-#: ATTRIBUTES bits that a TD may set: DEBUG, SEPT_VE_DISABLE, PKS.  The reference module also has
-#: MIGRATABLE and PERFMON, which this one does not implement.
-ATTRIBUTES_FIXED0: Final = ATTR_DEBUG | ATTR_SEPT_VE_DISABLE | ATTR_PKS
 _XCR0_USER: Final = 0x000602E7
 _XSS_SUPERVISOR: Final = 0x0001D900
 _LA57: Final = 1 << 16
 
 
 class ProcessorFacts:
-    """CPUID and MSRs of the first processor, as every processor has them."""
+    """CPUID and MSRs of the first processor, as every processor has them.
 
-    def __init__(self, machine: Machine) -> None:
+    ``xfam`` are the state components that the module knows.
+    """
+
+    def __init__(self, machine: Machine, xfam: int) -> None:
+        self._xfam = xfam
         self._lp = machine.processors[0]
         self._cpuid: dict[tuple[int, int], Quad] = {}
 
@@ -65,7 +65,7 @@ class ProcessorFacts:
     @cached_property
     def xfam_fixed0(self) -> int:
         """XFAM bits that a TD may set."""
-        return XFAM_FIXED0 & (self.xcr0_supported | self.xss_supported)
+        return self._xfam & (self.xcr0_supported | self.xss_supported)
 
     @cached_property
     def five_level_ept(self) -> bool:

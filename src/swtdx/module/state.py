@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from swtdx.arch import features
 from swtdx.arch import status as st
 from swtdx.arch.cpuid_table import Quad
+from swtdx.arch.features import BASE_MODULE, ModuleFeatures
 from swtdx.arch.msrs import IA32_TSC_ADJUST
 from swtdx.arch.operands import OperandId
 from swtdx.arch.units import PAGE
@@ -31,14 +31,20 @@ from swtdx.module.globals import SYS, ModuleData
 from swtdx.module.keyhole import Keyhole
 from swtdx.module.objects.pamt import Pamt
 from swtdx.module.objects.td import Td, Vp
-from swtdx.module.processor_facts import ATTRIBUTES_FIXED0, ProcessorFacts
+from swtdx.module.processor_facts import ProcessorFacts
 from swtdx.module.sysinfo import SysInfo
 
 
 class ModuleState:
-    """One loaded module's.  ``seam_range`` is (base, bytes) of its part of the SEAM range."""
+    """One loaded module's.
 
-    def __init__(self, machine: Machine, seam_range: tuple[int, int]) -> None:
+    ``seam_range`` is (base, bytes) of its part of the SEAM range; ``features`` what the module offers.
+    """
+
+    def __init__(
+        self, machine: Machine, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
+    ) -> None:
+        self.features = features
         self.machine = machine
         self.memory = memory = machine.memory
         self.sysinfo: SysInfo = SysInfo(memory, seam_range[0])
@@ -47,7 +53,7 @@ class ModuleState:
         #: Physical address bits below the KeyID, and in all.
         self.hpa_bits = memory.addresses.hpa_bits
         self.max_pa = memory.addresses.maxpa
-        self.facts = ProcessorFacts(machine)
+        self.facts = ProcessorFacts(machine, features.xfam)
         self.pamt = Pamt(self.data, self.keyhole, self.max_pa, self.hpa_bits)
         self._tds: dict[int, Td] = {}
         self._vps: dict[int, Vp] = {}
@@ -115,7 +121,7 @@ class ModuleState:
     @property
     def attributes_fixed0(self) -> int:
         """ATTRIBUTES bits that a TD may set."""
-        return ATTRIBUTES_FIXED0
+        return self.features.attributes_fixed0
 
     @property
     def xfam_fixed0(self) -> int:
@@ -146,7 +152,7 @@ class ModuleState:
     def features0(self) -> int:
         """TDX_FEATURES0."""
         verify = seamops.capabilities() >> seamops.Leaf.SEAMVERIFYREPORT & 1
-        return features.features0(seamverifyreport=bool(verify))
+        return self.features.features0(seamverifyreport=bool(verify))
 
     def check_tsc_adjust(self, lp: LogicalProcessor) -> None:
         """IA32_TSC_ADJUST must be what it was at TDH.SYS.INIT.

@@ -17,7 +17,8 @@ class SysInfo:
     """The table at HPA ``base``, read once: nobody writes to it while the module is loaded."""
 
     def __init__(self, memory: PhysicalMemory, base: int) -> None:
-        self._base = base
+        #: First byte of the module's range (HPA).
+        self.base = base
         self.table = memory.read(base, SYS_INFO_TABLE.size, SEAM)
 
     @cached_property
@@ -59,7 +60,7 @@ class SysInfo:
         """
         fields = SYS_INFO_TABLE
         stack = (fields.num_stack_pages.get(self.table) + 1) * PAGE + _SHADOW_STACK
-        return self._base + PAGE + self._addressable(stack) * PAGE
+        return self.base + PAGE + self._addressable(stack) * PAGE
 
     @property
     def global_data(self) -> int:

@@ -21,7 +21,7 @@ from swtdx.arch.platform_structs import (
     TSC_FREQUENCY_MIN,
     TSC_FREQUENCY_UNIT_HZ,
 )
-from swtdx.arch.td_config import CONFIG_FLAGS_FIXED0, XFAM_FIXED1
+from swtdx.arch.td_config import XFAM_FIXED1
 from swtdx.arch.units import MASK64
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.module import virtual_msrs
@@ -115,7 +115,7 @@ def _sizes(td: Td, params: bytes) -> None:
 def _flags_and_ept(module: ModuleState, td: Td, params: bytes) -> None:
     tdcs = td.tdcs
     flags = TD_PARAMS.config_flags.get(params)
-    if flags & ~CONFIG_FLAGS_FIXED0:
+    if flags & ~module.features.config_flags_fixed0:
         raise _invalid(OperandId.EXEC_CONTROLS)
     gpaw = flags & 1
     controls = TD_PARAMS.eptp_controls.get(params)

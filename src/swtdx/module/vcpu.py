@@ -11,6 +11,7 @@ from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.machine.vmx.vmcs import Vmcs
 from swtdx.module.objects.td import TDVPS_XBUFF, Td, Vp
+from swtdx.module.served import Served
 from swtdx.module.state import ModuleState
 
 #: Where the GPRs rest in TDVPS page 0.
@@ -29,9 +30,15 @@ _MSRS: Final = (
 
 
 class Vcpu:
-    """A vCPU on a processor.  ``gpr`` is the processor's register file while the TD runs."""
+    """A vCPU on a processor.
 
-    __slots__ = ("context", "entry_rip", "gpr", "lp", "main", "module", "tdcs", "vmcs", "vp")
+    ``gpr`` is the processor's register file while the TD runs; ``leaf`` the leaf whose TDCALL the module
+    executes (the last one, when it executes none).
+    """
+
+    __slots__ = ("context", "entry_rip", "gpr", "leaf", "lp", "main", "module", "tdcs", "vmcs", "vp")
+
+    leaf: Served
 
     def __init__(self, module: ModuleState, lp: LogicalProcessor, vp: Vp, vmcs: Vmcs) -> None:
         self.module = module

@@ -6,7 +6,7 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS, TDVPS
-from swtdx.arch.leaves import GUEST_LEAVES
+from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, RAX, RCX, RDX
@@ -15,7 +15,7 @@ from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
 from swtdx.module.exits.inject import inject_gp
 from swtdx.module.guest import l2_tlb, mem, mem_attr, mr, rdwr, servtd, vp
-from swtdx.module.guest.register import HANDLERS, NAMES, Handler
+from swtdx.module.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
 __all__ = ["TDVMCALL", "tdcall"]
@@ -23,31 +23,12 @@ _LEAF_MODULES: Final = (l2_tlb, mem, mem_attr, mr, rdwr, servtd, vp)
 
 #: What :func:`tdcall` returns when the vCPU leaves to the host by TDG.VP.VMCALL.
 TDVMCALL: Final = object()
-_VMCALL: Final = 0
-_VM_RD: Final = 7
+_VMCALL: Final = BY_NAME["TDG.VP.VMCALL"].number
+_VM_RD: Final = BY_NAME["TDG.VM.RD"].number
 _RESERVED: Final = 0xFFFFFFFFFF000000
 _INVALID_RAX: Final = st.TDX_OPERAND_INVALID | OperandId.RAX
 _INVALID_RCX: Final = st.TDX_OPERAND_INVALID | OperandId.RCX
 _CODE: Final = st.CODE_MASK
-
-
-def _table() -> dict[int, tuple[Handler, int]]:
-    """(handler, highest version) by leaf number, checked against the declarations."""
-    table = {}
-    for number, leaf in GUEST_LEAVES.items():
-        handler = HANDLERS.get(number)
-        if number == _VMCALL:
-            continue
-        if leaf.supported != (handler is not None):
-            raise RuntimeError(f"{leaf.name} is declared {leaf.support} and has handler {handler}")
-        if handler is not None:
-            if NAMES[number] != leaf.name:
-                raise RuntimeError(f"leaf {number} is {leaf.name}, and its handler says {NAMES[number]}")
-            table[number] = (handler, leaf.max_version)
-    return table
-
-
-TABLE: Final = _table()
 
 
 def tdcall(vcpu: Vcpu, out: VmExit) -> object:
@@ -66,15 +47,16 @@ def tdcall(vcpu: Vcpu, out: VmExit) -> object:
         gpr[RAX] = _INVALID_RCX
         vcpu.advance()
         return None
-    entry = TABLE.get(rax & 0xFFFF)
-    if entry is None or rax & _RESERVED or rax >> 16 & 0xFF > entry[1]:
+    entry = guest_leaf.table(vcpu.module.features).get(rax & 0xFFFF)
+    if entry is None or rax & _RESERVED or rax >> 16 & 0xFF > entry.max_version:
         status = _INVALID_RAX
         if rax & (_RESERVED | 0xFFFF) == _VM_RD:
             # It has versions, and refuses an unknown one itself, its outputs made ready.
             gpr[RDX], gpr[R8] = NULL_ID, 0
     else:
         try:
-            status = entry[0](vcpu)
+            vcpu.leaf = entry
+            status = entry.handler(vcpu)
         except LeafFailed as failed:
             status = failed.status
         except RetryTdcall:

@@ -10,14 +10,14 @@ from swtdx.arch import status as st
 from swtdx.arch.regs import RCX
 from swtdx.machine.memory import SEAM
 from swtdx.module.exits.ept import ACCEPT, refused
-from swtdx.module.guest.register import guest_leaf
 from swtdx.module.objects.sept import lock_entry_guest, page_info, walk
+from swtdx.module.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
 _READABLE: Final = sept.GUEST_READABLE
 
 
-@guest_leaf(6, "TDG.MEM.PAGE.ACCEPT")
+@guest_leaf("TDG.MEM.PAGE.ACCEPT")
 def page_accept(vcpu: Vcpu) -> int:
     """Take a pending page into use: it is zeroed and becomes the guest's."""
     module, td = vcpu.module, vcpu.td

@@ -7,25 +7,21 @@ from typing import Final
 from swtdx.arch import sept
 from swtdx.arch import sept_bits as bits
 from swtdx.arch import status as st
-from swtdx.arch.leaves import GUEST_LEAVES
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, RCX, RDX
 from swtdx.module.errors import LeafFailed
 from swtdx.module.exits.ept import refused, to_host
-from swtdx.module.guest.register import guest_leaf
 from swtdx.module.objects.sept import SeptEntry, lock_entry_guest, page_info, walk
+from swtdx.module.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
 #: Type of the extended exit qualification of a failed ATTR.WR.
 _ATTR_WR: Final = 5
 _PENDING: Final = 1 << 62
-_READ, _WRITE = 23, 24
 
 
-def _allowed(leaf: int, state: sept.SeptState) -> bool:
-    states = GUEST_LEAVES[leaf].sept_states
-    assert states is not None
-    return bool(states >> state.index & 1)
+def _allowed(vcpu: Vcpu, state: sept.SeptState) -> bool:
+    return bool(vcpu.leaf.sept_states >> state.index & 1)
 
 
 def _show(vcpu: Vcpu, gpa: int, entry: SeptEntry, attributes: int) -> int:
@@ -36,7 +32,7 @@ def _show(vcpu: Vcpu, gpa: int, entry: SeptEntry, attributes: int) -> int:
     return st.TDX_SUCCESS
 
 
-@guest_leaf(_READ, "TDG.MEM.PAGE.ATTR.RD")
+@guest_leaf("TDG.MEM.PAGE.ATTR.RD")
 def attr_rd(vcpu: Vcpu) -> int:
     """Read how a page is mapped.  VM 0 (the TD itself) has no attributes: they read as 0."""
     gpr, td = vcpu.gpr, vcpu.td
@@ -49,12 +45,12 @@ def attr_rd(vcpu: Vcpu) -> int:
     except LeafFailed:
         gpr[RCX] = gpr[RDX] = 0
         raise
-    if not _allowed(_READ, sept.state_of(entry.raw)):
+    if not _allowed(vcpu, sept.state_of(entry.raw)):
         raise to_host(gpa, 0)
     return _show(vcpu, gpa, entry, 0)
 
 
-@guest_leaf(_WRITE, "TDG.MEM.PAGE.ATTR.WR")
+@guest_leaf("TDG.MEM.PAGE.ATTR.WR")
 def attr_wr(vcpu: Vcpu) -> int:
     """Set attributes for L2 VMs: there are none, so that only "nothing" can be set."""
     gpr, td = vcpu.gpr, vcpu.td
@@ -71,7 +67,7 @@ def attr_wr(vcpu: Vcpu) -> int:
     except LeafFailed:
         gpr[RCX] = gpr[RDX] = 0
         raise
-    if not _allowed(_WRITE, state):
+    if not _allowed(vcpu, state):
         raise refused(gpa, level, entry, _ATTR_WR)
     return _show(vcpu, gpa, entry, 0)
 

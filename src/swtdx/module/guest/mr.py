@@ -14,8 +14,8 @@ from swtdx.machine import seamops
 from swtdx.module import locks
 from swtdx.module.errors import LeafFailed, TdExit
 from swtdx.module.guest.memory import buffer
-from swtdx.module.guest.register import guest_leaf
 from swtdx.module.objects import measurement
+from swtdx.module.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
 _TDX_REPORT: Final = 0x81
@@ -28,7 +28,7 @@ def _busy(vcpu: Vcpu) -> LeafFailed:
     return LeafFailed((st.TDX_OPERAND_BUSY_HOST_PRIORITY if waits else st.TDX_OPERAND_BUSY) | OperandId.RTMR)
 
 
-@guest_leaf(2, "TDG.MR.RTMR.EXTEND")
+@guest_leaf("TDG.MR.RTMR.EXTEND")
 def rtmr_extend(vcpu: Vcpu) -> int:
     """Extend a run-time measurement register by 48 bytes."""
     gpa, index = vcpu.gpr[RCX], vcpu.gpr[RDX]
@@ -64,7 +64,7 @@ def td_info(tdcs: memoryview) -> bytes:
     return bytes(info)
 
 
-@guest_leaf(4, "TDG.MR.REPORT")
+@guest_leaf("TDG.MR.REPORT")
 def mr_report(vcpu: Vcpu) -> int:
     """A TDREPORT over 64 bytes of the guest's choice."""
     report_gpa, data_gpa, subtype = vcpu.gpr[RCX], vcpu.gpr[RDX], vcpu.gpr[R8]
@@ -92,7 +92,7 @@ def mr_report(vcpu: Vcpu) -> int:
     return st.TDX_SUCCESS
 
 
-@guest_leaf(22, "TDG.MR.VERIFYREPORT")
+@guest_leaf("TDG.MR.VERIFYREPORT")
 def mr_verifyreport(vcpu: Vcpu) -> int:
     """Whether a REPORTMACSTRUCT was made by this machine."""
     gpa = vcpu.gpr[RCX]

@@ -12,9 +12,9 @@ from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, RAX, RCX, RDX
 from swtdx.module.errors import LeafFailed
 from swtdx.module.guest.memory import buffer
-from swtdx.module.guest.register import guest_leaf
 from swtdx.module.metadata import access, listing, system, td
 from swtdx.module.metadata.vp import VpFields
+from swtdx.module.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
 _GUEST: Final = Accessor.GUEST
@@ -63,13 +63,13 @@ def _write(vcpu: Vcpu, context: Context, put: access.Write) -> int:
     return st.TDX_SUCCESS
 
 
-@guest_leaf(7, "TDG.VM.RD")
+@guest_leaf("TDG.VM.RD")
 def vm_rd(vcpu: Vcpu) -> int:
     """One field of the guest's own TD."""
     return _read(vcpu, Context.TD, partial(td.read, vcpu.module, vcpu.td), enumerates=bool(_version(vcpu)))
 
 
-@guest_leaf(8, "TDG.VM.WR")
+@guest_leaf("TDG.VM.WR")
 def vm_wr(vcpu: Vcpu) -> int:
     """Write one field of the guest's own TD."""
     return _write(vcpu, Context.TD, partial(td.write, vcpu.module, vcpu.td))
@@ -79,25 +79,25 @@ def _fields(vcpu: Vcpu) -> VpFields:
     return VpFields(vcpu.module, vcpu.lp, vcpu.vp, vcpu.vmcs)
 
 
-@guest_leaf(9, "TDG.VP.RD")
+@guest_leaf("TDG.VP.RD")
 def vp_rd(vcpu: Vcpu) -> int:
     """One field of the guest's own vCPU."""
     return _read(vcpu, Context.VP, _fields(vcpu).read)
 
 
-@guest_leaf(10, "TDG.VP.WR")
+@guest_leaf("TDG.VP.WR")
 def vp_wr(vcpu: Vcpu) -> int:
     """Write one field of the guest's own vCPU."""
     return _write(vcpu, Context.VP, _fields(vcpu).write)
 
 
-@guest_leaf(11, "TDG.SYS.RD")
+@guest_leaf("TDG.SYS.RD")
 def sys_rd(vcpu: Vcpu) -> int:
     """One field of the module."""
     return _read(vcpu, Context.SYS, partial(system.value, vcpu.module))
 
 
-@guest_leaf(12, "TDG.SYS.RDALL")
+@guest_leaf("TDG.SYS.RDALL")
 def sys_rdall(vcpu: Vcpu) -> int:
     """All fields of the module that a guest may read."""
     gpr = vcpu.gpr

@@ -11,7 +11,6 @@ from typing import Final, NoReturn
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS, TDR
-from swtdx.arch.leaves import GUEST_LEAVES
 from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R10, RAX, RCX, RDX
@@ -20,30 +19,29 @@ from swtdx.arch.x86 import FRAME_MASK
 from swtdx.module import locks
 from swtdx.module.checks import check_op_state, map_state, tdr_page
 from swtdx.module.errors import LeafFailed, TdExit
-from swtdx.module.guest.register import guest_leaf
+from swtdx.module.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
-_READ, _WRITE = 18, 20
 _SLOT: Final = 0xFFF
 _SLOTS: Final = 1
 _BINDINGS_LOCK: Final = TDCS.servtd_bindings_lock.offset
 _BUSY: Final = frozenset((st.TDX_OPERAND_BUSY, st.TDX_OPERAND_BUSY_HOST_PRIORITY))
 
 
-@guest_leaf(_READ, "TDG.SERVTD.RD")
+@guest_leaf("TDG.SERVTD.RD")
 def servtd_rd(vcpu: Vcpu) -> int:
     """Read one field of the target TD."""
     vcpu.gpr[RDX] = NULL_ID
-    _bound_target(vcpu, _READ)
+    _bound_target(vcpu)
 
 
-@guest_leaf(_WRITE, "TDG.SERVTD.WR")
+@guest_leaf("TDG.SERVTD.WR")
 def servtd_wr(vcpu: Vcpu) -> int:
     """Write one field of the target TD."""
-    _bound_target(vcpu, _WRITE)
+    _bound_target(vcpu)
 
 
-def _bound_target(vcpu: Vcpu, leaf: int) -> NoReturn:
+def _bound_target(vcpu: Vcpu) -> NoReturn:
     """From the binding handle to the binding, which is never there.
 
     Raises:
@@ -60,9 +58,7 @@ def _bound_target(vcpu: Vcpu, leaf: int) -> NoReturn:
     try:
         target, _ = tdr_page(module, hpa, OperandId.TDR, exclusive=False)
         map_state(module, target)
-        allowed = GUEST_LEAVES[leaf].op_states
-        assert allowed is not None
-        check_op_state(target, allowed)
+        check_op_state(target, vcpu.leaf.op_states)
     except LeafFailed as failed:
         if failed.status & st.CODE_MASK in _BUSY:
             raise

@@ -7,11 +7,11 @@ from swtdx.arch.control_structs import TDCS, TDVPS, VE_INFO
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, R10, R11, RCX, RDX
 from swtdx.module.errors import LeafFailed
-from swtdx.module.guest.register import guest_leaf
+from swtdx.module.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
 
-@guest_leaf(1, "TDG.VP.INFO")
+@guest_leaf("TDG.VP.INFO")
 def vp_info(vcpu: Vcpu) -> int:
     """GPAW, attributes, vCPU numbers."""
     tdcs, gpr = vcpu.tdcs, vcpu.gpr
@@ -24,7 +24,7 @@ def vp_info(vcpu: Vcpu) -> int:
     return st.TDX_SUCCESS
 
 
-@guest_leaf(3, "TDG.VP.VEINFO.GET")
+@guest_leaf("TDG.VP.VEINFO.GET")
 def veinfo_get(vcpu: Vcpu) -> int:
     """What the last #VE was; the next one may come."""
     main, gpr = vcpu.main, vcpu.gpr
@@ -41,7 +41,7 @@ def veinfo_get(vcpu: Vcpu) -> int:
     return st.TDX_SUCCESS
 
 
-@guest_leaf(5, "TDG.VP.CPUIDVE.SET")
+@guest_leaf("TDG.VP.CPUIDVE.SET")
 def cpuidve_set(vcpu: Vcpu) -> int:
     """Whether CPUID gives #VE in supervisor and in user mode."""
     flags = vcpu.gpr[RCX]

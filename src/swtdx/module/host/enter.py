@@ -20,10 +20,9 @@ from swtdx.module.exits.dispatch import TDVMCALL, dispatch
 from swtdx.module.exits.inject import inject_ve
 from swtdx.module.globals import LP_DATA
 from swtdx.module.host.platform_checks import check_boot_nt4
-from swtdx.module.host.register import host_leaf
 from swtdx.module.objects.pamt import Entry
 from swtdx.module.objects.td import Vp
-from swtdx.module.tables import op_states
+from swtdx.module.register import host_leaf
 from swtdx.module.vcpu import GPRS, Vcpu, flush_translations, vmcs_of
 
 _HINT: Final = 1 << 52
@@ -32,7 +31,6 @@ _SIGN: Final = 1 << 63
 _TDCALL_REASON: Final = 77
 #: Registers that an asynchronous TD exit clears.
 _CLEARED: Final = (3, 5, 6, 7, 10, 11, 12, 13, 14, 15)
-_ALLOWED: Final = op_states(0)
 
 _READY: Final = int(VcpuState.READY)
 _ACTIVE: Final = int(VcpuState.ACTIVE)
@@ -49,7 +47,7 @@ _td_epoch = TDCS.td_epoch
 _refcount = TDCS.refcount
 
 
-@host_leaf(0, "TDH.VP.ENTER")
+@host_leaf("TDH.VP.ENTER")
 def vp_enter(call: HostCall) -> int:
     """See the module's docstring."""
     module, lp, i = call.module, call.lp, call.inputs
@@ -60,7 +58,7 @@ def vp_enter(call: HostCall) -> int:
     vp, tdvpr, tdr = vp_page(module, handle & FRAME_MASK, OperandId.RCX, exclusive=False)
     td = vp.td
     map_state(module, td)
-    check_op_state(td, _ALLOWED)
+    check_op_state(td, call.leaf.op_states)
     map_vp_pages(module, vp)
     newly_associated = associate(lp, vp, allow_disabled=False)
     main = vp.main

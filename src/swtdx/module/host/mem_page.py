@@ -19,7 +19,6 @@ from swtdx.machine.memory import SEAM
 from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td, shared_buffer
 from swtdx.module.errors import LeafFailed
-from swtdx.module.host.register import host_leaf
 from swtdx.module.objects import measurement
 from swtdx.module.objects.pamt import NDA, REG, SIZES
 from swtdx.module.objects.sept import (
@@ -32,21 +31,21 @@ from swtdx.module.objects.sept import (
     require,
     walk,
 )
-from swtdx.module.tables import op_states, sept_states
+from swtdx.module.register import host_leaf
 
 _EPT: Final = int(PageType.EPT)
 _UNUSED: Final = 1 << 63
 _IMPORTING: Final = 1 << OpState.MEMORY_IMPORT | 1 << OpState.STATE_IMPORT | 1 << OpState.POST_IMPORT
 
 
-@host_leaf(2, "TDH.MEM.PAGE.ADD")
+@host_leaf("TDH.MEM.PAGE.ADD")
 def page_add(call: HostCall) -> int:
     """Copy a page into the TD before it runs, and measure that it was added."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(2), exclusive=True)
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states, exclusive=True)
     gpa, _ = page_info(td, i[RCX], 0, 0)
     entry = find(module.keyhole, td, gpa, 0)
-    require(entry, sept_states(2))
+    require(entry, call.leaf.sept_states)
     shared_buffer(module, i[R9], PAGE, OperandId.R9)
     page = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True)
     content = module.memory.read(i[R9], PAGE, SEAM)
@@ -58,13 +57,13 @@ def page_add(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(6, "TDH.MEM.PAGE.AUG")
+@host_leaf("TDH.MEM.PAGE.AUG")
 def page_aug(call: HostCall) -> int:
     """Give the TD a page that it has to accept."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(6))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 0, 1)
-    entry = find_for(module.keyhole, td, gpa, level, sept_states(6), exclusive=False)
+    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=False)
     page = module.pamt.free_range(i[R8], OperandId.R8, level)
     entry.store(sept.leaf_entry(sept.PENDING_STATE, i[R8]))
     td.add_children(SIZES[level] // PAGE)
@@ -72,13 +71,13 @@ def page_aug(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(29, "TDH.MEM.PAGE.REMOVE")
+@host_leaf("TDH.MEM.PAGE.REMOVE")
 def page_remove(call: HostCall) -> int:
     """Take a page away from the TD."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(29))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 0, 2)
-    entry = find_for(module.keyhole, td, gpa, level, sept_states(29), exclusive=False)
+    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=False)
     hpa = entry.hpa & -SIZES[level]
     page = module.pamt.owned(hpa, level)
     if not page.ownable:
@@ -92,13 +91,13 @@ def page_remove(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(5, "TDH.MEM.PAGE.RELOCATE")
+@host_leaf("TDH.MEM.PAGE.RELOCATE")
 def page_relocate(call: HostCall) -> int:
     """Move a page's content to another physical page."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(5))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, _ = page_info(td, i[RCX], 0, 0)
-    entry = find_for(module.keyhole, td, gpa, 0, sept_states(5), exclusive=False)
+    entry = find_for(module.keyhole, td, gpa, 0, call.leaf.sept_states, exclusive=False)
     state = entry.state
     old_hpa, new_hpa = entry.hpa, i[R8]
     if new_hpa == old_hpa:
@@ -130,15 +129,15 @@ def _no_l2_pages(call: HostCall) -> None:
             raise LeafFailed(st.TDX_OPERAND_INVALID | register)
 
 
-@host_leaf(15, "TDH.MEM.PAGE.DEMOTE")
+@host_leaf("TDH.MEM.PAGE.DEMOTE")
 def page_demote(call: HostCall) -> int:
     """Split a 2-MiB or 1-GiB page into 512 smaller ones under a new Secure EPT page."""
     module, i = call.module, call.inputs
     if i[RDX] & 0xFFE:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
-    td = open_td(module, i[RDX] & -PAGE, OperandId.RDX, op_states(15))
+    td = open_td(module, i[RDX] & -PAGE, OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 1, 2)
-    entry = find_for(module.keyhole, td, gpa, level, sept_states(15), exclusive=False)
+    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=False)
     state = entry.state
     hpa = entry.hpa & -SIZES[level]
     large = module.pamt.owned(hpa, level)
@@ -173,13 +172,13 @@ def _set_small(call: HostCall, hpa: int, owner: int, page_type: int) -> None:
         view[:] = word * 256
 
 
-@host_leaf(23, "TDH.MEM.PAGE.PROMOTE")
+@host_leaf("TDH.MEM.PAGE.PROMOTE")
 def page_promote(call: HostCall) -> int:
     """Merge 512 pages of the same kind into one, and free their Secure EPT page."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(23))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 1, 2)
-    entry = find_for(module.keyhole, td, gpa, level, sept_states(23), exclusive=False)
+    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=False)
     table_hpa = entry.hpa
     table = module.pamt.owned(table_hpa, 0)
     if not table.ownable:
@@ -225,10 +224,10 @@ def _lock_children(module: object, td: object, children: np.ndarray, gpa: int, l
         )
 
 
-def _debug_leaf(call: HostCall, leaf: int) -> tuple[memoryview, int]:
+def _debug_leaf(call: HostCall) -> tuple[memoryview, int]:
     """The page that TDH.MEM.RD/WR address, and the HPA in it."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(leaf))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     if not td.debug:
         raise LeafFailed(st.TDX_TD_NON_DEBUG)
     gpa = i[RCX]
@@ -241,23 +240,23 @@ def _debug_leaf(call: HostCall, leaf: int) -> tuple[memoryview, int]:
     if not entry.raw & bits.LEAF:
         raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT | OperandId.RCX)
     lock_entry(entry)
-    require(entry, sept_states(leaf))
+    require(entry, call.leaf.sept_states)
     hpa = entry.hpa & -SIZES[entry.level] | gpa & SIZES[entry.level] - 1
     return module.keyhole.map(hpa & -PAGE, td.hkid), hpa
 
 
-@host_leaf(12, "TDH.MEM.RD")
+@host_leaf("TDH.MEM.RD")
 def mem_rd(call: HostCall) -> int:
     """Read 8 bytes of a debuggable TD's memory."""
-    view, hpa = _debug_leaf(call, 12)
+    view, hpa = _debug_leaf(call)
     call.gpr[R8] = struct.unpack_from("<Q", view, hpa & PAGE - 1)[0]
     return st.TDX_SUCCESS
 
 
-@host_leaf(14, "TDH.MEM.WR")
+@host_leaf("TDH.MEM.WR")
 def mem_wr(call: HostCall) -> int:
     """Write 8 bytes of a debuggable TD's memory."""
-    view, hpa = _debug_leaf(call, 14)
+    view, hpa = _debug_leaf(call)
     call.gpr[R8] = struct.unpack_from("<Q", view, hpa & PAGE - 1)[0]
     struct.pack_into("<Q", view, hpa & PAGE - 1, call.inputs[R8])
     call.module.memory_written(hpa, 8)

@@ -11,7 +11,6 @@ from swtdx.module import locks
 from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td
 from swtdx.module.errors import LeafFailed
-from swtdx.module.host.register import host_leaf
 from swtdx.module.objects.pamt import SIZES, Entry
 from swtdx.module.objects.sept import (
     SeptEntry,
@@ -26,7 +25,7 @@ from swtdx.module.objects.sept import (
     tracking_needed,
 )
 from swtdx.module.objects.td import Td
-from swtdx.module.tables import op_states, sept_states
+from swtdx.module.register import host_leaf
 
 
 def _metadata(call: HostCall, td: Td, entry: SeptEntry) -> Entry:
@@ -37,31 +36,31 @@ def _metadata(call: HostCall, td: Td, entry: SeptEntry) -> Entry:
     return call.module.pamt.owned(entry.hpa, 0)
 
 
-@host_leaf(7, "TDH.MEM.RANGE.BLOCK")
+@host_leaf("TDH.MEM.RANGE.BLOCK")
 def range_block(call: HostCall) -> int:
     """No new translations of a page, or of all that a Secure EPT page maps."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(7))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 0, top_level(td))
     lock_tree(td, exclusive=True)
     entry = find(module.keyhole, td, gpa, level)
     lock_entry(entry)
     if entry.state.blocked:
         raise entry.failed(st.TDX_GPA_RANGE_ALREADY_BLOCKED | OperandId.RCX)
-    require(entry, sept_states(7))
+    require(entry, call.leaf.sept_states)
     page = _metadata(call, td, entry)
     page.set_bepoch(TDCS.td_epoch.get(td.tdcs))
     entry.store(sept.block(entry.raw, level))
     return st.TDX_SUCCESS
 
 
-@host_leaf(39, "TDH.MEM.RANGE.UNBLOCK")
+@host_leaf("TDH.MEM.RANGE.UNBLOCK")
 def range_unblock(call: HostCall) -> int:
     """The reverse of TDH.MEM.RANGE.BLOCK."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(39))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 0, top_level(td))
-    entry = find_for(module.keyhole, td, gpa, level, sept_states(39), exclusive=True)
+    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=True)
     page = _metadata(call, td, entry)
     if tracking_needed(td, entry.state) and not is_tracked(td, page.bepoch):
         raise entry.failed(st.TDX_TLB_TRACKING_NOT_DONE | OperandId.SEPT_TREE)
@@ -69,11 +68,11 @@ def range_unblock(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(38, "TDH.MEM.TRACK")
+@host_leaf("TDH.MEM.TRACK")
 def mem_track(call: HostCall) -> int:
     """Begin a new TLB epoch."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RCX], OperandId.RCX, op_states(38))
+    td = open_td(module, i[RCX], OperandId.RCX, call.leaf.op_states)
     tdcs = td.tdcs
     if not locks.can_own(tdcs, TDCS.epoch_lock.offset):
         raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.TD_EPOCH)

@@ -17,7 +17,6 @@ from swtdx.machine.memory import SEAM
 from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td
 from swtdx.module.errors import LeafFailed
-from swtdx.module.host.register import host_leaf
 from swtdx.module.objects.pamt import NDA
 from swtdx.module.objects.sept import (
     FREE_PAGE,
@@ -29,14 +28,14 @@ from swtdx.module.objects.sept import (
     page_info,
     top_level,
 )
-from swtdx.module.tables import op_states, sept_states
+from swtdx.module.register import host_leaf
 
 _EPT: Final = int(PageType.EPT)
 _UNUSED: Final = 1 << 63
 _L2_REGISTERS: Final = (R9, R10, R11)
 
 
-@host_leaf(3, "TDH.MEM.SEPT.ADD")
+@host_leaf("TDH.MEM.SEPT.ADD")
 def sept_add(call: HostCall) -> int:
     """Add a Secure EPT page under an entry."""
     module, i = call.module, call.inputs
@@ -45,14 +44,14 @@ def sept_add(call: HostCall) -> int:
         if i[RDX] & 0xFFE:
             raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
         existing_allowed = bool(i[RDX] & 1)
-    td = open_td(module, i[RDX] & (-PAGE if call.version else -1), OperandId.RDX, op_states(3))
+    td = open_td(module, i[RDX] & (-PAGE if call.version else -1), OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 1, top_level(td))
     if call.version:
         for register in _L2_REGISTERS:
             # No L2 VMs: their page operands must be unused.
             if i[register] != NULL_PA:
                 raise LeafFailed(st.TDX_OPERAND_INVALID | register)
-    entry = find_for(module.keyhole, td, gpa, level, sept_states(3), exclusive=False)
+    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=False)
     if entry.state is sept.NL_MAPPED:
         if not existing_allowed:
             raise entry.failed(st.TDX_EPT_ENTRY_STATE_INCORRECT | OperandId.RCX)
@@ -73,13 +72,13 @@ def sept_add(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(30, "TDH.MEM.SEPT.REMOVE")
+@host_leaf("TDH.MEM.SEPT.REMOVE")
 def sept_remove(call: HostCall) -> int:
     """Free a Secure EPT page that maps nothing."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(30))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 1, top_level(td))
-    entry = find_for(module.keyhole, td, gpa, level, sept_states(30), exclusive=True)
+    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=True)
     hpa = entry.hpa
     page = module.pamt.owned(hpa, 0)
     if not page.ownable:
@@ -98,11 +97,11 @@ def sept_remove(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(25, "TDH.MEM.SEPT.RD")
+@host_leaf("TDH.MEM.SEPT.RD")
 def sept_rd(call: HostCall) -> int:
     """Show an entry to the host, without what it must not see."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(25))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 0, top_level(td))
     lock_tree(td, exclusive=False)
     entry = find(module.keyhole, td, gpa, level)

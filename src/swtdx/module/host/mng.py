@@ -18,12 +18,11 @@ from swtdx.module.checks import open_td, shared_buffer, tdr_page
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import KOT_ENTRY, SYS
 from swtdx.module.host.platform_checks import check_boot_nt4
-from swtdx.module.host.register import host_leaf
 from swtdx.module.objects import measurement
 from swtdx.module.objects.pamt import NDA
 from swtdx.module.objects.sept import FREE_PAGE
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDCS_SEPT_ROOT
-from swtdx.module.tables import op_states
+from swtdx.module.register import host_leaf
 from swtdx.module.td_config import configure
 
 _TDR: Final = int(PageType.TDR)
@@ -36,7 +35,7 @@ def _own_kot(call: HostCall) -> None:
         raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.KOT)
 
 
-@host_leaf(9, "TDH.MNG.CREATE")
+@host_leaf("TDH.MNG.CREATE")
 def mng_create(call: HostCall) -> int:
     """Make a TD out of a free page and a free HKID."""
     module, i = call.module, call.inputs
@@ -61,7 +60,7 @@ def mng_create(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(8, "TDH.MNG.KEY.CONFIG")
+@host_leaf("TDH.MNG.KEY.CONFIG")
 def mng_key_config(call: HostCall) -> int:
     """Program the TD's key on this package."""
     module, i = call.module, call.inputs
@@ -81,7 +80,7 @@ def mng_key_config(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(1, "TDH.MNG.ADDCX")
+@host_leaf("TDH.MNG.ADDCX")
 def mng_addcx(call: HostCall) -> int:
     """Add a page to the TDCS."""
     module, i = call.module, call.inputs
@@ -97,7 +96,7 @@ def mng_addcx(call: HostCall) -> int:
     if index >= TDCS_MIN_PAGES:
         if not td.pages:
             td.map_tdcs(module.keyhole)
-        if not op_states(1) >> TDCS.op_state.get(td.tdcs) & 1:
+        if not call.leaf.op_states >> TDCS.op_state.get(td.tdcs) & 1:
             raise LeafFailed(st.TDX_OP_STATE_INCORRECT)
     if index == TDCS_MSR_BITMAPS:
         content = b"\xff" * PAGE
@@ -120,7 +119,7 @@ def mng_addcx(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(19, "TDH.MNG.VPFLUSHDONE")
+@host_leaf("TDH.MNG.VPFLUSHDONE")
 def mng_vpflushdone(call: HostCall) -> int:
     """No vCPU of the TD is held by a processor: its key may be retired."""
     module, i = call.module, call.inputs
@@ -141,7 +140,7 @@ def mng_vpflushdone(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(20, "TDH.MNG.KEY.FREEID")
+@host_leaf("TDH.MNG.KEY.FREEID")
 def mng_key_freeid(call: HostCall) -> int:
     """The caches are written back on all packages: the HKID is free again."""
     module, i = call.module, call.inputs
@@ -157,19 +156,19 @@ def mng_key_freeid(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(27, "TDH.MNG.KEY.RECLAIMID")
+@host_leaf("TDH.MNG.KEY.RECLAIMID")
 def mng_key_reclaimid(call: HostCall) -> int:
     """Deprecated: does nothing."""
     del call
     return st.TDX_SUCCESS
 
 
-@host_leaf(21, "TDH.MNG.INIT")
+@host_leaf("TDH.MNG.INIT")
 def mng_init(call: HostCall) -> int:
     """Configure the TD by TD_PARAMS."""
     module, lp, i = call.module, call.lp, call.inputs
     check_boot_nt4(lp)
-    td = open_td(module, i[RCX], OperandId.RCX, op_states(21), exclusive=True)
+    td = open_td(module, i[RCX], OperandId.RCX, call.leaf.op_states, exclusive=True)
     shared_buffer(module, i[RDX], TD_PARAMS.size, OperandId.RDX)
     params = module.memory.read(i[RDX], TD_PARAMS.size, SEAM)
     tdcs = td.tdcs

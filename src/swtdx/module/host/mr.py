@@ -11,24 +11,23 @@ from swtdx.arch.states import OpState
 from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td
 from swtdx.module.errors import LeafFailed
-from swtdx.module.host.register import host_leaf
 from swtdx.module.objects import measurement
 from swtdx.module.objects.sept import walk
-from swtdx.module.tables import op_states, sept_states
+from swtdx.module.register import host_leaf
 
 
-@host_leaf(16, "TDH.MR.EXTEND")
+@host_leaf("TDH.MR.EXTEND")
 def mr_extend(call: HostCall) -> int:
     """Measure 256 bytes of a page that was added."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(16), exclusive=True)
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states, exclusive=True)
     gpa = i[RCX]
     if gpa & measurement.CHUNK - 1 or gpa >= td.shared_bit:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     entry = walk(module.keyhole, td, gpa, 0)
     if not entry.raw & bits.LEAF:
         raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT | OperandId.RCX)
-    if not sept_states(16) >> entry.state.index & 1:
+    if not call.leaf.sept_states >> entry.state.index & 1:
         raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT)
     view = module.keyhole.map(entry.hpa, td.hkid)
     offset = gpa & 0xFFF
@@ -36,11 +35,11 @@ def mr_extend(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(17, "TDH.MR.FINALIZE")
+@host_leaf("TDH.MR.FINALIZE")
 def mr_finalize(call: HostCall) -> int:
     """Close the measurement; from now on the TD can run."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RCX], OperandId.RCX, op_states(17), exclusive=True)
+    td = open_td(module, i[RCX], OperandId.RCX, call.leaf.op_states, exclusive=True)
     tdcs = td.tdcs
     if not TDCS.num_vcpus.get(tdcs):
         raise LeafFailed(st.TDX_NO_VCPUS)

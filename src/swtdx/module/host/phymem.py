@@ -13,14 +13,14 @@ from swtdx.module import locks
 from swtdx.module.call import HostCall
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import KOT_ENTRY, SYS
-from swtdx.module.host.register import host_leaf
 from swtdx.module.objects.pamt import NDA, RSVD, SIZES
+from swtdx.module.register import host_leaf
 
 _TDR: Final = int(PageType.TDR)
 _WITH_BEPOCH: Final = (int(PageType.REG), int(PageType.EPT))
 
 
-@host_leaf(24, "TDH.PHYMEM.PAGE.RDMD")
+@host_leaf("TDH.PHYMEM.PAGE.RDMD")
 def page_rdmd(call: HostCall) -> int:
     """What the PAMT says of a page."""
     module, i = call.module, call.inputs
@@ -32,7 +32,7 @@ def page_rdmd(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(28, "TDH.PHYMEM.PAGE.RECLAIM")
+@host_leaf("TDH.PHYMEM.PAGE.RECLAIM")
 def page_reclaim(call: HostCall) -> int:
     """Take back a page of a TD that is being torn down."""
     module, i = call.module, call.inputs
@@ -65,7 +65,7 @@ def page_reclaim(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(40, "TDH.PHYMEM.CACHE.WB")
+@host_leaf("TDH.PHYMEM.CACHE.WB")
 def cache_wb(call: HostCall) -> int:
     """Write this package's caches back, for the HKIDs that wait for it."""
     module, lp = call.module, call.lp
@@ -96,7 +96,7 @@ def cache_wb(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(41, "TDH.PHYMEM.PAGE.WBINVD")
+@host_leaf("TDH.PHYMEM.PAGE.WBINVD")
 def page_wbinvd(call: HostCall) -> int:
     """Flush the cache lines of a page that nobody owns; the address carries the HKID it was used with."""
     module, i = call.module, call.inputs

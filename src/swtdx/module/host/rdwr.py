@@ -21,12 +21,11 @@ from swtdx.module.checks import (
     shared_buffer,
     vp_page,
 )
-from swtdx.module.host.register import host_leaf
 from swtdx.module.host.sys import need_lp_init
 from swtdx.module.metadata import access, listing, system, td
 from swtdx.module.metadata.vp import VpFields
 from swtdx.module.objects.td import Td
-from swtdx.module.tables import op_states
+from swtdx.module.register import host_leaf
 from swtdx.module.vcpu import vmcs_of
 
 _FIRST: Final = st.TDX_METADATA_FIRST_FIELD_ID_IN_CONTEXT
@@ -36,14 +35,14 @@ def _accessor(of: Td) -> Accessor:
     return Accessor.HOST_DEBUG if of.debug else Accessor.HOST
 
 
-@host_leaf(34, "TDH.SYS.RD")
+@host_leaf("TDH.SYS.RD")
 def sys_rd(call: HostCall) -> int:
     """One field of the module."""
     need_lp_init(call)
     return _read(call, Context.SYS, Accessor.HOST, partial(system.value, call.module))
 
 
-@host_leaf(37, "TDH.SYS.RDALL")
+@host_leaf("TDH.SYS.RDALL")
 def sys_rdall(call: HostCall) -> int:
     """All fields of the module, a page at a time."""
     module, i = call.module, call.inputs
@@ -76,22 +75,22 @@ def _read(
     return st.TDX_SUCCESS
 
 
-@host_leaf(11, "TDH.MNG.RD")
+@host_leaf("TDH.MNG.RD")
 def mng_rd(call: HostCall) -> int:
     """One field of a TD."""
     module = call.module
-    of = open_td(module, call.inputs[RCX], OperandId.RCX, op_states(11))
+    of = open_td(module, call.inputs[RCX], OperandId.RCX, call.leaf.op_states)
     return _read(
         call, Context.TD, _accessor(of), partial(td.read, module, of), TDCS.num_l2_vms.get(of.tdcs),
         enumerates=bool(call.version),
     )  # fmt: skip
 
 
-@host_leaf(13, "TDH.MNG.WR")
+@host_leaf("TDH.MNG.WR")
 def mng_wr(call: HostCall) -> int:
     """Write one field of a TD."""
     module, i = call.module, call.inputs
-    of = open_td(module, i[RCX], OperandId.RCX, op_states(13))
+    of = open_td(module, i[RCX], OperandId.RCX, call.leaf.op_states)
     call.gpr[R8] = access.write(
         Context.TD, i[RDX], _accessor(of), partial(td.write, module, of), i[R8], i[R9],
         TDCS.num_l2_vms.get(of.tdcs),
@@ -99,7 +98,7 @@ def mng_wr(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-def _open_vcpu(call: HostCall, leaf: int, *, allow_disabled: bool) -> tuple[VpFields, Td]:
+def _open_vcpu(call: HostCall, *, allow_disabled: bool) -> tuple[VpFields, Td]:
     """The vCPU in RCX, from now on associated with this processor.
 
     Raises:
@@ -108,27 +107,27 @@ def _open_vcpu(call: HostCall, leaf: int, *, allow_disabled: bool) -> tuple[VpFi
     module, lp = call.module, call.lp
     vp, _, _ = vp_page(module, call.inputs[RCX], OperandId.RCX, exclusive=False)
     map_state(module, vp.td)
-    check_op_state(vp.td, op_states(leaf))
+    check_op_state(vp.td, call.leaf.op_states)
     map_vp_pages(module, vp)
     associate(lp, vp, allow_disabled=allow_disabled)
     return VpFields(module, lp, vp, vmcs_of(module, lp, vp)), vp.td
 
 
-@host_leaf(26, "TDH.VP.RD")
+@host_leaf("TDH.VP.RD")
 def vp_rd(call: HostCall) -> int:
     """One field of a vCPU."""
-    fields, of = _open_vcpu(call, 26, allow_disabled=True)
+    fields, of = _open_vcpu(call, allow_disabled=True)
     return _read(
         call, Context.VP, _accessor(of), fields.read, TDCS.num_l2_vms.get(of.tdcs),
         enumerates=bool(call.version),
     )  # fmt: skip
 
 
-@host_leaf(43, "TDH.VP.WR")
+@host_leaf("TDH.VP.WR")
 def vp_wr(call: HostCall) -> int:
     """Write one field of a vCPU."""
     i = call.inputs
-    fields, of = _open_vcpu(call, 43, allow_disabled=False)
+    fields, of = _open_vcpu(call, allow_disabled=False)
     call.gpr[R8] = access.write(
         Context.VP, i[RDX], _accessor(of), fields.write, i[R8], i[R9], TDCS.num_l2_vms.get(of.tdcs)
     )

@@ -34,7 +34,7 @@ from swtdx.module.checks import shared_buffer
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import LP_DATA, SYS
 from swtdx.module.host.platform_checks import check_platform, check_processor
-from swtdx.module.host.register import host_leaf
+from swtdx.module.register import host_leaf
 from swtdx.module.state import ModuleState
 
 TDCS_BYTES: Final = 6 * PAGE
@@ -63,7 +63,7 @@ def need_lp_init(call: HostCall) -> None:
         raise LeafFailed(st.TDX_SYS_LP_INIT_NOT_DONE)
 
 
-@host_leaf(33, "TDH.SYS.INIT")
+@host_leaf("TDH.SYS.INIT")
 def sys_init(call: HostCall) -> int:
     """Check the platform, once."""
     module, lp = call.module, call.lp
@@ -88,7 +88,7 @@ def sys_init(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(35, "TDH.SYS.LP.INIT")
+@host_leaf("TDH.SYS.LP.INIT")
 def sys_lp_init(call: HostCall) -> int:
     """Check that this processor is like the first, once on each."""
     module, lp = call.module, call.lp
@@ -111,7 +111,7 @@ def sys_lp_init(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(32, "TDH.SYS.INFO")
+@host_leaf("TDH.SYS.INFO")
 def sys_info(call: HostCall) -> int:
     """TDSYSINFO_STRUCT and the CMRs."""
     module, i = call.module, call.inputs
@@ -176,7 +176,7 @@ def configurable(module: ModuleState, row: CpuidConfigRow) -> Quad:
     return eax, ebx, ecx, edx
 
 
-@host_leaf(31, "TDH.SYS.KEY.CONFIG")
+@host_leaf("TDH.SYS.KEY.CONFIG")
 def sys_key_config(call: HostCall) -> int:
     """The global private key, on each package."""
     module, lp = call.module, call.lp
@@ -195,7 +195,7 @@ def sys_key_config(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(44, "TDH.SYS.LP.SHUTDOWN")
+@host_leaf("TDH.SYS.LP.SHUTDOWN")
 def sys_lp_shutdown(call: HostCall) -> int:
     """Deprecated: does nothing."""
     del call

@@ -28,8 +28,8 @@ from swtdx.module.call import HostCall
 from swtdx.module.checks import shared_buffer
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import KOT_ENTRY, SYS, TDMR
-from swtdx.module.host.register import host_leaf
 from swtdx.module.host.sys import own_global
+from swtdx.module.register import host_leaf
 from swtdx.module.state import ModuleState
 
 _RSVD: Final = int(PageType.RSVD)
@@ -92,7 +92,7 @@ def _failed(status: int, *info: int) -> LeafFailed:
     return LeafFailed(status | sum(value << 8 * place for place, value in enumerate(info)))
 
 
-@host_leaf(45, "TDH.SYS.CONFIG")
+@host_leaf("TDH.SYS.CONFIG")
 def sys_config(call: HostCall) -> int:
     """Take the TDMRs and the global private HKID."""
     module, i = call.module, call.inputs
@@ -222,7 +222,7 @@ def _in_cmr(module: ModuleState, start: int, end: int) -> bool:
 
 
 # ---------------------------------------------------------------- PAMT
-@host_leaf(36, "TDH.SYS.TDMR.INIT")
+@host_leaf("TDH.SYS.TDMR.INIT")
 def sys_tdmr_init(call: HostCall) -> int:
     """Initialise the PAMT entries of the next 4 MiB of a TDMR."""
     module = call.module

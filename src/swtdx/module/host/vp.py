@@ -16,20 +16,19 @@ from swtdx.module.call import HostCall
 from swtdx.module.checks import disassociate, map_vp_pages, open_td, open_vp, vp_page
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import LP_DATA
-from swtdx.module.host.register import host_leaf
 from swtdx.module.objects.pamt import NDA
-from swtdx.module.tables import op_states
+from swtdx.module.register import host_leaf
 from swtdx.module.vcpu import flush_translations, save_state
 
 _TDVPR: Final = int(PageType.TDVPR)
 _TDCX: Final = int(PageType.TDCX)
 
 
-@host_leaf(10, "TDH.VP.CREATE")
+@host_leaf("TDH.VP.CREATE")
 def vp_create(call: HostCall) -> int:
     """Make a vCPU out of a free page."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, op_states(10))
+    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
     tdvps = TDVPS.new()
     TDVPS.vcpu_state.set(tdvps, VcpuState.UNINITIALIZED)
@@ -43,11 +42,11 @@ def vp_create(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(4, "TDH.VP.ADDCX")
+@host_leaf("TDH.VP.ADDCX")
 def vp_addcx(call: HostCall) -> int:
     """Add a page to a vCPU."""
     module, i = call.module, call.inputs
-    vp = open_vp(module, i[RDX], OperandId.RDX, op_states(4), exclusive=True)
+    vp = open_vp(module, i[RDX], OperandId.RDX, call.leaf.op_states, exclusive=True)
     main, td = vp.main, vp.td
     if TDVPS.vcpu_state.get(main) != VcpuState.UNINITIALIZED:
         raise LeafFailed(st.TDX_VCPU_STATE_INCORRECT)
@@ -63,11 +62,11 @@ def vp_addcx(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(22, "TDH.VP.INIT")
+@host_leaf("TDH.VP.INIT")
 def vp_init(call: HostCall) -> int:
     """Set a vCPU's initial state; it stays associated with this processor."""
     module, lp, i = call.module, call.lp, call.inputs
-    vp = open_vp(module, i[RCX], OperandId.RCX, op_states(22), exclusive=True)
+    vp = open_vp(module, i[RCX], OperandId.RCX, call.leaf.op_states, exclusive=True)
     map_vp_pages(module, vp)
     main, tdcs = vp.main, vp.td.tdcs
     if TDVPS.vcpu_state.get(main) != VcpuState.UNINITIALIZED:
@@ -89,7 +88,7 @@ def vp_init(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-@host_leaf(18, "TDH.VP.FLUSH")
+@host_leaf("TDH.VP.FLUSH")
 def vp_flush(call: HostCall) -> int:
     """Take a vCPU off this processor: translations, VMCS and registers go back to its pages."""
     module, lp, i = call.module, call.lp, call.inputs

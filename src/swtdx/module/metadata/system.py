@@ -10,7 +10,7 @@ from swtdx.arch.cpuid_table import CONFIG_ROWS
 from swtdx.arch.metadata import MetadataField
 from swtdx.arch.platform_structs import MAX_CMRS, MAX_RESERVED_PER_TDMR, MAX_TDMRS, PAMT_ENTRY_BYTES
 from swtdx.arch.seam_structs import HANDOFF_DATA_HEADER, SYS_INFO_TABLE
-from swtdx.arch.td_config import ATTRIBUTES_FIXED1, CONFIG_FLAGS_FIXED0, CONFIG_FLAGS_FIXED1, XFAM_FIXED1
+from swtdx.arch.td_config import ATTRIBUTES_FIXED1, CONFIG_FLAGS_FIXED1, XFAM_FIXED1
 from swtdx.arch.units import NULL_PA
 from swtdx.machine.memory import SEAM
 from swtdx.module import version
@@ -46,7 +46,6 @@ _CONSTANT: Final[dict[str, int]] = {
     "ATTRIBUTES_FIXED1": ATTRIBUTES_FIXED1,
     "XFAM_FIXED1": XFAM_FIXED1,
     "NUM_CPUID_CONFIG": len(CONFIG_ROWS),
-    "CONFIG_FLAGS_FIXED0": CONFIG_FLAGS_FIXED0,
     "CONFIG_FLAGS_FIXED1": CONFIG_FLAGS_FIXED1,
     "IA32_ARCH_CAPABILITIES_CONFIG_MASK": ARCH_CAPABILITIES_CONFIG_MASK,
     **dict.fromkeys(
@@ -100,6 +99,7 @@ _COMPUTED: Final[dict[str, Callable[[ModuleState, int], int]]] = {
     "CMR_BASE": lambda module, index: module.sysinfo.cmr(index)[0],
     "CMR_SIZE": lambda module, index: module.sysinfo.cmr(index)[1],
     "ATTRIBUTES_FIXED0": lambda module, _: module.attributes_fixed0,
+    "CONFIG_FLAGS_FIXED0": lambda module, _: module.features.config_flags_fixed0,
     "XFAM_FIXED0": lambda module, _: module.xfam_fixed0,
     "CPUID_CONFIG_LEAVES": _config_leaf,
     "CPUID_CONFIG_VALUES": _config_values,

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS
+from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaves import GUEST_LEAVES
 from swtdx.arch.units import MASK64
 from swtdx.arch.x86 import VECTOR_VE
@@ -50,7 +51,7 @@ for _leaf, _operands in GOOD.items():
     if _leaf != "TDG.VP.VMCALL":
         _case(_leaf, s.TDX_SUCCESS, "all as it should be", **_operands)
 for _row in GUEST_LEAVES.values():
-    if not _row.supported:
+    if not BASE_MODULE.serves(_row):
         _case(_row.name, s.TDX_OPERAND_INVALID, "not in this module", "RAX")
         continue
     _operands = GOOD.get(_row.name, {})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import status
+from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaves import BY_NAME, GUEST_DISPATCH, HOST_DISPATCH
 from swtdx.arch.operands import OPERAND_NAMES, OperandId
 
@@ -112,7 +113,7 @@ def statuses(leaf: str) -> list[int]:
     What the dispatcher refuses counts for each leaf that its table lets it refuse.
     """
     row = BY_NAME[leaf]
-    if not row.supported:
+    if not BASE_MODULE.serves(row):
         return [status.TDX_OPERAND_INVALID | OperandId.RAX]
     dispatch = {"host": HOST_DISPATCH, "guest": GUEST_DISPATCH}.get(row.side, ())
     found: dict[int, None] = {status.TDX_SUCCESS: None}
@@ -122,7 +123,7 @@ def statuses(leaf: str) -> list[int]:
         if (outcome.status == status.TDX_SYS_NOT_READY and early) or (
             outcome.status == status.TDX_SYS_SHUTDOWN
             # Nothing shuts our module down: TDH.SYS.SHUTDOWN belongs to TD-preserving updates.
-            and (always or not BY_NAME["TDH.SYS.SHUTDOWN"].supported)
+            and (always or not BASE_MODULE.serves(BY_NAME["TDH.SYS.SHUTDOWN"]))
         ):
             continue
         found[outcome.value] = None

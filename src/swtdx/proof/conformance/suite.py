@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from swtdx.arch import status
-from swtdx.arch.leaf import BASE, GUEST, HOST, Leaf
+from swtdx.arch.features import BASE_MODULE
+from swtdx.arch.leaf import GUEST, HOST, Leaf
 from swtdx.arch.leaves import BY_NAME
 from swtdx.module.guest import dispatch as guest_dispatch
-from swtdx.module.guest.register import HANDLERS as GUEST_HANDLERS
 from swtdx.module.host import dispatch as host_dispatch
-from swtdx.module.host.register import HANDLERS as HOST_HANDLERS
+from swtdx.module.register import guest_leaf, host_leaf
 from swtdx.proof.conformance import (
     cases_enter,
     cases_guest,
@@ -54,11 +54,11 @@ class Row:
 
 def state(leaf: Leaf) -> str:
     """Whether the module has the leaf."""
-    if leaf.support != BASE:
+    if not BASE_MODULE.serves(leaf):
         return f"unsupported: {leaf.support.replace('_', ' ')}"
-    handlers = {HOST: set(HOST_HANDLERS), GUEST: set(GUEST_HANDLERS)}.get(leaf.side)
+    handlers = {HOST: host_leaf.names, GUEST: guest_leaf.names}.get(leaf.side)
     # TDG.VP.VMCALL has no handler: it is a TD exit, and the dispatcher's own business.
-    there = handlers is None or leaf.number in handlers or leaf.name == "TDG.VP.VMCALL"
+    there = handlers is None or leaf.name in handlers or leaf.name == "TDG.VP.VMCALL"
     return "implemented" if there else "missing"
 
 

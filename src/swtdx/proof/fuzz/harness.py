@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from swtdx.arch import regs, sept, status
+from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES
 from swtdx.arch.regs import R8, RAX, RCX, RDX, RSP
 from swtdx.arch.states import NO_LP, VcpuState
@@ -40,7 +41,7 @@ _DEPTH: Final = 2
 _HELPLESS: Final = 50
 #: Registers of TDH.SYS.INFO and RDALL that point to what the module fills.
 _BUFFERS: Final = {32: (RCX, R8), 37: (RDX,)}
-_LEAVES: Final = tuple(leaf for leaf in HOST_LEAVES.values() if leaf.supported)
+_LEAVES: Final = tuple(leaf for leaf in HOST_LEAVES.values() if BASE_MODULE.serves(leaf))
 _TD_LEAVES: Final = tuple(leaf for leaf in _LEAVES if not leaf.name.startswith("TDH.SYS") and leaf.number)
 _TDCALL_EXIT: Final = 77
 

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Final
 
 from swtdx.arch import status as st
+from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaf import Leaf
 from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES
 from swtdx.arch.operands import OperandId
@@ -53,7 +54,7 @@ def guest(before: list[int], after: list[int]) -> list[str]:
 
 def _judge(leaf: Leaf | None, before: list[int], after: list[int], unknown: frozenset[int]) -> list[str]:
     value = after[RAX]
-    if leaf is None or not leaf.supported:
+    if leaf is None or not BASE_MODULE.serves(leaf):
         wrong = [] if value in unknown else [f"a leaf that there is not answered {status_text(value)}"]
         changed = [n for n in range(1, 16) if before[n] != after[n] and n != 4]
         return wrong + ([f"registers {changed} changed"] if changed else [])

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES
 from swtdx.proof.conformance.registry import status_text, statuses
 
@@ -76,7 +77,9 @@ class FuzzReport:
 
 def coverage(report: FuzzReport) -> tuple[int, int]:
     """How many (leaf, declared status) pairs were reached, of how many; leaves not implemented excepted."""
-    names = [leaf.name for leaf in (*HOST_LEAVES.values(), *GUEST_LEAVES.values()) if leaf.supported]
+    names = [
+        leaf.name for leaf in (*HOST_LEAVES.values(), *GUEST_LEAVES.values()) if BASE_MODULE.serves(leaf)
+    ]
     wanted = {(name, value) for name in names for value in statuses(name)}
     got = set()
     for name, value in report.statuses:
