@@ -11,13 +11,14 @@ from click.testing import CliRunner
 
 from swtdx.arch import status
 from swtdx.arch.features import BASE_MODULE
+from swtdx.arch.leaf import Kind
 from swtdx.cli.fuzz import fuzz
 from swtdx.machine.engine.scripted import Hlt, Read
 from swtdx.module.objects.td import Td
 from swtdx.module.register import host_leaf
 from swtdx.proof.conformance.stages import FIRST, bring_up
 from swtdx.proof.conformance.world import World
-from swtdx.proof.fuzz import Fuzzer, FuzzFailure
+from swtdx.proof.fuzz import Fuzzer, FuzzFailure, operands
 from swtdx.proof.invariants import InvariantError, check
 
 NIGHTLY = os.environ.get("SWTDX_HYPOTHESIS") == "nightly"
@@ -113,3 +114,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong.exit_code == 1
     assert "ZeroDivisionError" in wrong.output
     assert "again: swtdx fuzz --seed 3" in wrong.output
+
+
+def test_every_kind_of_operand_is_drawn_from_something() -> None:
+    assert set(operands.FILLS) == set(Kind)

@@ -20,19 +20,20 @@ from swtdx.arch.leaf import (
     ZERO,
     Bits,
     Input,
+    Kind,
     Leaf,
     Lock,
     Output,
     matrix,
 )
 from swtdx.arch.leaf_checks import (
-    FIELD_IN,
     METADATA_WRITE,
     OLD_OUT,
     VALUE_OUT,
     VMCALL_BITS,
     WRITE_IN,
     busy,
+    field_in,
     gpa_level,
     invalid,
     metadata_read,
@@ -40,12 +41,13 @@ from swtdx.arch.leaf_checks import (
     page,
     plain,
 )
+from swtdx.arch.metadata_field import Context
 
 _ALL: Final = matrix("YYYYY")
 _GPA: Final = invalid(
     "RCX", "level and reserved bits allowed; GPA aligned to the level, private, within GPAW"
 )
-_VM_ZERO: Final = Input("RCX", "0")
+_VM_ZERO: Final = Input("RCX", "0", kind=Kind.NUMBER)
 _NEXT_V0: Final = Output("RDX", "id of the next element that the guest may read, -1 after the last", ONES, 1)
 _UUID: Final = tuple(f"R{n}" for n in range(10, 14))
 _SERVTD: Final = (
@@ -86,7 +88,7 @@ _LEAVES: Final = (
     ),
     _guest(
         2, "TDG.MR.RTMR.EXTEND", "extend a run-time measurement register",
-        inputs=(Input("RCX", "48 bytes (private GPA, aligned to 64)"), Input("RDX", "register, 0..3")),
+        inputs=(Input("RCX", "48 bytes (private GPA, aligned to 64)", kind=Kind.GPA, detail=64), Input("RDX", "register, 0..3", kind=Kind.COUNT)),
         outcomes=(
             invalid("RCX", "a private GPA within GPAW, aligned to 64"),
             invalid("RDX", "0..3"),
@@ -108,9 +110,9 @@ _LEAVES: Final = (
     _guest(
         4, "TDG.MR.REPORT", "make a TDREPORT",
         inputs=(
-            Input("RCX", "report buffer (GPA, 1024 bytes, aligned)"),
-            Input("RDX", "REPORTDATA (GPA, 64 bytes, aligned)"),
-            Input("R8", "report subtype, 0"),
+            Input("RCX", "report buffer (GPA, 1024 bytes, aligned)", kind=Kind.BUFFER, detail=1024),
+            Input("RDX", "REPORTDATA (GPA, 64 bytes, aligned)", kind=Kind.BUFFER, detail=64),
+            Input("R8", "report subtype, 0", kind=Kind.NUMBER),
         ),
         outcomes=(
             invalid("RCX", "aligned to 1024"),
@@ -129,7 +131,7 @@ _LEAVES: Final = (
     ),
     _guest(
         6, "TDG.MEM.PAGE.ACCEPT", "accept a pending page: it is zeroed and mapped",
-        inputs=(gpa_level("0..1"),),
+        inputs=(gpa_level(0, 1),),
         outcomes=(
             _GPA,
             plain(s.TDX_PAGE_ALREADY_ACCEPTED, "not mapped for the guest yet, at this level or above"),
@@ -141,33 +143,33 @@ _LEAVES: Final = (
     ),
     _guest(
         7, "TDG.VM.RD", "read a metadata element of this TD",
-        inputs=(_VM_ZERO, FIELD_IN), outputs=(_NEXT_V0, VALUE_OUT),
+        inputs=(_VM_ZERO, field_in(Context.TD)), outputs=(_NEXT_V0, VALUE_OUT),
         outcomes=(invalid("RAX", "version 0 or 1"), invalid("RCX", "0"), *metadata_read(enumerate_ids=True)),
         max_version=1,
     ),
     _guest(
         8, "TDG.VM.WR", "write a metadata element of this TD",
-        inputs=(_VM_ZERO, FIELD_IN, *WRITE_IN), outputs=(OLD_OUT,),
+        inputs=(_VM_ZERO, field_in(Context.TD), *WRITE_IN), outputs=(OLD_OUT,),
         outcomes=(invalid("RCX", "0"), *METADATA_WRITE),
     ),
     _guest(
         9, "TDG.VP.RD", "read a metadata element of this VCPU",
-        inputs=(_VM_ZERO, FIELD_IN), outputs=(next_out(), VALUE_OUT),
+        inputs=(_VM_ZERO, field_in(Context.VP)), outputs=(next_out(), VALUE_OUT),
         outcomes=(invalid("RCX", "0"), *metadata_read(enumerate_ids=True)),
     ),
     _guest(
         10, "TDG.VP.WR", "write a metadata element of this VCPU",
-        inputs=(_VM_ZERO, FIELD_IN, *WRITE_IN), outputs=(OLD_OUT,),
+        inputs=(_VM_ZERO, field_in(Context.VP), *WRITE_IN), outputs=(OLD_OUT,),
         outcomes=(invalid("RCX", "0"), *METADATA_WRITE),
     ),
     _guest(
         11, "TDG.SYS.RD", "read a metadata element of the module",
-        inputs=(FIELD_IN,), outputs=(next_out(), VALUE_OUT),
+        inputs=(field_in(Context.SYS),), outputs=(next_out(), VALUE_OUT),
         outcomes=metadata_read(enumerate_ids=True),
     ),
     _guest(
         12, "TDG.SYS.RDALL", "write a list of the module's metadata",
-        inputs=(Input("RDX", "buffer for the list (private GPA, 4 KiB)"), Input("R8", "first field id, -1 for all")),
+        inputs=(Input("RDX", "buffer for the list (private GPA, 4 KiB)", kind=Kind.GPA, detail=4096), Input("R8", "first field id, -1 for all", kind=Kind.FIELD, detail=Context.SYS)),
         outputs=(Output("R8", "id to go on with, -1 when done", ONES),),
         outcomes=(
             invalid("RDX", "a private GPA within GPAW, aligned to 4 KiB"),
@@ -177,21 +179,21 @@ _LEAVES: Final = (
     ),
     _guest(
         18, "TDG.SERVTD.RD", "read a metadata element of a TD that this service TD is bound to",
-        inputs=(Input("RCX", "binding handle"), FIELD_IN, *(Input(r, "UUID of the target") for r in _UUID)),
+        inputs=(Input("RCX", "binding handle"), field_in(Context.TD), *(Input(r, "UUID of the target") for r in _UUID)),
         outputs=(next_out(), VALUE_OUT, *(Output(r, "UUID of the target", SAME) for r in _UUID)),
         outcomes=(*_SERVTD, *metadata_read(enumerate_ids=True)),
         locks=_SERVTD_LOCKS, op_states=matrix("YYYYYYYYYYY"),
     ),
     _guest(
         20, "TDG.SERVTD.WR", "write a metadata element of a TD that this service TD is bound to",
-        inputs=(Input("RCX", "binding handle"), FIELD_IN, *WRITE_IN, *(Input(r, "UUID of the target") for r in _UUID)),
+        inputs=(Input("RCX", "binding handle"), field_in(Context.TD), *WRITE_IN, *(Input(r, "UUID of the target") for r in _UUID)),
         outputs=(OLD_OUT, *(Output(r, "UUID of the target", SAME) for r in _UUID)),
         outcomes=(*_SERVTD, *METADATA_WRITE),
         locks=_SERVTD_LOCKS, op_states=matrix("YYYY..YYYYY"),
     ),
     _guest(
         22, "TDG.MR.VERIFYREPORT", "check the MAC of a report of this platform",
-        inputs=(Input("RCX", "REPORTMACSTRUCT (private GPA, aligned to 256)"),),
+        inputs=(Input("RCX", "REPORTMACSTRUCT (private GPA, aligned to 256)", kind=Kind.GPA, detail=256),),
         outcomes=(
             invalid("RAX", "the processor can verify reports"),
             invalid("RCX", "a private GPA within GPAW, aligned to 256"),
@@ -201,7 +203,7 @@ _LEAVES: Final = (
     ),
     _guest(
         23, "TDG.MEM.PAGE.ATTR.RD", "read a page's mapping and attributes",
-        inputs=(Input("RCX", "private GPA"),),
+        inputs=(Input("RCX", "private GPA", kind=Kind.GPA, detail=1),),
         outputs=(
             Output("RCX", "GPA (51:12), level (2:0), pending (62)", ZERO),
             Output("RDX", "attributes for VMs 0..3, 16 bits each", ZERO),
@@ -213,7 +215,7 @@ _LEAVES: Final = (
     _guest(
         24, "TDG.MEM.PAGE.ATTR.WR", "set a page's attributes for L2 VMs",
         inputs=(
-            gpa_level("0..2"),
+            gpa_level(0, 2),
             Input("RDX", "attributes for VMs 0..3, 16 bits each"),
             Input("R8", "masks for VMs 0..3, 16 bits each; bit 15 of each: flush"),
         ),

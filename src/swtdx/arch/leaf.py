@@ -8,6 +8,7 @@ Sources for the tables built from it (:mod:`~swtdx.arch.host_leaves`,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, NamedTuple
 
 from swtdx.arch import status
@@ -35,13 +36,49 @@ SAME: Final = "same"  # it keeps its input
 LEAF: Final = "leaf"  # see the output's meaning
 
 
+class Kind(Enum):
+    """What an input is.  From it follow the wrappers of a hypervisor, what a fuzzer puts there, and the
+    cases that every operand of the kind must pass."""
+
+    VALUE = "any value"
+    NUMBER = "a number; detail is the usual one"
+    COUNT = "a small number"
+    MASK = "bits to write"
+    FIELD = "a metadata field id; detail is its Context"
+    TDR = "a TDR page (HPA), perhaps with flags"
+    TDVPR = "a TDVPR page (HPA), perhaps with flags"
+    NEW_PAGE = "a free 4-KiB page (HPA)"
+    NEW_PAGE_OF_LEVEL = "a free page (HPA) of the size that the level in RCX says"
+    L2_PAGE = "a free page (HPA) for an L2 VM, or -1"
+    ANY_PAGE = "a page (HPA), whoever it belongs to"
+    OWNED_PAGE = "a page (HPA) that a TD owns"
+    PAGE_AND_HKID = "a free page (HPA), with an HKID in its upper bits"
+    GPA_AND_LEVEL = "a private GPA, and the level of its Secure EPT entry; levels are those allowed"
+    GPA = "a private GPA, multiple of detail"
+    BUFFER = "memory of the caller's (physical address of the host, GPA of a guest), aligned to detail"
+    SOURCE = "a page of the host's memory to copy, aligned to detail"
+    TD_PARAMS = "TD_PARAMS in the host's memory, aligned to detail"
+    HKID = "a private HKID"
+    TDMR = "base of a TDMR (HPA)"
+
+
+#: Highest level, in ``Input.levels``, of a leaf that goes up to the root's entries.
+ROOT: Final = -1
+
+
 class Input(NamedTuple):
-    """An input register: its meaning, its bit ranges if it has any, the version that takes it."""
+    """An input register: its meaning, its bit ranges if it has any, the version that takes it.
+
+    ``kind``, with ``detail`` and ``levels`` (lowest, highest) where it says so, is what programs read.
+    """
 
     register: str
     meaning: str
     bits: tuple[Bits, ...] = ()
     since: int = 0
+    kind: Kind = Kind.VALUE
+    detail: int = 0
+    levels: tuple[int, int] = (0, 0)
 
 
 class Output(NamedTuple):

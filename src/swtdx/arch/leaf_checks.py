@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
-from swtdx.arch.leaf import ONES, SEPT, ZERO, Bits, Input, Outcome, Output
+from swtdx.arch.leaf import ONES, ROOT, SEPT, ZERO, Bits, Input, Kind, Outcome, Output
+from swtdx.arch.metadata_field import Context
 from swtdx.arch.operands import OperandId as Op
 
 _IDS: Final[dict[str, int]] = {name: value for name, value in vars(Op).items() if name[0].isupper()}
@@ -157,23 +158,31 @@ SEPT_INFO: Final = (
 )
 
 
-def gpa_level(levels: str) -> Input:
-    """RCX of the MEM leaves; ``levels`` tells which are allowed."""
-    return Input("RCX", f"GPA and Secure EPT level ({levels})", GPA_LEVEL_BITS)
+def gpa_level(lowest: int, highest: int, note: str = "") -> Input:
+    """RCX of the MEM leaves; levels ``lowest`` to ``highest`` are allowed."""
+    to = " to the root's" if highest == ROOT else f"..{highest}" if highest > lowest else ""
+    return Input(
+        "RCX", f"GPA and Secure EPT level ({lowest}{to}{note})", GPA_LEVEL_BITS,
+        kind=Kind.GPA_AND_LEVEL, levels=(lowest, highest),
+    )  # fmt: skip
 
 
 def tdr_in(register: str) -> Input:
     """An HPA of a TDR page without HKID."""
-    return Input(register, "TDR page (HPA, HKID bits 0)")
+    return Input(register, "TDR page (HPA, HKID bits 0)", kind=Kind.TDR)
+
+
+def field_in(context: Context) -> Input:
+    """RDX of the leaves that read or write one metadata element of ``context``."""
+    return Input("RDX", "metadata field id", kind=Kind.FIELD, detail=context)
 
 
 def tdvpr_in(register: str) -> Input:
     """An HPA of a TDVPR page without HKID."""
-    return Input(register, "TDVPR page (HPA, HKID bits 0)")
+    return Input(register, "TDVPR page (HPA, HKID bits 0)", kind=Kind.TDVPR)
 
 
-FIELD_IN: Final = Input("RDX", "metadata field id")
-WRITE_IN: Final = (Input("R8", "new value"), Input("R9", "mask of the bits to write"))
+WRITE_IN: Final = (Input("R8", "new value"), Input("R9", "mask of the bits to write", kind=Kind.MASK))
 VALUE_OUT: Final = Output("R8", "value of the element", ZERO)
 OLD_OUT: Final = Output("R8", "value before the write", ZERO)
 

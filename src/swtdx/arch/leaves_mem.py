@@ -9,7 +9,22 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
-from swtdx.arch.leaf import HOST, LEAF, ONES, RESERVED, SAME, SEPT, ZERO, Input, Leaf, Lock, Output, matrix
+from swtdx.arch.leaf import (
+    HOST,
+    LEAF,
+    ONES,
+    RESERVED,
+    ROOT,
+    SAME,
+    SEPT,
+    ZERO,
+    Input,
+    Kind,
+    Leaf,
+    Lock,
+    Output,
+    matrix,
+)
 from swtdx.arch.leaf_checks import (
     ENTRY,
     GPA_INVALID,
@@ -34,7 +49,7 @@ _SHARED_LOCKS: Final = (Lock("TDR", "S"), Lock("OP_STATE", "S"), Lock("SEPT", "S
 _TREE_LOCKS: Final = (Lock("TDR", "S"), Lock("OP_STATE", "S"), Lock("SEPT", "X"), Lock("SEPT_ENTRY", "X"))
 _RUN: Final = matrix(".YYYYY..YY.")
 _L2_PAGES: Final = tuple(
-    Input(f"R{8 + vm}", f"new Secure EPT page for L2 VM {vm}, or -1", (), 1) for vm in (1, 2, 3)
+    Input(f"R{8 + vm}", f"new Secure EPT page for L2 VM {vm}, or -1", (), 1, Kind.L2_PAGE) for vm in (1, 2, 3)
 )
 _L2_FREED: Final = tuple(
     Output(f"R{8 + vm}", f"freed Secure EPT page of L2 VM {vm}, or -1", ONES, 1) for vm in (1, 2, 3)
@@ -47,9 +62,9 @@ MEM_LEAVES: Final = (
     Leaf(
         3, "TDH.MEM.SEPT.ADD", HOST, "add a Secure EPT page",
         inputs=(
-            gpa_level("1 to the root's"),
-            Input("RDX", "TDR page; bit 0 (version 1) allows pages that exist already", TDR_FLAG_BITS),
-            Input("R8", "new Secure EPT page (HPA); version 1: -1 for none"),
+            gpa_level(1, ROOT),
+            Input("RDX", "TDR page; bit 0 (version 1) allows pages that exist already", TDR_FLAG_BITS, kind=Kind.TDR),
+            Input("R8", "new Secure EPT page (HPA); version 1: -1 for none", kind=Kind.NEW_PAGE),
             *_L2_PAGES,
         ),
         outputs=(
@@ -74,7 +89,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         2, "TDH.MEM.PAGE.ADD", HOST, "add and measure an initial page",
-        inputs=(gpa_level("0"), tdr_in("RDX"), Input("R8", "new page (HPA, HKID bits 0)"), Input("R9", "source page (shared HPA)")),
+        inputs=(gpa_level(0, 0), tdr_in("RDX"), Input("R8", "new page (HPA, HKID bits 0)", kind=Kind.NEW_PAGE), Input("R9", "source page (shared HPA)", kind=Kind.SOURCE, detail=4096)),
         outputs=SEPT_INFO,
         outcomes=(
             *td_exclusive("RDX"),
@@ -88,7 +103,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         6, "TDH.MEM.PAGE.AUG", HOST, "add a page to a running TD, pending until the guest accepts it",
-        inputs=(gpa_level("0..1"), tdr_in("RDX"), Input("R8", "new page (HPA, HKID bits 0), aligned to its size")),
+        inputs=(gpa_level(0, 1), tdr_in("RDX"), Input("R8", "new page (HPA, HKID bits 0), aligned to its size", kind=Kind.NEW_PAGE_OF_LEVEL)),
         outputs=SEPT_INFO,
         outcomes=(*td("RDX"), *SEPT_ENTRY, *new_page("R8")),
         locks=(*_SHARED_LOCKS, Lock("PAMT:R8", "X")),
@@ -96,7 +111,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         7, "TDH.MEM.RANGE.BLOCK", HOST, "stop new translations of a page, or of all below a Secure EPT page",
-        inputs=(gpa_level("0 to the root's"), tdr_in("RDX")),
+        inputs=(gpa_level(0, ROOT), tdr_in("RDX")),
         outputs=SEPT_INFO,
         outcomes=(
             *td("RDX"), GPA_INVALID, *WALK, ENTRY[0],
@@ -107,7 +122,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         39, "TDH.MEM.RANGE.UNBLOCK", HOST, "undo TDH.MEM.RANGE.BLOCK after tracking",
-        inputs=(gpa_level("0 to the root's"), tdr_in("RDX")),
+        inputs=(gpa_level(0, ROOT), tdr_in("RDX")),
         outputs=SEPT_INFO,
         outcomes=(*td("RDX"), *SEPT_ENTRY, at(s.TDX_TLB_TRACKING_NOT_DONE, "SEPT_TREE", "tracked since it was blocked")),
         locks=_TREE_LOCKS, op_states=_RUN, sept_states=matrix("...Y.Y.....Y...."),
@@ -125,7 +140,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         29, "TDH.MEM.PAGE.REMOVE", HOST, "take a page away from a TD",
-        inputs=(gpa_level("0..2"), tdr_in("RDX")),
+        inputs=(gpa_level(0, 2), tdr_in("RDX")),
         outputs=_FREED,
         outcomes=(*td("RDX"), *SEPT_ENTRY, _REMOVED_LOCK, *TRACKED),
         locks=(*_SHARED_LOCKS, Lock("PAMT", "X")),
@@ -133,7 +148,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         30, "TDH.MEM.SEPT.REMOVE", HOST, "take an empty Secure EPT page away",
-        inputs=(gpa_level("1 to the root's"), tdr_in("RDX")),
+        inputs=(gpa_level(1, ROOT), tdr_in("RDX")),
         outputs=(*_FREED, *_L2_FREED),
         outcomes=(
             _VERSION,
@@ -146,10 +161,10 @@ MEM_LEAVES: Final = (
     Leaf(
         15, "TDH.MEM.PAGE.DEMOTE", HOST, "split a large page into 512",
         inputs=(
-            gpa_level("1..2"),
-            Input("RDX", "TDR page; bit 0 adds L2 pages only where needed", TDR_FLAG_BITS),
-            Input("R8", "new Secure EPT page (HPA)"),
-            *(Input(f"R{8 + vm}", f"new Secure EPT page for L2 VM {vm}, or -1") for vm in (1, 2, 3)),
+            gpa_level(1, 2),
+            Input("RDX", "TDR page; bit 0 adds L2 pages only where needed", TDR_FLAG_BITS, kind=Kind.TDR),
+            Input("R8", "new Secure EPT page (HPA)", kind=Kind.NEW_PAGE),
+            *(Input(f"R{8 + vm}", f"new Secure EPT page for L2 VM {vm}, or -1", kind=Kind.L2_PAGE) for vm in (1, 2, 3)),
         ),
         outputs=(
             *SEPT_INFO,
@@ -170,7 +185,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         23, "TDH.MEM.PAGE.PROMOTE", HOST, "merge 512 pages into a large one",
-        inputs=(gpa_level("1..2, of the large page"), tdr_in("RDX")),
+        inputs=(gpa_level(1, 2, ", of the large page"), tdr_in("RDX")),
         outputs=(*_FREED, *_L2_FREED),
         outcomes=(
             _VERSION,
@@ -185,7 +200,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         5, "TDH.MEM.PAGE.RELOCATE", HOST, "move a 4-KiB page to another HPA",
-        inputs=(gpa_level("0"), tdr_in("RDX"), Input("R8", "new page (HPA, HKID bits 0)")),
+        inputs=(gpa_level(0, 0), tdr_in("RDX"), Input("R8", "new page (HPA, HKID bits 0)", kind=Kind.NEW_PAGE)),
         outputs=_FREED,
         outcomes=(
             *td("RDX"), *SEPT_ENTRY,
@@ -199,8 +214,8 @@ MEM_LEAVES: Final = (
     Leaf(
         25, "TDH.MEM.SEPT.RD", HOST, "read a Secure EPT entry",
         inputs=(
-            gpa_level("0 to the root's"),
-            Input("RDX", "TDR page; bit 0 asks for L2 attributes (debug TDs)", TDR_FLAG_BITS),
+            gpa_level(0, ROOT),
+            Input("RDX", "TDR page; bit 0 asks for L2 attributes (debug TDs)", TDR_FLAG_BITS, kind=Kind.TDR),
         ),
         outputs=(
             Output("RCX", "the entry as the host may see it", SEPT),
@@ -212,7 +227,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         12, "TDH.MEM.RD", HOST, "read 8 bytes of a debug TD's private memory",
-        inputs=(Input("RCX", "GPA, multiple of 8"), tdr_in("RDX")),
+        inputs=(Input("RCX", "GPA, multiple of 8", kind=Kind.GPA, detail=8), tdr_in("RDX")),
         outputs=(*SEPT_INFO, Output("R8", "the 8 bytes", ZERO)),
         outcomes=(
             *td("RDX"),
@@ -227,7 +242,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         14, "TDH.MEM.WR", HOST, "write 8 bytes of a debug TD's private memory",
-        inputs=(Input("RCX", "GPA, multiple of 8"), tdr_in("RDX"), Input("R8", "the 8 bytes")),
+        inputs=(Input("RCX", "GPA, multiple of 8", kind=Kind.GPA, detail=8), tdr_in("RDX"), Input("R8", "the 8 bytes")),
         outputs=(*SEPT_INFO, Output("R8", "the 8 bytes before", ZERO)),
         outcomes=(
             *td("RDX"),
@@ -242,7 +257,7 @@ MEM_LEAVES: Final = (
     ),
     Leaf(
         16, "TDH.MR.EXTEND", HOST, "measure 256 bytes of an initial page",
-        inputs=(Input("RCX", "GPA, multiple of 256"), tdr_in("RDX")),
+        inputs=(Input("RCX", "GPA, multiple of 256", kind=Kind.GPA, detail=256), tdr_in("RDX")),
         outputs=SEPT_INFO,
         outcomes=(
             *td_exclusive("RDX"),

@@ -59,7 +59,7 @@ MIGRATION_LEAVES: Final = (
          locks=(Lock("TDR", "S"), Lock("OP_STATE", "S"), Lock("SEPT", "S")),
          op_states=matrix("...Y......."), sept_states=matrix("....Y...Y.Y...Y."), support=MIGRATION),
     Leaf(75, "TDH.EXPORT.UNBLOCKW", HOST, "let a page be written again",
-         inputs=(gpa_level("0"), tdr_in("RDX")),
+         inputs=(gpa_level(0, 0), tdr_in("RDX")),
          outcomes=(at(s.TDX_EPT_ENTRY_STATE_INCORRECT, "RCX", "blocked for writing"),),
          locks=(Lock("TDR", "S"), Lock("OP_STATE", "S"), Lock("SEPT", "S"), Lock("SEPT_ENTRY", "X")),
          op_states=matrix("..YYYY....."), sept_states=matrix("......YY.Y..YY.Y"), support=MIGRATION),

@@ -16,6 +16,7 @@ from swtdx.arch.leaf import (
     ZERO,
     Bits,
     Input,
+    Kind,
     Leaf,
     Lock,
     Outcome,
@@ -24,18 +25,19 @@ from swtdx.arch.leaf import (
 )
 from swtdx.arch.leaf_checks import (
     BOOT_NT4,
-    FIELD_IN,
     HKID_BITS,
     TSC_ADJUST,
     VALUE_OUT,
     at,
     busy,
+    field_in,
     invalid,
     metadata_read,
     next_out,
     page,
     plain,
 )
+from swtdx.arch.metadata_field import Context
 
 #: Module states in which the dispatcher lets a leaf through: any but SHUTDOWN, or any at all.
 EARLY: Final = matrix("YYYY.")
@@ -51,7 +53,7 @@ _OWNED: Final = (
 SYS_LEAVES: Final = (
     Leaf(
         33, "TDH.SYS.INIT", HOST, "initialise the module, once, on any processor",
-        inputs=(Input("RCX", "attributes, 0"),),
+        inputs=(Input("RCX", "attributes, 0", kind=Kind.NUMBER),),
         outputs=(
             Output("RCX", "0; after INCORRECT_CPUID_VALUE the CPUID leaf and subleaf", ZERO),
             Output("RDX", "0; or the mask of EBX:EAX that was checked", ZERO),
@@ -108,10 +110,10 @@ SYS_LEAVES: Final = (
     Leaf(
         32, "TDH.SYS.INFO", HOST, "write TDSYSINFO_STRUCT and the list of CMRs",
         inputs=(
-            Input("RCX", "buffer for TDSYSINFO_STRUCT (shared HPA, aligned to 1024)"),
-            Input("RDX", "its size in bytes, at least 1024"),
-            Input("R8", "buffer for 32 CMR_INFO (shared HPA, aligned to 512)"),
-            Input("R9", "entries in it, at least 32"),
+            Input("RCX", "buffer for TDSYSINFO_STRUCT (shared HPA, aligned to 1024)", kind=Kind.BUFFER, detail=1024),
+            Input("RDX", "its size in bytes, at least 1024", kind=Kind.NUMBER, detail=1024),
+            Input("R8", "buffer for 32 CMR_INFO (shared HPA, aligned to 512)", kind=Kind.BUFFER, detail=512),
+            Input("R9", "entries in it, at least 32", kind=Kind.NUMBER, detail=32),
         ),
         outputs=(Output("RDX", "1024, bytes written", ZERO), Output("R9", "32, entries written", ZERO)),
         outcomes=(
@@ -125,14 +127,14 @@ SYS_LEAVES: Final = (
     ),
     Leaf(
         34, "TDH.SYS.RD", HOST, "read a metadata element of the module",
-        inputs=(FIELD_IN,),
+        inputs=(field_in(Context.SYS),),
         outputs=(next_out(), VALUE_OUT),
         outcomes=(_LP_INIT, *metadata_read(enumerate_ids=True)),
         sys_states=EARLY,
     ),
     Leaf(
         37, "TDH.SYS.RDALL", HOST, "write a list of the module's metadata",
-        inputs=(Input("RDX", "buffer for the list (shared HPA, 4 KiB)"), Input("R8", "first field id, -1 for all")),
+        inputs=(Input("RDX", "buffer for the list (shared HPA, 4 KiB)", kind=Kind.BUFFER, detail=4096), Input("R8", "first field id, -1 for all", kind=Kind.FIELD, detail=Context.SYS)),
         outputs=(Output("R8", "id to go on with, -1 when done", ONES),),
         outcomes=(
             _LP_INIT,
@@ -145,9 +147,9 @@ SYS_LEAVES: Final = (
     Leaf(
         45, "TDH.SYS.CONFIG", HOST, "tell the module TDMRs, PAMTs and the global private HKID",
         inputs=(
-            Input("RCX", "array of HPAs of TDMR_INFO (shared HPA, aligned to 512)"),
-            Input("RDX", "TDMRs, 1..64"),
-            Input("R8", "global private HKID", HKID_BITS),
+            Input("RCX", "array of HPAs of TDMR_INFO (shared HPA, aligned to 512)", kind=Kind.BUFFER, detail=512),
+            Input("RDX", "TDMRs, 1..64", kind=Kind.COUNT),
+            Input("R8", "global private HKID", HKID_BITS, kind=Kind.HKID),
         ),
         outcomes=(
             _SYS_BUSY,
@@ -180,7 +182,7 @@ SYS_LEAVES: Final = (
     ),
     Leaf(
         36, "TDH.SYS.TDMR.INIT", HOST, "initialise the PAMT of the next 4 MiB of a TDMR",
-        inputs=(Input("RCX", "base of the TDMR (HPA)"),),
+        inputs=(Input("RCX", "base of the TDMR (HPA)", kind=Kind.TDMR),),
         outputs=(Output("RDX", "address up to which whole GiB are initialised", ZERO),),
         outcomes=(
             invalid("RCX", "the 1-GiB aligned base of a TDMR, HKID bits 0"),
@@ -217,7 +219,7 @@ _RDMD_REST: Final = (Output("R10", "0", ZERO), Output("R11", "0", ZERO))
 PHYMEM_LEAVES: Final = (
     Leaf(
         24, "TDH.PHYMEM.PAGE.RDMD", HOST, "read a page's PAMT entry",
-        inputs=(Input("RCX", "page (HPA, HKID bits 0)"),),
+        inputs=(Input("RCX", "page (HPA, HKID bits 0)", kind=Kind.ANY_PAGE),),
         outputs=(
             Output("RCX", "page type", ZERO),
             Output("RDX", "HPA of the TDR that owns it, or 0", ZERO),
@@ -230,7 +232,7 @@ PHYMEM_LEAVES: Final = (
     ),
     Leaf(
         28, "TDH.PHYMEM.PAGE.RECLAIM", HOST, "take back a page of a TD that is being torn down",
-        inputs=(Input("RCX", "page (HPA, HKID bits 0)"),),
+        inputs=(Input("RCX", "page (HPA, HKID bits 0)", kind=Kind.OWNED_PAGE),),
         outputs=(
             Output("RCX", "page type, as it was; filled once the page is known to be owned", ZERO),
             Output("RDX", "HPA of the TDR that owned it; filled with RCX", ZERO),
@@ -251,7 +253,7 @@ PHYMEM_LEAVES: Final = (
     ),
     Leaf(
         40, "TDH.PHYMEM.CACHE.WB", HOST, "write back a package's caches for the HKIDs that wait for it",
-        inputs=(Input("RCX", "0 start, 1 resume"),),
+        inputs=(Input("RCX", "0 start, 1 resume", kind=Kind.NUMBER),),
         outcomes=(
             invalid("RCX", "0 or 1"),
             busy("WBCACHE", "this package's flush"),
@@ -264,7 +266,7 @@ PHYMEM_LEAVES: Final = (
     ),
     Leaf(
         41, "TDH.PHYMEM.PAGE.WBINVD", HOST, "flush the cache lines of one free page under one HKID",
-        inputs=(Input("RCX", "page (HPA with the HKID)"),),
+        inputs=(Input("RCX", "page (HPA with the HKID)", kind=Kind.PAGE_AND_HKID),),
         outcomes=page("RCX", "NDA", exclusive=False),
         locks=(Lock("PAMT:RCX", "S"),),
     ),

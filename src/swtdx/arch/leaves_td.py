@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
-from swtdx.arch.leaf import HOST, LEAF, ZERO, Input, Leaf, Lock, Outcome, Output, matrix
+from swtdx.arch.leaf import HOST, LEAF, ZERO, Input, Kind, Leaf, Lock, Outcome, Output, matrix
 from swtdx.arch.leaf_checks import (
     BOOT_NT4,
-    FIELD_IN,
     HKID_BITS,
     METADATA_WRITE,
     OLD_OUT,
@@ -24,6 +23,7 @@ from swtdx.arch.leaf_checks import (
     VCPU_FLAG_BITS,
     WRITE_IN,
     busy,
+    field_in,
     invalid,
     metadata_read,
     new_page,
@@ -36,6 +36,7 @@ from swtdx.arch.leaf_checks import (
     tdvpr_in,
     vcpu,
 )
+from swtdx.arch.metadata_field import Context
 
 _VERSION: Final = invalid("RAX", "version 0 or 1")
 _VCPU_FREE: Final = (
@@ -50,7 +51,7 @@ _KEY: Final = (
 MNG_LEAVES: Final = (
     Leaf(
         9, "TDH.MNG.CREATE", HOST, "create a TD: give it a TDR page and an HKID",
-        inputs=(Input("RCX", "new TDR page (HPA, HKID bits 0)"), Input("RDX", "private HKID", HKID_BITS)),
+        inputs=(Input("RCX", "new TDR page (HPA, HKID bits 0)", kind=Kind.NEW_PAGE), Input("RDX", "private HKID", HKID_BITS, kind=Kind.HKID)),
         outcomes=(
             invalid("RDX", "a private HKID, upper bits 0"),
             *new_page("RCX"),
@@ -74,7 +75,7 @@ MNG_LEAVES: Final = (
     ),
     Leaf(
         1, "TDH.MNG.ADDCX", HOST, "add a page to the TDCS",
-        inputs=(Input("RCX", "new TDCX page (HPA, HKID bits 0)"), tdr_in("RDX")),
+        inputs=(Input("RCX", "new TDCX page (HPA, HKID bits 0)", kind=Kind.NEW_PAGE), tdr_in("RDX")),
         outcomes=(
             *tdr("RDX", exclusive=True),
             plain(s.TDX_TD_FATAL, "the TD is not marked fatal"),
@@ -89,7 +90,7 @@ MNG_LEAVES: Final = (
     ),
     Leaf(
         21, "TDH.MNG.INIT", HOST, "initialise a TD from TD_PARAMS",
-        inputs=(tdr_in("RCX"), Input("RDX", "TD_PARAMS (shared HPA, aligned to 1024)")),
+        inputs=(tdr_in("RCX"), Input("RDX", "TD_PARAMS (shared HPA, aligned to 1024)", kind=Kind.TD_PARAMS, detail=1024)),
         outputs=(Output("RCX", "0; after OPERAND_INVALID | CPUID_CONFIG the CPUID leaf (31:0) and subleaf (63:32)", ZERO),),
         outcomes=(
             BOOT_NT4,
@@ -119,7 +120,7 @@ MNG_LEAVES: Final = (
     ),
     Leaf(
         11, "TDH.MNG.RD", HOST, "read a metadata element of a TD",
-        inputs=(tdr_in("RCX"), FIELD_IN),
+        inputs=(tdr_in("RCX"), field_in(Context.TD)),
         outputs=(next_out(1), VALUE_OUT),
         outcomes=(_VERSION, *td("RCX"), *metadata_read(enumerate_ids=True)),
         locks=(Lock("TDR", "S"), Lock("OP_STATE", "S")),
@@ -127,7 +128,7 @@ MNG_LEAVES: Final = (
     ),
     Leaf(
         13, "TDH.MNG.WR", HOST, "write a metadata element of a TD",
-        inputs=(tdr_in("RCX"), FIELD_IN, *WRITE_IN),
+        inputs=(tdr_in("RCX"), field_in(Context.TD), *WRITE_IN),
         outputs=(OLD_OUT,),
         outcomes=(*td("RCX"), *METADATA_WRITE),
         locks=(Lock("TDR", "S"), Lock("OP_STATE", "S")),
@@ -176,14 +177,14 @@ _EXIT: Final = (
 VP_LEAVES: Final = (
     Leaf(
         10, "TDH.VP.CREATE", HOST, "create a VCPU: give it a TDVPR page",
-        inputs=(Input("RCX", "new TDVPR page (HPA, HKID bits 0)"), tdr_in("RDX")),
+        inputs=(Input("RCX", "new TDVPR page (HPA, HKID bits 0)", kind=Kind.NEW_PAGE), tdr_in("RDX")),
         outcomes=(*td("RDX"), *new_page("RCX")),
         locks=(Lock("TDR", "S"), Lock("OP_STATE", "S"), Lock("PAMT:RCX", "X")),
         op_states=matrix(".Y.....Y..."),
     ),
     Leaf(
         4, "TDH.VP.ADDCX", HOST, "add a page to the TDVPS",
-        inputs=(Input("RCX", "new TDCX page (HPA, HKID bits 0)"), tdvpr_in("RDX")),
+        inputs=(Input("RCX", "new TDCX page (HPA, HKID bits 0)", kind=Kind.NEW_PAGE), tdvpr_in("RDX")),
         outcomes=(
             *vcpu("RDX", exclusive=True), *STATE,
             plain(s.TDX_VCPU_STATE_INCORRECT, "VCPU state UNINITIALIZED"),
@@ -209,7 +210,7 @@ VP_LEAVES: Final = (
     Leaf(
         0, "TDH.VP.ENTER", HOST, "run a VCPU until its TD exits",
         inputs=(
-            Input("RCX", "TDVPR page and flags", VCPU_FLAG_BITS),
+            Input("RCX", "TDVPR page and flags", VCPU_FLAG_BITS, kind=Kind.TDVPR),
             *(Input(name, "after a TDVMCALL: value for the guest, if its mask selects it")
               for name in ("RDX", "RBX", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))),
         ),
@@ -253,7 +254,7 @@ VP_LEAVES: Final = (
     ),
     Leaf(
         26, "TDH.VP.RD", HOST, "read a metadata element of a VCPU; associates it with this processor",
-        inputs=(tdvpr_in("RCX"), FIELD_IN),
+        inputs=(tdvpr_in("RCX"), field_in(Context.VP)),
         outputs=(next_out(1), VALUE_OUT),
         outcomes=(
             _VERSION,
@@ -268,7 +269,7 @@ VP_LEAVES: Final = (
     ),
     Leaf(
         43, "TDH.VP.WR", HOST, "write a metadata element of a VCPU; associates it with this processor",
-        inputs=(tdvpr_in("RCX"), FIELD_IN, *WRITE_IN),
+        inputs=(tdvpr_in("RCX"), field_in(Context.VP), *WRITE_IN),
         outputs=(OLD_OUT,),
         outcomes=(
             *vcpu("RCX", exclusive=False), *STATE,

@@ -101,12 +101,15 @@ def sys_rd(vcpu: Vcpu) -> int:
 def sys_rdall(vcpu: Vcpu) -> int:
     """All fields of the module that a guest may read."""
     gpr = vcpu.gpr
-    first = gpr[R8]
-    gpr[R8] = NULL_ID
-    if gpr[RDX] & listing.SIZE - 1:
-        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
-    target = buffer(vcpu, gpr[RDX], OperandId.RDX, write=True, private_only=True)
-    data, following = listing.dump(vcpu.module, first, _GUEST)
+    try:
+        if gpr[RDX] & listing.SIZE - 1:
+            raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
+        target = buffer(vcpu, gpr[RDX], OperandId.RDX, write=True, private_only=True)
+        data, following = listing.dump(vcpu.module, gpr[R8], _GUEST)
+    except LeafFailed:
+        # Not before: a TD exit on the way to the buffer leaves R8 alone, because TDCALL is executed again.
+        gpr[R8] = NULL_ID
+        raise
     target.write(data)
     gpr[R8] = following
     return st.TDX_SUCCESS if following == NULL_ID else st.TDX_METADATA_LIST_OVERFLOW

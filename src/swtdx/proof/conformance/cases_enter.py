@@ -14,6 +14,7 @@ from swtdx.module.objects.sept import walk
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.cases_vp import retired_vcpu
 from swtdx.proof.conformance.common import Good
+from swtdx.proof.conformance.operands import operands
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import EMPTY, FIRST, PENDING, make_td
 from swtdx.proof.conformance.world import World
@@ -27,7 +28,7 @@ ENTER: Final = Good(_LEAF, "running", lambda w: {"rcx": w.td.tdvpr})
 common.rax(_LEAF, "running", ENTER.operands)
 add(_LEAF, s.TDX_SYS_NOT_READY, "before TDH.SYS.CONFIG", lambda w: _unready(w), stage="processors")
 common.boot_nt4(ENTER)
-common.tdvpr(ENTER, "rcx", exclusive=False)
+operands(ENTER)
 common.fatal(ENTER)
 common.op_state_lock(ENTER)
 common.tsc_adjust(ENTER)

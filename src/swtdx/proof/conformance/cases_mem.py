@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
-from swtdx.arch.units import GIB, NULL_PA, PAGE
+from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.module.objects.sept import walk
 from swtdx.proof.conformance import common
-from swtdx.proof.conformance.buffers import shared
 from swtdx.proof.conformance.common import Good, Operands
+from swtdx.proof.conformance.operands import checked
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import (
     EMPTY,
@@ -49,12 +49,9 @@ SEPT_ADD_1: Final = Good(
                           "r11": NULL_PA},
     1,
 )  # fmt: skip
-common.basics(SEPT_ADD)
-common.tdr(SEPT_ADD, "rdx", exclusive=False)
+checked(SEPT_ADD)
 _uninitialised(SEPT_ADD)
-common.gpa_and_level(SEPT_ADD, levels=range(1, 4), wrong_levels=(0, 4, 5, 7))
 common.sept(SEPT_ADD, entry=(2 * HUGE, 1))
-common.new_page(SEPT_ADD, "r8")
 SEPT_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a page is there already", "RCX", rcx=0 | 1)
 SEPT_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a 2-MiB page is there", "RCX", rcx=HUGE | 1)
 add("TDH.MEM.SEPT.ADD", s.TDX_SUCCESS, "version 1", SEPT_ADD_1.but(), stage="running")
@@ -70,23 +67,16 @@ for _n in (9, 10, 11):
 PAGE_ADD: Final = Good(
     "TDH.MEM.PAGE.ADD", "vcpu", lambda w: _td(w) | {"rcx": EMPTY, "r8": w.page(), "r9": w.buffer()}
 )
-common.basics(PAGE_ADD)
-common.tdr(PAGE_ADD, "rdx", exclusive=True)
+checked(PAGE_ADD)
 common.td_state(PAGE_ADD, "rdx", lock=False, wrong_stage="tdcs")
 PAGE_ADD.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rdx=lambda w: make_td(w, "running").tdr)
-common.gpa_and_level(PAGE_ADD, levels=range(1), wrong_levels=(1, 7))
 common.sept(PAGE_ADD, tree=False)
 PAGE_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a page is there already", "RCX", rcx=FIRST)
-shared(PAGE_ADD, "r9", PAGE)
-common.new_page(PAGE_ADD, "r8")
 
 EXTEND: Final = Good("TDH.MR.EXTEND", "vcpu", lambda w: _td(w) | {"rcx": FIRST + 0x100})
-common.basics(EXTEND)
-common.tdr(EXTEND, "rdx", exclusive=True)
+checked(EXTEND)
 common.td_state(EXTEND, "rdx", lock=False, wrong_stage="tdcs")
 EXTEND.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rdx=lambda w: make_td(w, "running").tdr)
-for _what, _gpa in (("not a multiple of 256", FIRST + 8), ("shared", 1 << 47), ("too wide", 1 << 48)):
-    EXTEND.refused(s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa)
 EXTEND.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no Secure EPT page leads there", "RCX", rcx=FAR)
 EXTEND.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no page is there", "RCX", rcx=EMPTY)
 
@@ -98,20 +88,16 @@ def _extend_blocked(world: World) -> None:
 
 
 FINALIZE: Final = Good("TDH.MR.FINALIZE", "vpinit", lambda w: {"rcx": w.td.tdr})
-common.basics(FINALIZE)
-common.tdr(FINALIZE, "rcx", exclusive=True)
+checked(FINALIZE)
 common.td_state(FINALIZE, "rcx", lock=False, wrong_stage="tdcs")
 FINALIZE.refused(s.TDX_OP_STATE_INCORRECT, "the second time", rcx=lambda w: make_td(w, "running").tdr)
 FINALIZE.refused(s.TDX_NO_VCPUS, "no VCPU is initialised", rcx=lambda w: make_td(w, "vpcx").tdr)
 
 # ------------------------------------------------------------------ TDH.MEM.PAGE.AUG
 AUG: Final = Good("TDH.MEM.PAGE.AUG", "running", lambda w: _td(w) | {"rcx": EMPTY, "r8": w.page()})
-common.basics(AUG)
-common.tdr(AUG, "rdx", exclusive=False)
+checked(AUG)
 _uninitialised(AUG)
-common.gpa_and_level(AUG, levels=range(2), wrong_levels=(2, 7))
 common.sept(AUG, entry=(EMPTY, 0))
-common.new_page(AUG, "r8")
 AUG.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a page is there already", "RCX", rcx=PENDING)
 AUG.refused(
     s.TDX_OPERAND_INVALID, "a 2-MiB page that is not aligned", "R8", rcx=2 * HUGE | 1,
@@ -124,7 +110,7 @@ AUG.refused(
 
 # ------------------------------------------------------------------ blocking and tracking
 BLOCK: Final = Good("TDH.MEM.RANGE.BLOCK", "running", lambda w: _td(w) | {"rcx": FIRST})
-common.basics(BLOCK)
+checked(BLOCK)
 UNBLOCK: Final = Good("TDH.MEM.RANGE.UNBLOCK", "running", lambda w: _blocked(w, FIRST))
 
 
@@ -138,11 +124,9 @@ def _blocked(world: World, gpa: int, level: int = 0) -> Operands:
     return {"rcx": gpa | level, "rdx": world.td.tdr}
 
 
-common.basics(UNBLOCK)
+checked(UNBLOCK)
 for _good in (BLOCK, UNBLOCK):
-    common.tdr(_good, "rdx", exclusive=False)
     _uninitialised(_good)
-    common.gpa_and_level(_good, levels=range(4), wrong_levels=(4, 7))
     common.sept(_good, entry=(FIRST, 0))
     _good.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "nothing is there", "RCX", rcx=EMPTY)
 UNBLOCK.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "the page is not blocked", "RCX", rcx=PENDING)
@@ -167,8 +151,7 @@ def _untracked(world: World) -> None:
 
 
 TRACK: Final = Good("TDH.MEM.TRACK", "running", lambda w: {"rcx": w.td.tdr})
-common.basics(TRACK)
-common.tdr(TRACK, "rcx", exclusive=False)
+checked(TRACK)
 _uninitialised(TRACK, "rcx")
 
 
@@ -225,23 +208,19 @@ def _full_table(world: World) -> Operands:
     return _blocked(world, TABLE, 1)
 
 
-for _good, _levels, _bad, _entry in (
-    (REMOVE, range(3), (3, 7), (FIRST, 0)),
-    (RELOCATE, range(1), (1, 7), (FIRST, 0)),
-    (SEPT_REMOVE, range(1, 4), (0, 4), (TABLE, 1)),
-    (PROMOTE, range(1, 3), (0, 3), (TABLE, 1)),
-    (DEMOTE, range(1, 3), (0, 3), (HUGE, 1)),
+for _good, _entry in (
+    (REMOVE, (FIRST, 0)),
+    (RELOCATE, (FIRST, 0)),
+    (SEPT_REMOVE, (TABLE, 1)),
+    (PROMOTE, (TABLE, 1)),
+    (DEMOTE, (HUGE, 1)),
 ):
-    common.basics(_good)
-    common.tdr(_good, "rdx", exclusive=False)
+    checked(_good)
     _uninitialised(_good)
-    common.gpa_and_level(_good, levels=_levels, wrong_levels=_bad)
     common.sept(_good, entry=_entry)
-    _wrong = FAR & -GIB | 1 if _good.leaf == "none" else (EMPTY if _levels[0] == 0 else 6 * HUGE | 1)
+    _wrong = 6 * HUGE | 1 if _entry[1] else EMPTY
     _good.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "nothing is there", "RCX", rcx=_wrong)
 
-common.new_page(RELOCATE, "r8")
-common.new_page(DEMOTE, "r8")
 DEMOTE.refused(s.TDX_OPERAND_INVALID, "reserved bits of RDX", "RDX", rdx=lambda w: w.td.tdr | 2)
 RELOCATE.refused(
     s.TDX_OPERAND_INVALID, "the page that is mapped already", "R8", r8=lambda w: w.td.pages[FIRST]
@@ -312,10 +291,8 @@ def _promote_holes(world: World) -> None:
 
 # ------------------------------------------------------------------ looking
 SEPT_RD: Final = Good("TDH.MEM.SEPT.RD", "running", lambda w: _td(w) | {"rcx": FIRST})
-common.basics(SEPT_RD)
-common.tdr(SEPT_RD, "rdx", exclusive=False)
+checked(SEPT_RD)
 _uninitialised(SEPT_RD)
-common.gpa_and_level(SEPT_RD, levels=range(4), wrong_levels=(4, 7))
 common.sept(SEPT_RD, entry=(FIRST, 0))
 
 RD: Final = Good("TDH.MEM.RD", "running", lambda w: _td(w) | {"rcx": FIRST + 8})
@@ -331,13 +308,10 @@ def _production_td(world: World) -> int:
 
 
 for _good in (RD, WR):
-    common.basics(_good)
-    common.tdr(_good, "rdx", exclusive=False)
+    checked(_good)
     _uninitialised(_good)
     common.sept(_good, entry=(FIRST, 0), walk=None)
     _good.refused(s.TDX_TD_NON_DEBUG, "a production TD", rdx=_production_td)
-    for _what, _gpa in (("not a multiple of 8", FIRST + 4), ("shared", 1 << 47), ("too wide", 1 << 48)):
-        _good.refused(s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa)
     _good.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no Secure EPT page leads there", "RCX", rcx=FAR)
     _good.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no page is there", "RCX", rcx=EMPTY)
     _good.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "the page is pending", "RCX", rcx=PENDING)

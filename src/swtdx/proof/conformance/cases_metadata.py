@@ -7,8 +7,8 @@ from typing import Final
 from swtdx.arch import status as s
 from swtdx.arch.units import NULL_PA
 from swtdx.proof.conformance import common
-from swtdx.proof.conformance.buffers import shared
 from swtdx.proof.conformance.common import Good
+from swtdx.proof.conformance.operands import checked
 from swtdx.proof.conformance.registry import add
 from swtdx.proof.conformance.stages import make_td
 from swtdx.proof.conformance.world import World
@@ -26,8 +26,7 @@ WR: Final = Good(
     lambda w: {"rcx": w.td.tdr, "rdx": HP_LOCK_TIMEOUT, "r8": MICROSECONDS, "r9": NULL_PA},
 )  # fmt: skip
 for _good in (RD, WR):
-    common.basics(_good)
-    common.tdr(_good, "rcx", exclusive=False)
+    checked(_good)
     common.td_state(_good, "rcx", wrong_stage="tdcs")
     for _what, _id in (
         ("no such class", 0x3F10000300000000),
@@ -57,7 +56,7 @@ WR.refused(s.TDX_OP_STATE_INCORRECT, "TD not initialised", rcx=lambda w: make_td
 
 # ------------------------------------------------------------------ the module's own
 SYS_RD: Final = Good("TDH.SYS.RD", "ready", lambda w: {"rdx": MAJOR})
-common.basics(SYS_RD, early=True)
+checked(SYS_RD, early=True)
 for _what, _id in (("no such field", 0x3F00000300000000), ("a reserved bit", MAJOR | 1 << 24)):
     SYS_RD.refused(s.TDX_METADATA_FIELD_ID_INCORRECT, _what, rdx=_id)
 add(
@@ -66,8 +65,7 @@ add(
 )  # fmt: skip
 
 RDALL: Final = Good("TDH.SYS.RDALL", "ready", lambda w: {"rdx": w.buffer(), "r8": NULL_PA})
-common.basics(RDALL, early=True)
-shared(RDALL, "rdx", 4096)
+checked(RDALL, early=True)
 RDALL.refused(s.TDX_METADATA_FIELD_ID_INCORRECT, "no such field", r8=0x3F00000300000000)
 
 

@@ -8,10 +8,10 @@ from typing import Final
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDR
 from swtdx.arch.platform_structs import TD_PARAMS
-from swtdx.arch.units import NULL_PA
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good, Operands
 from swtdx.proof.conformance.kot import busy_key_table, busy_kot, no_entropy_for_keys
+from swtdx.proof.conformance.operands import checked
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import (
     add_tdcx,
@@ -25,23 +25,13 @@ from swtdx.proof.conformance.stages import (
 from swtdx.proof.conformance.world import World
 
 CREATE: Final = Good("TDH.MNG.CREATE", "ready", lambda w: {"rcx": w.page(), "rdx": w.hkid()})
-common.basics(CREATE)
-common.page(CREATE, "rcx", lambda w: create(w).tdr)
-for _what, _hkid in (
-    ("HKID 0", lambda w: 0),
-    ("the last shared HKID", lambda w: w.first_hkid - 1),
-    ("beyond the last HKID", lambda w: w.first_hkid + w.hkids),
-    ("bits above the HKID", lambda w: w.hkid() | 1 << 16),
-    ("all ones", lambda w: NULL_PA),
-):
-    CREATE.refused(s.TDX_OPERAND_INVALID, _what, "RDX", rdx=_hkid)
+checked(CREATE)
 CREATE.refused(s.TDX_HKID_NOT_FREE, "the HKID of another TD", rdx=lambda w: create(w).hkid)
 CREATE.refused(s.TDX_HKID_NOT_FREE, "the module's own HKID", rdx=lambda w: w.first_hkid)
 busy_kot(CREATE)
 
 KEY_CONFIG: Final = Good("TDH.MNG.KEY.CONFIG", "created", lambda w: {"rcx": w.td.tdr})
-common.basics(KEY_CONFIG)
-common.tdr(KEY_CONFIG, "rcx", exclusive=True)
+checked(KEY_CONFIG)
 common.fatal(KEY_CONFIG)
 KEY_CONFIG.refused(
     s.TDX_LIFECYCLE_STATE_INCORRECT, "the TD has its keys", rcx=lambda w: make_td(w, "keyed").tdr
@@ -57,9 +47,7 @@ def _configured_twice(world: World) -> None:
 
 
 ADDCX: Final = Good("TDH.MNG.ADDCX", "keyed", lambda w: {"rcx": w.page(), "rdx": w.td.tdr})
-common.basics(ADDCX)
-common.tdr(ADDCX, "rdx", exclusive=True)
-common.new_page(ADDCX, "rcx")
+checked(ADDCX)
 common.fatal(ADDCX)
 ADDCX.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD has no keys", rdx=lambda w: create(w).tdr)
 
@@ -77,19 +65,10 @@ def _page_after_init(world: World) -> None:
 
 # ------------------------------------------------------------------ TDH.MNG.INIT
 INIT: Final = Good("TDH.MNG.INIT", "tdcs", lambda w: {"rcx": w.td.tdr, "rdx": w.buffer(td_params(w))})
-common.basics(INIT)
-common.tdr(INIT, "rcx", exclusive=True)
+checked(INIT)
 common.td_state(INIT, "rcx", lock=False, wrong_stage="built")
 common.tsc_adjust(INIT)
 common.boot_nt4(INIT)
-for _what, _address in (
-    ("not aligned to 1024", lambda w: w.buffer() + 512),
-    ("with a private HKID", lambda w: w.buffer() | w.first_hkid << w.module.hpa_bits),
-    ("beyond MAXPA", lambda w: 1 << 52),
-    ("in the SEAM range", lambda w: w.seam_range),
-):
-    INIT.refused(s.TDX_OPERAND_INVALID, f"TD_PARAMS {_what}", "RDX", rdx=_address)
-
 #: (operand, what, fields of TD_PARAMS).
 _BAD_PARAMS: Final[tuple[tuple[str, str, dict[str, int]], ...]] = (
     ("ATTRIBUTES", "an attribute that does not exist", {"attributes": 1 << 1}),
@@ -176,8 +155,7 @@ def _tdr(world: World) -> Operands:
 
 
 VPFLUSHDONE: Final = Good("TDH.MNG.VPFLUSHDONE", "keyed", _tdr)
-common.basics(VPFLUSHDONE)
-common.tdr(VPFLUSHDONE, "rcx", exclusive=True)
+checked(VPFLUSHDONE)
 busy_kot(VPFLUSHDONE)
 
 
@@ -202,8 +180,7 @@ def _blocked(world: World) -> Operands:
 
 
 FREEID: Final = Good("TDH.MNG.KEY.FREEID", "keyed", _blocked)
-common.basics(FREEID)
-common.tdr(FREEID, "rcx", exclusive=True)
+checked(FREEID)
 busy_kot(FREEID)
 FREEID.refused(s.TDX_LIFECYCLE_STATE_INCORRECT, "the TD has its keys", rcx=lambda w: make_td(w, "keyed").tdr)
 

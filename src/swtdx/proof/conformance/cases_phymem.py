@@ -7,9 +7,9 @@ from typing import Final
 from swtdx.arch import status as s
 from swtdx.arch.units import PAGE
 from swtdx.module.globals import SYS
-from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.kot import busy_kot
+from swtdx.proof.conformance.operands import busy_page, checked, outside
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import HUGE, flush, free_key, retire
 from swtdx.proof.conformance.world import World
@@ -19,11 +19,11 @@ WBINVD: Final = Good(
     "TDH.PHYMEM.PAGE.WBINVD", "running", lambda w: {"rcx": w.page() | w.td.hkid << w.module.hpa_bits}
 )
 for _good in (RDMD, WBINVD):
-    common.basics(_good)
-    common.busy_page(_good, "rcx", exclusive=False) if _good is RDMD else None
+    checked(_good)
+    busy_page(_good, "rcx", exclusive=False) if _good is RDMD else None
     _good.refused(s.TDX_OPERAND_INVALID, "not page-aligned", "RCX", rcx=lambda w: w.page() + 64)
     _good.refused(s.TDX_OPERAND_INVALID, "beyond MAXPA", "RCX", rcx=lambda w: w.page() | 1 << 52)
-    common.outside(_good, "rcx")
+    outside(_good, "rcx")
 RDMD.refused(s.TDX_OPERAND_INVALID, "an HKID", "RCX", rcx=lambda w: w.td.tdr | 1 << 51)
 WBINVD.refused(s.TDX_PAGE_METADATA_INCORRECT, "a page that a TD owns", "RCX", rcx=lambda w: w.td.tdr)
 
@@ -50,9 +50,9 @@ def torn_down(world: World) -> int:
 
 
 RECLAIM: Final = Good("TDH.PHYMEM.PAGE.RECLAIM", "running", lambda w: {"rcx": torn_down(w)})
-common.basics(RECLAIM)
-common.outside(RECLAIM, "rcx")
-common.busy_page(RECLAIM, "rcx", exclusive=True)
+checked(RECLAIM)
+outside(RECLAIM, "rcx")
+busy_page(RECLAIM, "rcx", exclusive=True)
 RECLAIM.refused(s.TDX_OPERAND_INVALID, "not page-aligned", "RCX", rcx=lambda w: torn_down(w) + 64)
 RECLAIM.refused(s.TDX_OPERAND_INVALID, "an HKID", "RCX", rcx=lambda w: torn_down(w) | 1 << 51)
 RECLAIM.refused(s.TDX_OPERAND_INVALID, "beyond MAXPA", "RCX", rcx=lambda w: torn_down(w) | 1 << 52)
@@ -104,7 +104,7 @@ def _flushed(world: World) -> dict[str, int]:
 
 
 CACHE_WB: Final = Good("TDH.PHYMEM.CACHE.WB", "keyed", _flushed)
-common.basics(CACHE_WB)
+checked(CACHE_WB)
 busy_kot(CACHE_WB)
 CACHE_WB.refused(s.TDX_OPERAND_INVALID, "neither start nor resume", "RCX", rcx=2)
 CACHE_WB.refused(s.TDX_WBCACHE_RESUME_ERROR, "nothing to resume", rcx=1)

@@ -13,9 +13,9 @@ from swtdx.arch.units import GIB, PAGE
 from swtdx.machine import seamops
 from swtdx.module.globals import SYS, TDMR
 from swtdx.proof.conformance import common
-from swtdx.proof.conformance.buffers import shared
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.kot import busy_key_table, no_entropy_for_keys
+from swtdx.proof.conformance.operands import checked
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import tdmr_info, tdmr_pointers
 from swtdx.proof.conformance.world import OUTSIDE, PAMT_2M, PAMT_4K, World
@@ -38,7 +38,7 @@ def _global_lock(good: Good) -> None:
 
 # ------------------------------------------------------------------ TDH.SYS.INIT
 INIT: Final = Good("TDH.SYS.INIT", "loaded", lambda w: {"rcx": 0})
-common.basics(INIT, early=True)
+checked(INIT, early=True)
 _global_lock(INIT)
 common.boot_nt4(INIT)
 INIT.refused(s.TDX_OPERAND_INVALID, "attributes", "RCX", rcx=1)
@@ -134,7 +134,7 @@ def _capabilities(world: World) -> None:
 
 # ------------------------------------------------------------------ TDH.SYS.LP.INIT
 LP_INIT: Final = Good("TDH.SYS.LP.INIT", "initialised", lambda w: {})
-common.basics(LP_INIT, early=True)
+checked(LP_INIT, early=True)
 _global_lock(LP_INIT)
 common.boot_nt4(LP_INIT)
 common.tsc_adjust(LP_INIT)
@@ -177,9 +177,7 @@ def _other_cpuid(world: World) -> None:
 INFO: Final = Good(
     "TDH.SYS.INFO", "ready", lambda w: {"rcx": w.buffer(), "rdx": 1024, "r8": w.buffer(), "r9": 32}
 )
-common.basics(INFO, early=True)
-shared(INFO, "rcx", 1024)
-shared(INFO, "r8", 512)
+checked(INFO, early=True)
 INFO.refused(s.TDX_OPERAND_INVALID, "a buffer of 1023 bytes", "RDX", rdx=1023)
 INFO.refused(s.TDX_OPERAND_INVALID, "room for 31 CMRs", "R9", r9=31)
 
@@ -188,17 +186,10 @@ CONFIG: Final = Good(
     "TDH.SYS.CONFIG", "processors",
     lambda w: {"rcx": tdmr_pointers(w, tdmr_info()), "rdx": 1, "r8": w.first_hkid},
 )  # fmt: skip
-common.basics(CONFIG, early=True)
+checked(CONFIG, early=True)
 _global_lock(CONFIG)
-shared(CONFIG, "rcx", 512)
 CONFIG.refused(s.TDX_OPERAND_INVALID, "no TDMR", "RDX", rdx=0)
 CONFIG.refused(s.TDX_OPERAND_INVALID, "65 TDMRs", "RDX", rdx=65)
-for _what, _hkid in (
-    ("a shared HKID", lambda w: w.first_hkid - 1),
-    ("an HKID that does not exist", lambda w: w.first_hkid + w.hkids),
-    ("bits above the HKID", lambda w: w.first_hkid | 1 << 16),
-):
-    CONFIG.refused(s.TDX_OPERAND_INVALID, _what, "R8", r8=_hkid)
 CONFIG.refused(s.TDX_SYS_CONFIG_NOT_PENDING, "processors are missing", stage="initialised")
 CONFIG.refused(s.TDX_SYS_CONFIG_NOT_PENDING, "the second time", stage="configured")
 CONFIG.refused(
@@ -260,7 +251,7 @@ for _what, _second in (("two TDMRs in the wrong order", GIB), ("the same TDMR tw
 
 # ------------------------------------------------------------------ TDH.SYS.KEY.CONFIG
 KEY_CONFIG: Final = Good("TDH.SYS.KEY.CONFIG", "configured", lambda w: {})
-common.basics(KEY_CONFIG, early=True)
+checked(KEY_CONFIG, early=True)
 _global_lock(KEY_CONFIG)
 busy_key_table(KEY_CONFIG)
 no_entropy_for_keys(KEY_CONFIG)
@@ -276,7 +267,7 @@ def _same_package(world: World) -> None:
 
 # ------------------------------------------------------------------ TDH.SYS.TDMR.INIT, LP.SHUTDOWN
 TDMR_INIT: Final = Good("TDH.SYS.TDMR.INIT", "keyed_module", lambda w: {"rcx": TDMR_BASE})
-common.basics(TDMR_INIT)
+checked(TDMR_INIT)
 for _what, _base in (
     ("not the base", TDMR_BASE + PAGE),
     ("no TDMR there", 2 * TDMR_BASE),
@@ -298,4 +289,4 @@ def _tdmr_busy(world: World) -> None:
 
 
 LP_SHUTDOWN: Final = Good("TDH.SYS.LP.SHUTDOWN", "ready", lambda w: {})
-common.basics(LP_SHUTDOWN, early=True)
+checked(LP_SHUTDOWN, early=True)

@@ -7,21 +7,18 @@ from typing import Final
 from swtdx.arch import status as s
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good, Operands
+from swtdx.proof.conformance.operands import checked
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import add_vpcx, create_vcpu, flush, make_td, retire
 from swtdx.proof.conformance.world import World
 
 CREATE: Final = Good("TDH.VP.CREATE", "built", lambda w: {"rcx": w.page(), "rdx": w.td.tdr})
-common.basics(CREATE)
-common.tdr(CREATE, "rdx", exclusive=False)
-common.new_page(CREATE, "rcx")
+checked(CREATE)
 common.td_state(CREATE, "rdx", wrong_stage="tdcs")
 CREATE.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rdx=lambda w: make_td(w, "running").tdr)
 
 ADDCX: Final = Good("TDH.VP.ADDCX", "vcpu", lambda w: {"rcx": w.page(), "rdx": w.td.tdvpr})
-common.basics(ADDCX)
-common.tdvpr(ADDCX, "rdx", exclusive=True)
-common.new_page(ADDCX, "rcx")
+checked(ADDCX)
 common.fatal(ADDCX)
 common.op_state_lock(ADDCX)
 ADDCX.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rdx=lambda w: make_td(w, "running").tdvpr)
@@ -29,8 +26,7 @@ ADDCX.refused(s.TDX_VCPU_STATE_INCORRECT, "the VCPU is initialised", rdx=lambda 
 ADDCX.refused(s.TDX_TDCX_NUM_INCORRECT, "a seventh page", rdx=lambda w: make_td(w, "vpcx").tdvpr)
 
 INIT: Final = Good("TDH.VP.INIT", "vpcx", lambda w: {"rcx": w.td.tdvpr, "rdx": 0x1234})
-common.basics(INIT)
-common.tdvpr(INIT, "rcx", exclusive=True)
+checked(INIT)
 common.fatal(INIT)
 common.op_state_lock(INIT)
 common.tsc_adjust(INIT)
@@ -55,8 +51,7 @@ def _vcpu(world: World) -> Operands:
 
 
 FLUSH: Final = Good("TDH.VP.FLUSH", "running", _vcpu)
-common.basics(FLUSH)
-common.tdvpr(FLUSH, "rcx", exclusive=True)
+checked(FLUSH)
 FLUSH.refused(s.TDX_TDCX_NUM_INCORRECT, "pages are missing", rcx=lambda w: make_td(w, "vcpu").tdvpr)
 
 
@@ -92,8 +87,7 @@ _NO_FIELD: Final = 0x00240003000007FE
 RD: Final = Good("TDH.VP.RD", "running", lambda w: {"rcx": w.td.tdvpr, "rdx": VCPU_INDEX})
 WR: Final = Good("TDH.VP.WR", "running", lambda w: {"rcx": w.td.tdvpr, "rdx": PEND_NMI, "r8": 0, "r9": 0xFF})
 for _good in (RD, WR):
-    common.basics(_good)
-    common.tdvpr(_good, "rcx", exclusive=False)
+    checked(_good)
     common.fatal(_good)
     common.op_state_lock(_good)
     common.op_state(_good, 0)

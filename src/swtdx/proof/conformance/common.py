@@ -9,10 +9,9 @@ from typing import Final
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR
 from swtdx.arch.msrs import IA32_MISC_ENABLE, IA32_TSC_ADJUST
-from swtdx.arch.units import PAGE
 from swtdx.proof.conformance.registry import Action, add, declared
 from swtdx.proof.conformance.stages import FAR, make_td
-from swtdx.proof.conformance.world import OUTSIDE, World
+from swtdx.proof.conformance.world import World
 
 Operands = dict[str, int]
 #: The value of an operand, or what makes it in a world.
@@ -100,96 +99,6 @@ def rax(leaf: str, stage: str, operands: Callable[[World], Operands] = lambda _w
         )  # fmt: skip
 
 
-# ------------------------------------------------------------------ pages
-def page(
-    good: Good, register: str, wrong: Callable[[World], int], *, exclusive: bool = True, flags: int = 0
-) -> None:
-    """A private page operand: its address, its TDMR, its PAMT lock, its type.
-
-    Args:
-        wrong: a page of another type.
-        exclusive: the leaf needs the lock exclusively, so that a reader stands in its way.
-        flags: bits of the operand that are not the address's.
-    """
-    name = register.upper()
-
-    def operand(world: World) -> int:
-        return good.operands(world)[register]
-
-    def misaligned(world: World) -> int:
-        return operand(world) | 0x800 & ~flags
-
-    if not flags & 0x800:
-        good.refused(s.TDX_OPERAND_INVALID, f"{name} is not page-aligned", name, at={register: misaligned})
-    good.refused(
-        s.TDX_OPERAND_INVALID, f"{name} has KeyID bits", name,
-        at={register: lambda world: operand(world) | _KEYID},
-    )  # fmt: skip
-    good.refused(
-        s.TDX_OPERAND_INVALID, f"{name} is beyond MAXPA", name,
-        at={register: lambda world: operand(world) | 1 << 63},
-    )  # fmt: skip
-    outside(good, register)
-    good.refused(
-        s.TDX_PAGE_METADATA_INCORRECT, f"{name} is a page of another type", name, at={register: wrong}
-    )
-    busy_page(good, register, exclusive=exclusive)
-
-
-def outside(good: Good, register: str) -> None:
-    """A page operand outside every TDMR."""
-    name = register.upper()
-    good.refused(
-        s.TDX_OPERAND_ADDR_RANGE_ERROR, f"{name} is in no TDMR", name,
-        at={register: lambda world: OUTSIDE | good.operands(world)[register] & PAGE - 1},
-    )  # fmt: skip
-
-
-def busy_page(good: Good, register: str, *, exclusive: bool) -> None:
-    """The PAMT lock of a page operand is taken."""
-    name = register.upper()
-    for shared in (False, True) if exclusive else (False,):
-
-        def action(world: World, shared: bool = shared) -> None:
-            operands = good.operands(world)
-            hpa = operands[register] & 0x000F_FFFF_FFFF_F000
-            with world.locked_page(hpa, shared=shared):
-                world.provoke(version=good.version, **operands)
-
-        how = "shared" if shared else "exclusively"
-        add(
-            good.leaf, s.TDX_OPERAND_BUSY, f"another processor holds the page in {name} {how}", action,
-            details=name, stage=good.stage, reusable=True,
-        )  # fmt: skip
-
-
-def new_page(good: Good, register: str) -> None:
-    """A page operand that must be free."""
-    page(good, register, lambda world: world.td.tdcx[0] if world.td.tdcx else world.td.tdr)
-
-
-def tdr(good: Good, register: str, *, exclusive: bool, flags: int = 0) -> None:
-    """A TDR operand."""
-    page(
-        good, register, lambda world: world.page() | good.operands(world)[register] & flags,
-        exclusive=exclusive, flags=flags,
-    )  # fmt: skip
-
-
-def tdvpr(good: Good, register: str, *, exclusive: bool) -> None:
-    """A TDVPR operand, and the lock of the TDR that owns it."""
-    page(good, register, lambda world: world.td.tdr, exclusive=exclusive)
-
-    def action(world: World) -> None:
-        with world.locked_page(world.td.tdr):
-            world.provoke(version=good.version, **good.operands(world))
-
-    add(
-        good.leaf, s.TDX_OPERAND_BUSY, "another processor holds the TDR exclusively", action,
-        details="TDR", stage=good.stage, reusable=True,
-    )  # fmt: skip
-
-
 # ------------------------------------------------------------------ the TD's state
 def td_state(
     good: Good, register: str, *, lock: bool = True, wrong_stage: str | None = None, flags: int = 0
@@ -257,29 +166,6 @@ def op_state(good: Good, wrong: int) -> None:
 
 
 # ------------------------------------------------------------------ Secure EPT
-def gpa_and_level(good: Good, *, levels: range, wrong_levels: tuple[int, ...]) -> None:
-    """RCX: reserved bits, level, alignment, shared bit, width."""
-
-    def rcx(world: World) -> int:
-        return good.operands(world)["rcx"]
-
-    low = levels[0]
-    for what, change in (
-        ("bit 3", lambda value: value | 1 << 3),
-        ("bit 52", lambda value: value | 1 << 52),
-        ("the shared bit", lambda value: value | 1 << 47),
-        ("a GPA beyond the width", lambda value: value | 1 << 48),
-        *((f"level {level}", lambda value, level=level: value & ~7 | level) for level in wrong_levels),
-    ):
-        good.refused(
-            s.TDX_OPERAND_INVALID, f"RCX has {what}", "RCX",
-            rcx=lambda world, change=change: change(rcx(world)),  # type: ignore[misc]
-        )  # fmt: skip
-    if low:
-        good.refused(
-            s.TDX_OPERAND_INVALID, "the GPA is not aligned to its level", "RCX",
-            rcx=lambda world: rcx(world) | 0x1000,
-        )  # fmt: skip
 
 
 def sept(

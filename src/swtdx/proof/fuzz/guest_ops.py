@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from swtdx.arch import regs
-from swtdx.arch.leaf import Leaf
+from swtdx.arch.leaf import Kind, Leaf
 from swtdx.arch.leaves import BY_NAME, GUEST_LEAVES
 from swtdx.arch.metadata import Context
 from swtdx.arch.regs import R8, R9, RAX, RCX, RDX, RSP
-from swtdx.arch.units import LARGE_PAGE, MASK64
+from swtdx.arch.units import LARGE_PAGE, MASK64, PAGE
 from swtdx.machine.engine.scripted import (
     Cpuid,
     Hlt,
@@ -56,8 +56,27 @@ MSRS: Final = (
 )  # fmt: skip
 _LEAVES: Final = tuple(leaf for leaf in GUEST_LEAVES.values() if leaf.number)
 _ACCEPT: Final = BY_NAME["TDG.MEM.PAGE.ACCEPT"]
-_CONTEXTS: Final = {7: Context.TD, 8: Context.TD, 9: Context.VP, 10: Context.VP, 11: Context.SYS}
-_ALIGN: Final = {2: 64, 4: 1024, 12: 4096, 22: 256, 6: 4096, 23: 4096, 24: 4096}
+
+
+def _details(kinds: tuple[Kind, ...], register: str) -> dict[int, int]:
+    """What the tables say in detail of an operand of one of ``kinds`` in ``register``, by leaf."""
+    return {
+        leaf.number: operand.detail
+        for leaf in _LEAVES
+        for operand in leaf.inputs
+        if operand.kind in kinds and operand.register == register
+    }
+
+
+#: Leaves that address metadata of the TD, the VCPU or the module, and what RCX and RDX are aligned to.
+_CONTEXTS: Final = {
+    number: Context(context)
+    for number, context in _details((Kind.FIELD,), "RDX").items()
+    if not GUEST_LEAVES[number].name.startswith("TDG.SERVTD.")
+}
+_ALIGN: Final = _details((Kind.GPA, Kind.BUFFER), "RCX") | dict.fromkeys(
+    _details((Kind.GPA_AND_LEVEL,), "RCX"), PAGE
+)
 
 
 Gpas = Sequence[int]

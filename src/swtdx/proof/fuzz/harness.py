@@ -363,15 +363,16 @@ class Fuzzer:
             except GuestFault as fault:
                 if fault.vector == VECTOR_VE and self._choose(8):
                     yield from self._perform(cpu, Tdcall(rax=3))
-                helpless = 0
+                # What it does when its budget is spent is to leave, and that faults only outside long mode.
+                helpless = helpless + 1 if self._budget < 0 else 0
             except ScriptError:
-                # No such instruction in this mode.  A host that can write to a debug TD's registers may put
-                # the guest into a mode in which there are none at all: then it ends, in a triple fault.
-                helpless += 1
-                if helpless > _HELPLESS:
-                    return
+                helpless += 1  # no such instruction in this mode
             else:
                 helpless = 0
+            if helpless > _HELPLESS:
+                # A host that can write to a debug TD's registers may put the guest into a mode in which there
+                # are no instructions at all, or in which TDCALL is #GP: then it ends, in a triple fault.
+                return
 
     def _operation(self) -> Operation:
         choose = self._choose

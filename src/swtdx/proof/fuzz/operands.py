@@ -1,4 +1,7 @@
-"""How each SEAMCALL's registers are filled: with what they are meant for, or with something wrong."""
+"""How each SEAMCALL's registers are filled: with what its operands are meant for, or something wrong.
+
+What an operand is meant for is its kind, which the leaf tables declare.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swtdx.arch import regs
-from swtdx.arch.leaf import Leaf
+from swtdx.arch.leaf import Input, Kind, Leaf
 from swtdx.arch.leaves import HOST_LEAVES
 from swtdx.arch.metadata import Context
-from swtdx.arch.regs import R8, R9, R10, R11, RAX, RBX, RCX, RDX
+from swtdx.arch.regs import RAX, RCX
 from swtdx.arch.units import LARGE_PAGE, MASK64
 from swtdx.proof.fuzz.situation import ODD_VALUES, Choose, Situation, pick
 from swtdx.proof.invariants import TdView
@@ -35,150 +38,68 @@ class Call:
         return f"{name} on processor {self.lp}: {values}"
 
 
-Fill = Callable[[Situation, Choose, Leaf, TdView | None, list[int]], int]
+@dataclass(slots=True)
+class Draw:
+    """What an operand is drawn from: the situation, the leaf, a TD for it, the registers filled so far."""
+
+    s: Situation
+    choose: Choose
+    leaf: Leaf
+    td: TdView | None
+    g: list[int]
 
 
-def _new(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return s.new_page(choose)
+def _new_of_level(d: Draw, _: Input) -> int:
+    if d.g[RCX] & 7 == 1:
+        return pick(d.choose, d.s.free_large) if d.s.free_large else 0
+    return d.s.new_page(d.choose)
 
 
-def _new_sized(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    if g[RCX] & 7 == 1:
-        return pick(choose, s.free_large) if s.free_large else 0
-    return s.new_page(choose)
+def _tdvpr(d: Draw, _: Input) -> int:
+    if d.td is not None and d.td.vcpus and d.choose(8):
+        return pick(d.choose, d.td.vcpus).tdvpr
+    return pick(d.choose, d.s.vcpus).tdvpr if d.s.vcpus else d.s.wrong_page(d.choose)
 
 
-def _hkid(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return pick(choose, s.hkids)
+def _owned(d: Draw, _: Input) -> int:
+    return pick(d.choose, d.s.owned) if d.s.owned else d.s.new_page(d.choose)
 
 
-def _tdr(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return td.tdr if td else s.wrong_page(choose)
+def _any_page(d: Draw, _: Input) -> int:
+    return pick(d.choose, d.s.owned) if d.s.owned and d.choose(2) else d.s.new_page(d.choose)
 
 
-def _tdvpr(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    if td is not None and td.vcpus and choose(8):
-        return pick(choose, td.vcpus).tdvpr
-    return pick(choose, s.vcpus).tdvpr if s.vcpus else s.wrong_page(choose)
+def _page_and_hkid(d: Draw, _: Input) -> int:
+    hkid = pick(d.choose, d.s.hkids) if d.choose(4) else d.choose(64)
+    return d.s.new_page(d.choose) | hkid << d.s.shift
 
 
-def _gpa_level(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return s.gpa_level(choose, td, leaf)
+def _tdmr(d: Draw, _: Input) -> int:
+    return d.s.picture.covered[0][0] if d.s.picture.covered else LARGE_PAGE
 
 
-def _gpa8(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return s.gpa(choose, td, 8)
-
-
-def _gpa256(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return s.gpa(choose, td, 256)
-
-
-def _params(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return pick(choose, s.params if choose(4) else s.bad_params)
-
-
-def _source(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return pick(choose, s.sources)
-
-
-def _buffer(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return pick(choose, s.scratch)
-
-
-def _owned(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return pick(choose, s.owned) if s.owned else s.new_page(choose)
-
-
-def _any_page(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return pick(choose, s.owned) if s.owned and choose(2) else s.new_page(choose)
-
-
-def _flushed(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return s.new_page(choose) | (pick(choose, s.hkids) if choose(4) else choose(64)) << s.shift
-
-
-def _odd(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return s.odd(choose)
-
-
-def _none(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return MASK64
-
-
-def _zero(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return 0
-
-
-def _small(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return choose(3)
-
-
-def _tdmr(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return s.picture.covered[0][0] if s.picture.covered else LARGE_PAGE
-
-
-def _count(value: int) -> Fill:
-    return lambda s, choose, leaf, td, g: value
-
-
-def _field(context: Context) -> Fill:
-    return lambda s, choose, leaf, td, g: s.field(choose, context)
-
-
-def _mask(s: Situation, choose: Choose, leaf: Leaf, td: TdView | None, g: list[int]) -> int:
-    return MASK64 if choose(2) else s.odd(choose)
-
-
-_SEPT_PAGES: Final = {R8: _new, R9: _none, R10: _none, R11: _none}
-_WRITE: Final = {R8: _odd, R9: _mask}
-#: What each register of a leaf is meant for.  RCX comes before the others, whose meaning may depend on it.
-FILLS: Final[dict[str, dict[int, Fill]]] = {
-    "TDH.SYS.INIT": {RCX: _zero},
-    "TDH.SYS.INFO": {RCX: _buffer, RDX: _count(1024), R8: _buffer, R9: _count(32)},
-    "TDH.SYS.RD": {RDX: _field(Context.SYS)},
-    "TDH.SYS.RDALL": {RDX: _buffer, R8: _field(Context.SYS)},
-    "TDH.SYS.CONFIG": {RCX: _buffer, RDX: _small, R8: _hkid},
-    "TDH.SYS.TDMR.INIT": {RCX: _tdmr},
-    "TDH.PHYMEM.PAGE.RDMD": {RCX: _any_page},
-    "TDH.PHYMEM.PAGE.RECLAIM": {RCX: _owned},
-    "TDH.PHYMEM.CACHE.WB": {RCX: _zero},
-    "TDH.PHYMEM.PAGE.WBINVD": {RCX: _flushed},
-    "TDH.MNG.CREATE": {RCX: _new, RDX: _hkid},
-    "TDH.MNG.KEY.CONFIG": {RCX: _tdr},
-    "TDH.MNG.KEY.RECLAIMID": {RCX: _tdr},
-    "TDH.MNG.KEY.FREEID": {RCX: _tdr},
-    "TDH.MNG.ADDCX": {RCX: _new, RDX: _tdr},
-    "TDH.MNG.INIT": {RCX: _tdr, RDX: _params},
-    "TDH.MNG.RD": {RCX: _tdr, RDX: _field(Context.TD)},
-    "TDH.MNG.WR": {RCX: _tdr, RDX: _field(Context.TD), **_WRITE},
-    "TDH.MNG.VPFLUSHDONE": {RCX: _tdr},
-    "TDH.VP.CREATE": {RCX: _new, RDX: _tdr},
-    "TDH.VP.ADDCX": {RCX: _new, RDX: _tdvpr},
-    "TDH.VP.INIT": {RCX: _tdvpr, RDX: _odd},
-    "TDH.VP.ENTER": {
-        RCX: _tdvpr,
-        **dict.fromkeys((RDX, RBX, 5, 6, 7, R8, R9, R10, R11, 12, 13, 14, 15), _odd),
-    },
-    "TDH.VP.FLUSH": {RCX: _tdvpr},
-    "TDH.VP.RD": {RCX: _tdvpr, RDX: _field(Context.VP)},
-    "TDH.VP.WR": {RCX: _tdvpr, RDX: _field(Context.VP), **_WRITE},
-    "TDH.MEM.SEPT.ADD": {RCX: _gpa_level, RDX: _tdr, **_SEPT_PAGES},
-    "TDH.MEM.PAGE.ADD": {RCX: _gpa_level, RDX: _tdr, R8: _new, R9: _source},
-    "TDH.MEM.PAGE.AUG": {RCX: _gpa_level, RDX: _tdr, R8: _new_sized},
-    "TDH.MEM.RANGE.BLOCK": {RCX: _gpa_level, RDX: _tdr},
-    "TDH.MEM.RANGE.UNBLOCK": {RCX: _gpa_level, RDX: _tdr},
-    "TDH.MEM.TRACK": {RCX: _tdr},
-    "TDH.MEM.PAGE.REMOVE": {RCX: _gpa_level, RDX: _tdr},
-    "TDH.MEM.SEPT.REMOVE": {RCX: _gpa_level, RDX: _tdr},
-    "TDH.MEM.PAGE.DEMOTE": {RCX: _gpa_level, RDX: _tdr, **_SEPT_PAGES},
-    "TDH.MEM.PAGE.PROMOTE": {RCX: _gpa_level, RDX: _tdr},
-    "TDH.MEM.PAGE.RELOCATE": {RCX: _gpa_level, RDX: _tdr, R8: _new},
-    "TDH.MEM.SEPT.RD": {RCX: _gpa_level, RDX: _tdr},
-    "TDH.MEM.RD": {RCX: _gpa8, RDX: _tdr},
-    "TDH.MEM.WR": {RCX: _gpa8, RDX: _tdr, R8: _odd},
-    "TDH.MR.EXTEND": {RCX: _gpa256, RDX: _tdr},
-    "TDH.MR.FINALIZE": {RCX: _tdr},
+#: What an operand of each kind is meant for.
+FILLS: Final[dict[Kind, Callable[[Draw, Input], int]]] = {
+    Kind.VALUE: lambda d, _: d.s.odd(d.choose),
+    Kind.NUMBER: lambda d, operand: operand.detail,
+    Kind.COUNT: lambda d, _: d.choose(3),
+    Kind.MASK: lambda d, _: MASK64 if d.choose(2) else d.s.odd(d.choose),
+    Kind.FIELD: lambda d, operand: d.s.field(d.choose, Context(operand.detail)),
+    Kind.TDR: lambda d, _: d.td.tdr if d.td else d.s.wrong_page(d.choose),
+    Kind.TDVPR: _tdvpr,
+    Kind.NEW_PAGE: lambda d, _: d.s.new_page(d.choose),
+    Kind.NEW_PAGE_OF_LEVEL: _new_of_level,
+    Kind.L2_PAGE: lambda d, _: MASK64,
+    Kind.ANY_PAGE: _any_page,
+    Kind.OWNED_PAGE: _owned,
+    Kind.PAGE_AND_HKID: _page_and_hkid,
+    Kind.GPA_AND_LEVEL: lambda d, _: d.s.gpa_level(d.choose, d.td, d.leaf),
+    Kind.GPA: lambda d, operand: d.s.gpa(d.choose, d.td, operand.detail),
+    Kind.BUFFER: lambda d, _: pick(d.choose, d.s.scratch),
+    Kind.SOURCE: lambda d, _: pick(d.choose, d.s.sources),
+    Kind.TD_PARAMS: lambda d, _: pick(d.choose, d.s.params if d.choose(4) else d.s.bad_params),
+    Kind.HKID: lambda d, _: pick(d.choose, d.s.hkids),
+    Kind.TDMR: _tdmr,
 }
 
 
@@ -204,14 +125,15 @@ def make_call(s: Situation, choose: Choose, leaf: Leaf, *, wrong_of: int = 24, p
     g = call.gpr
     version = choose(leaf.max_version + 1)
     g[RAX] = leaf.number | version << 16
-    td = s.td(choose, leaf)
-    fills = FILLS.get(leaf.name, {})
+    draw = Draw(s, choose, leaf, s.td(choose, leaf), g)
+    operands = {regs.number(operand.register): operand for operand in leaf.inputs}
+    # RCX comes before the others, whose meaning may depend on it.
     for register in range(1, 16):
-        fill = fills.get(register)
-        if fill is None:
+        operand = operands.get(register)
+        if operand is None:
             g[register] = 0xF111_0000_0000_0F1F + (register << 32)
             continue
-        value = fill(s, choose, leaf, td, g)
+        value = FILLS[operand.kind](draw, operand)
         if wrong_of and not choose(wrong_of):
             value = wrong_value(s, choose, value)
         g[register] = value & MASK64
