@@ -83,9 +83,9 @@ def initialise(
         with contextlib.suppress(GeneralProtection):
             cpu.host.vmxon()
     boot = processors[0]
-    status, details = sc.tdh_sys_init(boot)
+    status, leaf = sc.tdh_sys_init(boot)
     wrong = status == st.TDX_INCORRECT_CPUID_VALUE
-    boot.need(status, f"CPUID leaf {details[0] & 0xFFFFFFFF:#x}" if wrong else "")
+    boot.need(status, f"CPUID leaf {leaf & 0xFFFFFFFF:#x}" if wrong else "")
     for cpu in processors:
         cpu.need(sc.tdh_sys_lp_init(cpu), f"processor {cpu.index}")
     hkids = HkidPool(host.shared_keyids + 1, host.private_keyids)

@@ -17,9 +17,6 @@ Operands = dict[str, int]
 #: The value of an operand, or what makes it in a world.
 Operand = int | Callable[[World], int]
 _BOOT_NT4: Final = 1 << 22
-#: The highest physical address bit, MAXPA - 1 (52 bits): part of the KeyID.
-_KEYID: Final = 1 << 51
-_BEYOND: Final = 1 << 52
 
 
 @dataclass(frozen=True)
