@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from swtdx.arch import metadata
 from swtdx.arch.metadata import Context
+from swtdx.arch.published_modules import MODULES
 from swtdx.cli.explain import explain
 from swtdx.explain.dcap import FAMILIES
 from swtdx.explain.find import Unknown, find
-from swtdx.explain.modules import MODULES
 
 
 def run(*words: str) -> list[str]:

@@ -20,6 +20,7 @@ class ATTRIBUTES(Register):
     PERF_PROF = BitField(5)
     PMT_PROF = BitField(6)
     ICSSD = BitField(16)
+    SERVTD_EXT = BitField(17)
     LASS = BitField(27)
     SEPT_VE_DISABLE = BitField(28)
     MIGRATABLE = BitField(29)

@@ -47,3 +47,41 @@ def object_identifier(dotted: str) -> bytes:
             groups.append(arc & 0x7F | 0x80)
         content += bytes(reversed(groups))
     return tlv(0x06, bytes(content))
+
+
+def read(data: bytes) -> list[tuple[int, bytes]]:
+    """The elements that ``data`` consists of: (tag byte, content).
+
+    Raises:
+        ValueError: it is not DER, or ends within an element.
+    """
+    elements = []
+    at = 0
+    while at < len(data):
+        if len(data) < at + 2:
+            raise ValueError("DER ends in a header")
+        tag, size = data[at], data[at + 1]
+        at += 2
+        if size & 0x80:
+            count = size & 0x7F
+            if not 1 <= count <= 4 or len(data) < at + count:
+                raise ValueError("DER has an unusable length")
+            size = int.from_bytes(data[at : at + count], "big")
+            at += count
+        if len(data) < at + size:
+            raise ValueError("DER ends in an element")
+        elements.append((tag, data[at : at + size]))
+        at += size
+    return elements
+
+
+def dotted(content: bytes) -> str:
+    """An OBJECT IDENTIFIER's content in dotted form."""
+    arcs, value = [], 0
+    for byte in content:
+        value = value << 7 | byte & 0x7F
+        if not byte & 0x80:
+            arcs.append(value)
+            value = 0
+    first = min(arcs[0] // 40, 2) if arcs else 0
+    return ".".join(str(arc) for arc in [first, arcs[0] - 40 * first, *arcs[1:]]) if arcs else ""

@@ -10,14 +10,16 @@ import datetime as dt
 import functools
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from .collateral import Collateral
+from .collateral import Collateral, TcbStatus
+from .differences import differences
 from .errors import AttestationError, MissingDependency, QuoteFormatError
+from .hints import policy_key, with_dates
 from .names import is_simulated
 from .policy import Policy
 from .quote import ParsedQuote
@@ -111,7 +113,9 @@ class Verdict:
 
     ``check`` names the check that failed and ``reason`` says how; both are empty when accepted.
     ``authentic`` is true when every signature and date was good, so that the claims can be believed
-    even though a policy refused them.
+    even though a policy refused them.  ``differences`` are lines about what of the quote is behind, or
+    other than, what the collateral says; ``policy_key`` is what a policy would have to say for a refusal
+    by a policy not to come.
     """
 
     accepted: bool
@@ -124,6 +128,8 @@ class Verdict:
     root: bytes = field(repr=False, default=b"")
     policy: Policy = field(repr=False, default_factory=Policy)
     raw_claims: Any = field(repr=False, default=None)
+    differences: tuple[str, ...] = ()
+    policy_key: str = ""
 
     @functools.cached_property
     def claims(self) -> dict[str, Any]:
@@ -156,6 +162,8 @@ class Verdict:
             "authentic": self.authentic,
             "failed_check": self.check or None,
             "reason": self.reason or None,
+            "differences": list(self.differences),
+            "policy_key": self.policy_key or None,
             "verified_at": dt.datetime.fromtimestamp(self.now, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "policy": self.policy.name,
             "root": {
@@ -247,8 +255,14 @@ class Verifier:
         try:
             claims = self._verifier.verify_with_policy(quote, native, seconds, self._tcb_policy(seconds))
         except ValueError as error:
-            return self._explain(quote, native, seconds, error)
-        return self.conclude(quote, claims, seconds)
+            verdict = self._explain(quote, native, seconds, error)
+        else:
+            verdict = self.conclude(quote, claims, seconds)
+        if isinstance(collateral, Collateral) and not (
+            verdict.accepted and verdict.status == TcbStatus.UP_TO_DATE
+        ):
+            verdict = replace(verdict, differences=tuple(differences(quote, collateral, seconds)))
+        return verdict
 
     def conclude(self, quote: bytes, claims: Any, now: int) -> Verdict:
         """The verdict on a quote of which dcap-qvl has given ``claims`` at ``now`` (Unix seconds).
@@ -269,13 +283,14 @@ class Verifier:
             False,
             claims is not None,
             check,
-            reason,
+            with_dates(reason),
             quote,
             now,
             self.simulated,
             self.root,
             self.policy,
             claims,
+            policy_key=policy_key(reason) if check in (CLAIMS, TCB_POLICY) else "",
         )
 
     def _explain(self, quote: bytes, native: Any, now: int, refusal: ValueError) -> Verdict:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -17,25 +16,21 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from swtdx.attestation.collateral import Collateral
-from swtdx.attestation.errors import AttestationError
+from swtdx.attestation.errors import AttestationError, QuoteFormatError
 from swtdx.attestation.eventlog import format as log_format
 from swtdx.attestation.eventlog import replay
 from swtdx.attestation.keys import DEFAULT_SEED
+from swtdx.attestation.kinds import quote_bytes
 from swtdx.attestation.pcs.serve import DEFAULT_PORT
 from swtdx.attestation.policy import Policy, load_policy
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.scenario import builtins, find
 from swtdx.attestation.world import World
+from swtdx.cli.inputs import Unusable, read_bytes, reason, write_bytes
 from swtdx.cli.seeds import Seed
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Unusable(click.ClickException):
-    """What the user gave cannot be used; one sentence, no traceback, exit status 2."""
-
-    exit_code = 2
 
 
 def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -49,7 +44,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise Unusable(str(error)) from None
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
-            raise Unusable(f"{name}{error.strerror or error}") from None
+            raise Unusable(f"{name}{reason(error)}") from None
 
     return wrapped
 
@@ -72,19 +67,16 @@ def parse_moment(text: str) -> int:
 
 
 def read_quote(path: str) -> bytes:
-    """A quote from a file (``-`` for standard input), binary or in hex."""
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    text = data.strip().removeprefix(b"0x")
-    if (
-        len(text) > 200
-        and not len(text) % 2
-        and all(each in b"0123456789abcdefABCDEF" for each in text[:200])
-    ):
-        try:
-            return bytes.fromhex(text.decode("ascii"))
-        except ValueError:
-            return data
-    return data
+    """A quote from a file (``-`` for standard input): binary, hex, base64, base64url, or in JSON.
+
+    Raises:
+        QuoteFormatError: it is a TDREPORT, or text with no quote in it.
+    """
+    data = read_bytes(path, "the quote")
+    try:
+        return quote_bytes(data)
+    except QuoteFormatError as error:
+        raise QuoteFormatError(f"{path}: {error}") from None
 
 
 def _hex(text: str, what: str) -> bytes:
@@ -118,14 +110,14 @@ def _collateral(quote: bytes, collateral: str | None, pcs: str | None) -> Any:
     if collateral and pcs:
         raise click.UsageError("--collateral and --pcs exclude each other")
     if collateral:
-        return Collateral.from_json(Path(collateral).read_bytes())
+        return Collateral.from_json(read_bytes(collateral, "the collateral"))
     if pcs:
         from swtdx.attestation.pcs.fetch import fetch_collateral
 
         return fetch_collateral(pcs, quote)
     raise click.UsageError(
         "a verifier needs collateral: give --pcs URL (for a simulated machine, that of `swtdx pcs serve`) "
-        "or --collateral FILE"
+        "or --collateral FILE. `swtdx show` prints what is in a quote without verifying it"
     )
 
 
@@ -155,7 +147,11 @@ def verify(
     token_file: str | None,
     token_key: str | None,
 ) -> None:
-    """Verify QUOTE (a file, or - for standard input) and say what it proves, or what is wrong with it."""
+    """Verify QUOTE and say what it proves, or what is wrong with it.
+
+    QUOTE is a file, or - for standard input: binary, hex (as xxd, od or hexdump print it, too), base64,
+    base64url, or JSON with the quote in it, as evidence of confidential containers, dstack and others has.
+    """
     from swtdx.attestation.report import render
     from swtdx.attestation.verify import Verifier
 
@@ -166,7 +162,7 @@ def verify(
     if wanted is not None:
         policy = policy.with_reportdata(wanted)
     data = read_quote(quote)
-    root = Path(root_file).read_bytes() if root_file else None
+    root = read_bytes(root_file, "the root certificate") if root_file else None
     verifier = Verifier(root, policy, accept_simulated=accept_simulated)
     now = parse_moment(moment) if moment else None
     verdict = verifier.verify(data, _collateral(data, collateral, pcs), now)
@@ -174,8 +170,8 @@ def verify(
         from swtdx.attestation.token import ear_claims, sign_token
 
         usable = wanted if wanted is not None and len(wanted) >= 8 else None
-        token = sign_token(ear_claims(verdict, nonce=usable), Path(token_key).read_bytes())
-        Path(token_file).write_text(token + "\n")
+        token = sign_token(ear_claims(verdict, nonce=usable), read_bytes(token_key, "the key"))
+        write_bytes(token_file, f"{token}\n".encode(), "the token")
     click.echo(json.dumps(verdict.document(), indent=2) if as_json else render(verdict))
     raise click.exceptions.Exit(0 if verdict.accepted else 1)
 
@@ -239,7 +235,8 @@ def pcs_scenarios() -> None:
 # -- eventlog -----------------------------------------------------------------------------------
 
 
-def _events_table(events: list[log_format.Event]) -> list[str]:
+def events_table(events: list[log_format.Event]) -> list[str]:
+    """An event a line."""
     lines = []
     for event in events:
         doubt = "  DIGEST IS NOT OF THE DATA" if event.data_matches is False else ""
@@ -273,7 +270,7 @@ def eventlog(log: str, quote: str | None, reference: str | None, as_json: bool) 
         ],
         "rtmrs": [value.hex() for value in replay.replay(events)],
     }
-    lines = [*_events_table(events), ""]
+    lines = [*events_table(events), ""]
     lines += [f"RTMR{number} {value}" for number, value in enumerate(out["rtmrs"])]
     agrees = True
     if quote is not None:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Lazy] = {
     "measure": Lazy("swtdx.cli.measure:measure", "Compute the MRTD of an image without a machine."),
     "quote": Lazy("swtdx.cli.quote:quote", "Have a TD make a quote."),
     "verify": Lazy("swtdx.cli.attestation:verify", "Verify a quote and say what it proves."),
+    "show": Lazy("swtdx.cli.show:show", "Show a quote, TDREPORT, certificate ... without verifying."),
     "eventlog": Lazy("swtdx.cli.attestation:eventlog", "Show an event log and replay it against a quote."),
     "pcs": Lazy("swtdx.cli.attestation:pcs", "Serve the collateral of a simulated machine."),
     "vectors": Lazy("swtdx.cli.attestation:vectors", "Make test vectors for people who write verifiers."),

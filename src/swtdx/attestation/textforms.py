@@ -1,0 +1,138 @@
+"""Bytes out of the text in which people keep and send them: hex, dumps, base64, JSON around it.
+
+What a quote comes in is not what it is: ``xxd -p`` and ``od`` print hex with line ends, HTTP APIs carry
+base64 or base64url, and evidence of confidential containers, dstack and others is JSON with the quote in
+one of its members.  Nothing here knows what the bytes mean; the caller says what it is looking for.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+#: Text longer than this is not searched for other forms, in bytes: far above any quote or log.
+MOST: Final = 64 << 20
+#: How deep text is looked for in text (JSON in base64 in JSON ...).
+_DEPTH: Final = 4
+
+_HEX: Final = re.compile(rb"(?:0[xX])?(?:[0-9a-fA-F]{2}[\s:,]*)+")
+#: A line of xxd (colon, groups, two blanks, characters), of hexdump -C (characters between bars) or of od.
+_XXD: Final = re.compile(rb"^[0-9a-fA-F]{6,8}:\s+((?:[0-9a-fA-F]{2,8} )+?)(?: .*)?$")
+_OTHER: Final = re.compile(rb"^[0-9a-fA-F]{7,8}((?:\s{1,2}[0-9a-fA-F]{2})+)\s*(?:\|.*)?$")
+_OFFSET: Final = re.compile(rb"^[0-9a-fA-F]{6,8}$")
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_UTF16: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+
+
+def candidates(data: bytes) -> Iterator[tuple[bytes, str]]:
+    """What ``data`` may stand for, the likeliest first: (bytes, how they were written).
+
+    The bytes themselves come first, as ``binary``.
+    """
+    yield data, "binary"
+    if len(data) <= MOST:
+        yield from _text(data, _DEPTH)
+
+
+def decode(data: bytes, wanted: Callable[[bytes], bool]) -> tuple[bytes, str] | None:
+    """The first candidate that is ``wanted``, and how it was written; None if there is none."""
+    for found, form in candidates(data):
+        if wanted(found):
+            return found, form
+    return None
+
+
+def looks_like_text(data: bytes) -> str:
+    """``hex``, ``base64`` or ``JSON`` if ``data`` is one of these, whatever is in it; else ""."""
+    for _, form in candidates(data):
+        if form != "binary":
+            return form.partition(" ")[0].rstrip(",")
+    return ""
+
+
+def _text(data: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
+    if not depth:
+        return
+    encoding = _UTF16.get(data[:2])
+    if encoding:
+        data = data[2:].decode(encoding, "ignore").encode()
+    text = data.removeprefix(b"\xef\xbb\xbf").strip().strip(b"\0").strip()
+    if not text:
+        return
+    if text[:1] in b'{["':
+        yield from _json(text, depth)
+        return
+    if _HEX.fullmatch(text):
+        digits = re.sub(rb"[\s:,]", b"", text)
+        digits = digits[2:] if digits[:2] in (b"0x", b"0X") else digits
+        yield bytes.fromhex(digits.decode("ascii")), "hex"
+    dump = _dump(text)
+    if dump:
+        yield dump, "hex dump"
+    if _BASE64.fullmatch(text):
+        joined = b"".join(text.split()).rstrip(b"=")
+        name = "base64url" if b"-" in joined or b"_" in joined else "base64"
+        try:
+            plain = base64.b64decode(
+                joined.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(joined) % 4), validate=True
+            )
+        except binascii.Error:
+            return
+        yield plain, name
+        for inner, form in _text(plain, depth - 1):
+            yield inner, f"{form} in {name}"
+
+
+def _dump(text: bytes) -> bytes:
+    """The bytes of a dump by xxd, hexdump -C or od -tx1, b"" if ``text`` is none."""
+    out = b""
+    for line in text.splitlines():
+        line = line.rstrip()
+        if line == b"*":
+            # Lines are left out here: how many, only the offsets would say.
+            return b""
+        match = _XXD.match(line + b"  ") or _OTHER.match(line)
+        if match is None:
+            if not out or not _OFFSET.match(line):
+                return b""
+            continue
+        digits = re.sub(rb"\s", b"", match[1])
+        if len(digits) % 2:
+            return b""
+        out += bytes.fromhex(digits.decode("ascii"))
+    return out
+
+
+def _json(text: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    for path, value in _members(document, ""):
+        where = f"JSON, member {path}" if path else "JSON"
+        if isinstance(value, str):
+            raw = value.encode("utf-8", "replace")
+            for inner, form in _text(raw, depth - 1):
+                yield inner, f"{where}, {form}"
+        else:
+            yield bytes(value), f"{where}, numbers"
+
+
+def _members(value: Any, path: str) -> Iterator[tuple[str, str | list[int]]]:
+    """Every text and every list of bytes in a JSON document, with its path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        # "quote" before what may be as long and is none, such as an event log.
+        for key in sorted(value, key=lambda each: "quote" not in str(each).lower()):
+            yield from _members(value[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        if len(value) > 64 and all(isinstance(each, int) and 0 <= each <= 255 for each in value):
+            yield path, value
+            return
+        for place, each in enumerate(value):
+            yield from _members(each, f"{path}[{place}]")
