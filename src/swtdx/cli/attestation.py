@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from swtdx.attestation.collateral import Collateral
-from swtdx.attestation.errors import AttestationError, QuoteFormatError
+from swtdx.attestation.errors import AttestationError, EventLogError, QuoteFormatError
 from swtdx.attestation.eventlog import format as log_format
 from swtdx.attestation.eventlog import replay
 from swtdx.attestation.keys import DEFAULT_SEED
@@ -235,6 +235,15 @@ def pcs_scenarios() -> None:
 # -- eventlog -----------------------------------------------------------------------------------
 
 
+def _read_log(path: str) -> list[log_format.Event]:
+    from swtdx.attestation.eventlog.reading import read_log
+
+    try:
+        return read_log(read_bytes(path, "an event log"))
+    except EventLogError as error:
+        raise EventLogError(f"{path}: {error}") from None
+
+
 def events_table(events: list[log_format.Event]) -> list[str]:
     """An event a line."""
     lines = []
@@ -251,11 +260,25 @@ def events_table(events: list[log_format.Event]) -> list[str]:
 @click.argument("log", type=click.Path())
 @click.option("--quote", metavar="QUOTE", help="Replay the log against this quote's RTMRs.")
 @click.option("--reference", type=click.Path(), help="A log that is known to be good, to compare with.")
+@click.option(
+    "--runtime",
+    type=click.IntRange(0, 3),
+    multiple=True,
+    metavar="N",
+    help="RTMR N may differ from the log: software extends it at run time (mostly 3). May be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the outcome as JSON.")
 @plain_errors
-def eventlog(log: str, quote: str | None, reference: str | None, as_json: bool) -> None:
-    """Show an event LOG (CCEL), replay it, and point at the first event that differs."""
-    events = log_format.parse(Path(log).read_bytes())
+def eventlog(
+    log: str, quote: str | None, reference: str | None, runtime: tuple[int, ...], as_json: bool
+) -> None:
+    """Show an event LOG, replay it, and point at the first event that differs.
+
+    LOG is a CCEL (/sys/firmware/acpi/tables/data/CCEL), also in hex or base64, or the JSON of dstack, of
+    confidential containers, of the TCG's canonical event log or of this command. Exit status 1 if a
+    register differs from the quote's, or the log from the reference.
+    """
+    events = _read_log(log)
     out: dict[str, Any] = {
         "events": [
             {
@@ -265,6 +288,7 @@ def eventlog(log: str, quote: str | None, reference: str | None, as_json: bool) 
                 "digest": event.digest.hex(),
                 "data": event.data.hex(),
                 "digest_is_of_data": event.data_matches,
+                "text": event.text(),
             }
             for event in events
         ],
@@ -276,22 +300,34 @@ def eventlog(log: str, quote: str | None, reference: str | None, as_json: bool) 
     if quote is not None:
         body = ParsedQuote(read_quote(quote)).body()
         results = replay.compare(events, [body[f"rtmr{number}"] for number in range(replay.RTMRS)])
-        agrees = all(result.matches for result in results)
+        agrees = all(result.matches or result.rtmr in runtime for result in results)
         out["quote"] = []
         lines.append("")
         for result in results:
             where = result.event.index if result.event is not None else None
+            accepted = result.matches or result.rtmr in runtime
             out["quote"].append(
-                {"rtmr": result.rtmr, "matches": result.matches, "event": where, "note": result.note or None}
+                {
+                    "rtmr": result.rtmr,
+                    "matches": result.matches,
+                    "accepted": accepted,
+                    "event": where,
+                    "note": result.note or None,
+                }
             )
-            if result.matches:
+            if accepted and not result.matches:
+                lines.append(
+                    f"RTMR{result.rtmr} differs from the quote's {result.actual.hex()}: accepted, as it is "
+                    "extended at run time (--runtime)"
+                )
+            elif result.matches:
                 lines.append(f"RTMR{result.rtmr} matches the quote ({result.events} events)")
             else:
                 at = f"event {where}: " if where is not None else ""
                 lines.append(f"RTMR{result.rtmr} DIFFERS from the quote's {result.actual.hex()}")
                 lines.append(f"      {at}{result.note}")
     if reference is not None:
-        differences = replay.first_difference(events, log_format.parse(Path(reference).read_bytes()))
+        differences = replay.first_difference(events, _read_log(reference))
         agrees = agrees and not differences
         out["reference"] = [
             {"rtmr": rtmr, "event": event.index if event else None, "note": note}

@@ -39,12 +39,11 @@ def show(file: str, as_json: bool) -> None:
 
 def _event_log(data: bytes, as_json: bool) -> bool:
     """Show an event log, if it is one."""
-    from swtdx.attestation.eventlog import format as log_format
-    from swtdx.attestation.eventlog import replay
+    from swtdx.attestation.eventlog import reading, replay
     from swtdx.cli.attestation import events_table
 
     try:
-        events = log_format.parse(data)
+        events = reading.read_log(data)
     except EventLogError:
         return False
     rtmrs = [value.hex() for value in replay.replay(events)]

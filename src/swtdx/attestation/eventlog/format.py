@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import EventLogError
+from .describe import DSTACK, describe
 
 #: Algorithm id of SHA-384 (TPM_ALG_SHA384), and its size in bytes.
 SHA384: Final = 0x000C
 DIGEST: Final = 48
 
 EV_NO_ACTION: Final = 3
-EV_EVENT_TAG: Final = 6
-EV_EFI_PLATFORM_FIRMWARE_BLOB2: Final = 0x8000000A
 
 #: Event types by number (TCG PC Client Platform Firmware Profile, table 27).
 EVENT_TYPES: Final = {
@@ -40,6 +39,7 @@ EVENT_TYPES: Final = {
     0x0000000E: "EV_IPL_PARTITION_DATA",
     0x00000011: "EV_NONHOST_INFO",
     0x00000012: "EV_OMIT_BOOT_DEVICE_EVENTS",
+    DSTACK: "DSTACK_RUNTIME_EVENT",
     0x80000001: "EV_EFI_VARIABLE_DRIVER_CONFIG",
     0x80000002: "EV_EFI_VARIABLE_BOOT",
     0x80000003: "EV_EFI_BOOT_SERVICES_APPLICATION",
@@ -67,17 +67,6 @@ _SPEC_ID: Final = b"Spec ID Event03\0"
 _ALGORITHMS: Final = {0x0004: 20, 0x000B: 32, 0x000C: 48, 0x000D: 64, 0x0012: 32}
 
 
-def _words(data: bytes) -> str:
-    for encoding in ("utf-16-le", "ascii"):
-        try:
-            words = data.decode(encoding).strip("\0")
-        except UnicodeDecodeError:
-            continue
-        if words and all(32 <= ord(each) < 127 for each in words):
-            return words[:60]
-    return f"{len(data)} bytes" + (f" {data[:16].hex()}" if data else "")
-
-
 @dataclass(frozen=True)
 class Event:
     """One event.
@@ -89,6 +78,8 @@ class Event:
         digest: SHA-384 digest that was extended, 48 bytes.
         data: event data.
         offset: byte of the log at which the event starts.
+        known: False where a log (in JSON) has the digest and not the data.
+        name: what a log in JSON calls the event.
     """
 
     index: int
@@ -97,6 +88,8 @@ class Event:
     digest: bytes
     data: bytes
     offset: int = 0
+    known: bool = True
+    name: str = ""
 
     @property
     def rtmr(self) -> int | None:
@@ -116,21 +109,21 @@ class Event:
     @property
     def data_matches(self) -> bool | None:
         """Whether the digest is the data's hash; None for types of which that cannot be said."""
+        if not self.known:
+            return None
+        if self.kind == DSTACK and self.name:
+            measured = b":".join((self.kind.to_bytes(4, "little"), self.name.encode(), self.data))
+            return hashlib.sha384(measured).digest() == self.digest
         if self.kind not in SELF_DESCRIBING:
             return None
         return hashlib.sha384(self.data).digest() == self.digest
 
     def text(self) -> str:
         """The data in a few readable words."""
-        data = self.data
-        if self.kind == EV_EVENT_TAG and len(data) >= 8:
-            # taggedEventID, taggedEventDataSize, data.
-            return f"tag {int.from_bytes(data[:4], 'little'):#x}: {_words(data[8:])}"
-        if self.kind == EV_EFI_PLATFORM_FIRMWARE_BLOB2 and data and len(data) == 17 + data[0]:
-            # BlobDescriptionSize, BlobDescription, BlobBase, BlobLength.
-            base, size = (int.from_bytes(data[-16 + at :][:8], "little") for at in (0, 8))
-            return f"{_words(data[1:-16])} at {base:#x}, {size} bytes"
-        return _words(data)
+        if not self.known and not self.data:
+            return self.name or "the log has no data of it"
+        text = describe(self.kind, self.data)
+        return f"{self.name}: {text}" if self.name else text
 
     def encode(self) -> bytes:
         """The event as a CC_EVENT record."""
@@ -147,7 +140,7 @@ class _Cursor:
         if size > len(self.data) - self.at:
             raise EventLogError(
                 f"the event log ends in {what}: {size} bytes are needed from byte {self.at}, "
-                f"{len(self.data) - self.at} are there"
+                f"{len(self.data) - self.at} are there; it is truncated"
             )
         self.at += size
         return self.data[self.at - size : self.at]
@@ -161,6 +154,11 @@ def _header(cursor: _Cursor) -> dict[int, int]:
     cursor.number(4, "the header's register index")
     kind = cursor.number(4, "the header's event type")
     if kind != EV_NO_ACTION:
+        if kind in EVENT_TYPES and len(cursor.data) > 32:
+            raise EventLogError(
+                f"the event log starts with event type {kind:#x} ({EVENT_TYPES[kind]}), without a header: "
+                "it is a log of a TPM 1.2 (SHA-1), not a CCEL"
+            )
         raise EventLogError(
             f"the event log starts with event type {kind:#x}; a CCEL starts with EV_NO_ACTION, type 3"
         )
@@ -195,13 +193,17 @@ def parse(data: bytes) -> list[Event]:
         # The log's area is larger than the log: what is not used is ones or zeros.
         if len(head) < 8 or head in (b"\xff" * 8, bytes(8)):
             if any(cursor.data[start:]) and cursor.data[start:].strip(b"\xff"):
-                raise EventLogError(f"bytes after the last event, from byte {start}, are no filler")
+                cut = "; the log is truncated in an event" if len(head) < 8 else ""
+                raise EventLogError(f"bytes after the last event, from byte {start}, are no filler{cut}")
             return events
         register = cursor.number(4, "an event")
         kind = cursor.number(4, "an event")
         where = f"event {len(events)} at byte {start}"
         if register > 4:
-            raise EventLogError(f"{where}: there is no measurement register {register}")
+            raise EventLogError(
+                f"{where}: there is no measurement register {register}"
+                + ("; is this the log of a TPM, with PCR numbers?" if register < 24 else "")
+            )
         count = cursor.number(4, where)
         if not 1 <= count <= 16:
             raise EventLogError(f"{where}: {count} digests")

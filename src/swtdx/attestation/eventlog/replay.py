@@ -67,7 +67,7 @@ class RtmrResult:
 
 def compare(events: Sequence[Event], rtmrs: Sequence[bytes]) -> list[RtmrResult]:
     """Replay a log against the four RTMRs of a quote (48 bytes each)."""
-    results = []
+    results: list[RtmrResult] = []
     for rtmr in range(RTMRS):
         mine = of_rtmr(events, rtmr)
         value = replay_digests([event.digest for event in mine])
@@ -83,6 +83,11 @@ def _explain(events: Sequence[Event], target: bytes) -> tuple[Event | None, str]
     """The first event of one RTMR's log that can be shown to be wrong, and why."""
     if target == _START:
         return (events[0] if events else None), "the quote's register was never extended"
+    if not events:
+        return None, (
+            "the log has no event of this register: software in the TD extended it at run time, which no "
+            "CCEL can show (--runtime accepts that)"
+        )
     for event in events:
         if event.data_matches is False:
             return event, "its digest is not the hash of its data: the log was changed here"
