@@ -1,6 +1,7 @@
 """``swtdx measure``: the MRTD that a TD will have, computed from files alone.
 
-Exit status: 0 measured, 2 wrong use, or a file that cannot be measured.
+Exit status: 0 measured (with --quote: the quote has one of the values), 1 it has not, 2 wrong use, or a file
+that cannot be measured.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import click
 from swtdx.cli.boot_choice import OWN_INITRD_CMDLINE
 from swtdx.cli.sizes import Size
 from swtdx.measure.errors import MeasureError
-from swtdx.measure.mrtd import MrtdStream, Region
+from swtdx.measure.mrtd import MrtdStream, Order, Region
 from swtdx.measure.tdvf import MR_EXTEND, PAGE_AUG, TdvfImage, parse_tdvf
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ class _Unusable(click.ClickException):
 @click.option("--memory", type=Size(), help="With --kernel: the TD's memory.  [default: 512M]")
 @click.option("--vcpus", type=click.IntRange(1, 255), help="With --kernel: how many vCPUs.  [default: 1]")
 @click.option("--gpaw", type=click.Choice(["48", "52"]), help="With --kernel: GPA width.  [default: 48]")
+@click.option(
+    "--order",
+    type=click.Choice([each.value for each in Order]),
+    help="With IMAGE: the VMM's order of calls, page by page (current QEMU) or all PAGE.ADDs of a section "
+    "before its MR.EXTENDs (QEMU 8.2.2 of Ubuntu's TDX stack).  [default: show both]",
+)
+@click.option(
+    "--quote", metavar="QUOTE", help="Say which order gives this quote's MRTD (exit status 1: none)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def measure(
     image: Path | None,
@@ -48,11 +58,14 @@ def measure(
     memory: int | None,
     vcpus: int | None,
     gpaw: str | None,
+    order: str | None,
+    quote: str | None,
     as_json: bool,
 ) -> None:
     """Compute the MRTD of a TD without a machine.
 
-    IMAGE is a TDVF firmware image such as OVMF.fd: MRTD as KVM and QEMU build it, section by section.
+    IMAGE is a TDVF firmware image such as OVMF.fd. Its MRTD depends on the order in which the VMM adds and
+    measures pages, and QEMU's versions differ: both values are shown, and --quote says which one a TD has.
     With --kernel it is the TD that `swtdx run` builds with the same kernel, initrd, command line, memory
     and number of vCPUs: MRTD, and the RTMRs when the kernel starts.
     """
@@ -69,6 +82,8 @@ def measure(
         raise click.UsageError("give a firmware image, or --kernel and what goes with it")
     try:
         if kernel is not None:
+            if order is not None:
+                raise click.UsageError("--order: only with a firmware image")
             summary = _direct_boot(
                 _read(kernel),
                 kernel,
@@ -82,13 +97,38 @@ def measure(
             assert image is not None
             if extra:
                 raise click.UsageError(f"{', '.join(extra)}: only with --kernel")
-            summary = _firmware(image)
+            summary = _firmware(image, [Order(order)] if order else list(Order))
     except MeasureError as error:
         raise _Unusable(str(error)) from None
+    found = True
+    if quote is not None:
+        found = _compare(summary, quote)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     else:
         _show(summary)
+    if not found:
+        raise click.exceptions.Exit(1)
+
+
+def _compare(summary: dict[str, Any], quote: str) -> bool:
+    """Say in ``summary`` which of its values are a quote's; whether one of the MRTDs is."""
+    from swtdx.attestation.errors import AttestationError
+    from swtdx.attestation.kinds import parsed
+    from swtdx.cli.inputs import read_bytes
+
+    try:
+        body = parsed(read_bytes(quote, "the quote")).body()
+    except AttestationError as error:
+        raise _Unusable(f"{quote}: {error}") from None
+    actual = body["mrtd"].hex()
+    orders = summary.get("mrtd_by_order", {"page": summary["mrtd"]})
+    fits = [name for name, value in orders.items() if value == actual]
+    summary["quote"] = {"mrtd": actual, "order": fits[0] if fits else None}
+    for number in range(4):
+        if (name := f"rtmr{number}") in summary:
+            summary["quote"][name] = body[name].hex()
+    return bool(fits)
 
 
 def _read(path: Path) -> bytes:
@@ -98,13 +138,14 @@ def _read(path: Path) -> bytes:
         raise _Unusable(f"{path}: {error.strerror or error}") from None
 
 
-def _firmware(path: Path) -> dict[str, Any]:
+def _firmware(path: Path, orders: list[Order]) -> dict[str, Any]:
     data = _read(path)
     try:
         tdvf = parse_tdvf(data)
-        stream = tdvf.measure()
+        streams = {order: tdvf.measure(order) for order in orders}
     except MeasureError as error:
         raise MeasureError(f"{path}: {error}") from None
+    stream = streams[orders[0]]
     return {
         "image": str(path),
         "bytes": len(data),
@@ -113,6 +154,7 @@ def _firmware(path: Path) -> dict[str, Any]:
         "sections": _sections(tdvf),
         "pages": {"added": stream.pages, "measured": stream.measured_pages},
         "mrtd": stream.digest().hex(),
+        "mrtd_by_order": {order.value: each.digest().hex() for order, each in streams.items()},
     }
 
 
@@ -215,10 +257,35 @@ def _show(summary: dict[str, Any]) -> None:
     console.print(table)
     pages = summary["pages"]
     console.print(f"\n{pages['added']} pages added, {pages['measured']} of them measured", markup=False)
-    console.print(f"MRTD   {summary['mrtd']}")
+    by_order = summary.get("mrtd_by_order", {})
+    if by_order:
+        for name, value in by_order.items():
+            order = Order(name)
+            words = "page by page" if order is Order.PAGE else "all pages of a section before its extends"
+            console.print(f"MRTD   {value}  {words}: {order.who}", markup=False)
+    else:
+        console.print(f"MRTD   {summary['mrtd']}")
     for number in range(4):
         if (key := f"rtmr{number}") in summary:
             console.print(f"RTMR{number}  {summary[key]}")
+    if "quote" in summary:
+        console.print("\n" + _quoted(summary), markup=False)
+
+
+def _quoted(summary: dict[str, Any]) -> str:
+    quote = summary["quote"]
+    if quote["order"] is None:
+        return (
+            f"The quote's MRTD is neither: {quote['mrtd']}"
+            if "sections" in summary
+            else (f"The quote's MRTD is another: {quote['mrtd']}")
+        )
+    if "sections" in summary:
+        order = Order(quote["order"])
+        words = "page by page" if order is Order.PAGE else "all pages of a section before its extends"
+        return f"The quote's MRTD is that of the order {order.value}: {words} ({order.who})"
+    others = [name.upper() for name in quote if name.startswith("rtmr") and quote[name] != summary[name]]
+    return "The quote's MRTD is this one" + (f"; {', '.join(others)} differ" if others else ", and its RTMRs")
 
 
 def _how(extended: bool) -> str:

@@ -4,7 +4,8 @@ The rule (measurement.md §1; ``tdh_mem_page_add.c`` and ``tdh_mr_extend.c`` of 
 MRTD is SHA-384 over, for every page in the order of the builder's calls, one 128-byte block of
 TDH.MEM.PAGE.ADD and, if its contents are measured, sixteen times a 128-byte block of TDH.MR.EXTEND and
 the 256 bytes it measures.  A block is a name padded with zeros to 16 bytes, the GPA (little-endian), and
-zeros.  Contents are not part of PAGE.ADD's block.
+zeros.  Contents are not part of PAGE.ADD's block.  Which call follows which is the VMM's choice, and VMMs
+have chosen differently: :class:`Order`.
 
 Nothing here is shared with the TDX Module's own code, so that the two check each other.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 import numpy as np
@@ -31,12 +33,32 @@ _GPA_LIMIT: Final = 1 << 52
 _BATCH: Final = 32
 
 
+class Order(Enum):
+    """In which order a VMM makes its calls for a region whose contents are measured; MRTD depends on it.
+
+    Sources: Linux ``arch/x86/kvm/vmx/tdx.c`` (KVM_TDX_INIT_MEM_REGION) and QEMU 10.1; the reports
+    intel-staging/qemu-tdx#1, Fraunhofer-AISEC/measured-boot-tools#6, virtee/tdx-measure#18.
+    """
+
+    #: Each TDH.MEM.PAGE.ADD is followed by its page's TDH.MR.EXTENDs.
+    PAGE = "page"
+    #: First every TDH.MEM.PAGE.ADD of a section, then every TDH.MR.EXTEND of it.
+    SECTION = "section"
+
+    @property
+    def who(self) -> str:
+        """Which VMMs have it."""
+        if self is Order.PAGE:
+            return "Linux 6.16 with QEMU 10.1 and later; Intel's QEMU up to 8.1"
+        return "Ubuntu 24.04's TDX stack (QEMU 8.2.2) and Intel's QEMU series v5"
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Consecutive pages that are added in ascending order, each followed by its EXTENDs if ``measured``.
+    """Consecutive pages that are added in ascending order, their contents extended if ``measured``.
 
     ``gpa`` is where they start; ``data`` is their contents from the start, and zeros follow it up to
-    ``size`` bytes.  KVM adds a region in just this way (KVM_TDX_INIT_MEM_REGION).
+    ``size`` bytes.  KVM takes a region in just this way (KVM_TDX_INIT_MEM_REGION).
     """
 
     gpa: int
@@ -69,8 +91,8 @@ class MrtdStream:
         self._chunk_offsets = np.arange(0, PAGE, _CHUNK, dtype="<u8")
         self._page_offsets = np.arange(0, _BATCH * PAGE, PAGE, dtype="<u8")
 
-    def add(self, region: Region) -> None:
-        """Add a region's pages.
+    def add(self, region: Region, order: Order = Order.PAGE) -> None:
+        """Add a region's pages, in one of the orders that VMMs have.
 
         Raises:
             MeasureError: it is not made of whole pages within 52 bits of GPA, or its contents are longer.
@@ -84,27 +106,27 @@ class MrtdStream:
             raise MeasureError(
                 f"{len(region.data)} bytes of contents do not fit into {size} bytes at GPA {gpa:#x}"
             )
-        if region.measured:
-            self._add_measured(gpa, size, region.data)
-        else:
+        if not region.measured or order is Order.SECTION:
             self._add_unmeasured(gpa, size)
+        if region.measured:
+            self._add_measured(gpa, size, region.data, adds=order is Order.PAGE)
+        self.pages += size // PAGE
 
-    def _add_measured(self, gpa: int, size: int, data: bytes | memoryview) -> None:
+    def _add_measured(self, gpa: int, size: int, data: bytes | memoryview, *, adds: bool) -> None:
         whole = len(data) // PAGE * PAGE
         source = np.frombuffer(data, np.uint8)
-        self._hash_pages(gpa, source[:whole])
+        self._hash_pages(gpa, source[:whole], adds)
         if whole < size:
             # The page in which the contents end, and the zeros after it.
             last = np.zeros(PAGE, np.uint8)
             last[: len(data) - whole] = source[whole:]
-            self._hash_pages(gpa + whole, last)
+            self._hash_pages(gpa + whole, last, adds)
             zeros = np.zeros(_BATCH * PAGE, np.uint8)
             for at in range(whole + PAGE, size, _BATCH * PAGE):
-                self._hash_pages(gpa + at, zeros[: min(_BATCH * PAGE, size - at)])
-        self.pages += size // PAGE
+                self._hash_pages(gpa + at, zeros[: min(_BATCH * PAGE, size - at)], adds)
         self.measured_pages += size // PAGE
 
-    def _hash_pages(self, gpa: int, source: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    def _hash_pages(self, gpa: int, source: np.ndarray[Any, np.dtype[np.uint8]], adds: bool) -> None:
         for at in range(0, len(source), _BATCH * PAGE):
             part = source[at : at + _BATCH * PAGE]
             count = len(part) // PAGE
@@ -112,7 +134,8 @@ class MrtdStream:
             self._add_gpas[:count] = gpas
             np.add.outer(gpas, self._chunk_offsets, out=self._extend_gpas[:count])
             self._contents[:count] = part.reshape(count, _CHUNKS, _CHUNK)
-            self._sha.update(self._buffer[:count].data)
+            rows = self._buffer[:count] if adds else np.ascontiguousarray(self._buffer[:count, _BLOCK:])
+            self._sha.update(rows.data)
 
     def _add_unmeasured(self, gpa: int, size: int) -> None:
         for start in range(0, size, _BATCH * PAGE * 64):
@@ -120,20 +143,19 @@ class MrtdStream:
             blocks = np.tile(_block(b"MEM.PAGE.ADD"), (count, 1))
             blocks.view("<u8")[:, 2] = np.arange(gpa + start, gpa + start + count * PAGE, PAGE, dtype="<u8")
             self._sha.update(blocks.data)
-        self.pages += size // PAGE
 
     def digest(self) -> bytes:
         """MRTD (48 bytes) as TDH.MR.FINALIZE would close it now."""
         return self._sha.digest()
 
 
-def mrtd(regions: Iterable[Region]) -> bytes:
-    """MRTD (48 bytes) of a TD that is built of ``regions``, in this order.
+def mrtd(regions: Iterable[Region], order: Order = Order.PAGE) -> bytes:
+    """MRTD (48 bytes) of a TD that is built of ``regions``, one after the other.
 
     Raises:
         MeasureError: see :meth:`MrtdStream.add`.
     """
     stream = MrtdStream()
     for region in regions:
-        stream.add(region)
+        stream.add(region, order)
     return stream.digest()

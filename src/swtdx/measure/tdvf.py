@@ -15,7 +15,7 @@ from uuid import UUID
 
 from swtdx.arch.units import PAGE
 from swtdx.measure.errors import MeasureError
-from swtdx.measure.mrtd import MrtdStream, Region
+from swtdx.measure.mrtd import MrtdStream, Order, Region
 
 _FOOTER: Final = UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
 _OFFSET_ENTRY: Final = UUID("e47a6535-984a-4798-865e-4685a7bf8ec2").bytes_le
@@ -111,11 +111,11 @@ class TdvfImage:
             if section.added and section.size
         )
 
-    def measure(self) -> MrtdStream:
-        """The finished MRTD stream of a TD built of this image."""
+    def measure(self, order: Order = Order.PAGE) -> MrtdStream:
+        """The finished MRTD stream of a TD built of this image by a VMM with that order of calls."""
         stream = MrtdStream()
         for region in self.regions():
-            stream.add(region)
+            stream.add(region, order)
         return stream
 
 
