@@ -48,9 +48,30 @@ def world_of(platform: Platform) -> World:
     return replace(world, tcb=replace(world.tcb, components=tuple(seam.cpusvn)))
 
 
-def quoting_enclave(platform: Platform) -> TdQuotingEnclave:
-    """The TD quoting enclave on ``platform``."""
-    return world_of(platform).enclave(ReportVerifier(platform.machine.seam))
+def quoting_enclave(platform: Platform, version: int | None = None) -> TdQuotingEnclave:
+    """The TD quoting enclave on ``platform``; ``version`` of its quotes, None for what a report needs."""
+    return world_of(platform).enclave(ReportVerifier(platform.machine.seam), version)
+
+
+def enclave_of_seed(world: World, version: int | None = None) -> TdQuotingEnclave:
+    """The quoting enclave of the machine with the world's seed, beside that machine and not in it.
+
+    It checks the MAC with the key that follows from the seed, as it is after the machine's first start,
+    and takes reports that are made without a machine (test vectors), too.
+    """
+    from swtdx.attestation.tdreport import ReportKey
+    from swtdx.machine.cpu.fuses import Fuses
+
+    keys = (ReportKey(Fuses(world.seed).report_key), world.report_key)
+
+    class Either:
+        """A report of the machine, or one made without it."""
+
+        def verify(self, mac_struct: bytes) -> bool:
+            """Whether the MAC is one of the two."""
+            return any(key.verify(mac_struct) for key in keys)
+
+    return world.enclave(Either(), version)
 
 
 class Quoting:
@@ -62,13 +83,15 @@ class Quoting:
         platform: the machine that TDs run on.
         qgs: the address of somebody else's service (``unix:PATH`` or ``vsock:CID[:PORT]``); None for
             the platform's own enclave.
+        version: of the quotes of the platform's own enclave; None for what a report needs.
 
     Raises:
         QgsError: ``qgs`` is no address.
     """
 
-    def __init__(self, platform: Platform, qgs: str | None = None) -> None:
+    def __init__(self, platform: Platform, qgs: str | None = None, version: int | None = None) -> None:
         self._platform = platform
+        self._version = version
         self._address: Address | None = None if qgs is None else parse_address(qgs)
         self._server: QgsServer | None = None
         self._lock = threading.Lock()
@@ -95,10 +118,13 @@ class Quoting:
         """Where the service listens; the platform's own starts now if it has not yet."""
         with self._lock:
             if self._address is None:
+                from swtdx.attestation.qgs.collateral import collateral_source
                 from swtdx.attestation.qgs.server import QgsServer
 
                 address = UnixAddress(Path(tempfile.mkdtemp(prefix="swtdx-qgs-")) / "qgs.socket")
-                self._server = QgsServer(quoting_enclave(self._platform), address).start()
+                enclave = quoting_enclave(self._platform, self._version)
+                source = collateral_source(world_of(self._platform))
+                self._server = QgsServer(enclave, address, source).start()
                 self._address = address
             return self._address
 

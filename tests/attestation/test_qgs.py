@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
 import socket
 import struct
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dcap_qvl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swtdx.attestation.errors import QgsError
-from swtdx.attestation.qgs import messages
+from swtdx.attestation.errors import QgsError, ReportRejected
+from swtdx.attestation.qgs import messages, server
 from swtdx.attestation.qgs.address import UnixAddress, VsockAddress, parse_address
 from swtdx.attestation.qgs.client import QgsClient
+from swtdx.attestation.qgs.collateral import collateral_source
+from swtdx.attestation.qgs.messages import MessageType
 from swtdx.attestation.qgs.server import QgsServer, respond
+from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.tdreport import ReportKey
+from swtdx.attestation.verify import Verifier
 from swtdx.attestation.world import World
 
 
@@ -185,3 +197,122 @@ def test_vsock_where_there_is_one(world: World) -> None:
     except QgsError as error:
         pytest.skip(f"no vsock loopback here: {error}")
     assert quote == world.quote()
+
+
+def test_answers_have_the_sizes_of_intels_library(service: UnixAddress, world: World) -> None:
+    """``qgs_msg_lib.cpp``: an error is the response's structure; a platform's answer ends in four zeros."""
+    client = QgsClient(service)
+    info = client.exchange(messages.platform_info_request())
+    assert len(info) == 64
+    assert struct.unpack_from("<HHIIIHHII", info) == (1, 1, 5, 64, 0, 4, 13, 16, 16)
+    assert info[60:] == bytes(4)
+    enclave = world.enclave(world.report_key)
+    refused = world.report_fields().report(ReportKey(b"another machine"))
+    for request, kind, size in (
+        (messages.quote_request(refused), 1, 24),
+        (messages.collateral_request(b"\1" * 6, "platform"), 3, 48),
+        (struct.pack("<HHIII", 1, 1, 4, 17, 0), 1, 24),
+    ):
+        answer = respond(request, enclave)
+        assert struct.unpack_from("<HHII", answer) == (1, 1, kind, size)
+        assert len(answer) == size
+        assert struct.unpack_from("<I", answer, 12)[0] & 0xFFFFF000 == 0x12000
+        assert not any(answer[16:])
+    assert len(messages.error_response(MessageType.GET_PLATFORM_INFO_RESP, 0x12001)) == 28
+
+
+def test_collateral_verifies_the_services_own_quote(tmp_path: Path, world: World) -> None:
+    address = UnixAddress(tmp_path / "qgs.socket")
+    with QgsServer(world.enclave(world.report_key), address, collateral_source(world, frozen=True)):
+        client = QgsClient(address)
+        parts = client.collateral(world.platform_identity.fmspc, "platform")
+        for fmspc, ca in ((b"\1" * 6, "platform"), (world.platform_identity.fmspc, "processor")):
+            with pytest.raises(QgsError, match="UNEXPECTED"):
+                client.collateral(fmspc, ca)
+        request = messages.collateral_request(world.platform_identity.fmspc, "platform")
+        answer = client.exchange(request)
+        # A client of protocol 1.0 gets the two version numbers' size counted twice.
+        old = client.exchange(messages.collateral_request(world.platform_identity.fmspc, "platform", minor=0))
+        assert len(old) == len(answer) + 4
+        assert messages.parse_collateral_response(old) == parts
+        assert len(answer) == 48 + sum(len(each) for each in parts.values())
+        quote = client.quote(world.report_fields().report(world.report_key))
+    info, identity = json.loads(parts["tcb_info"]), json.loads(parts["qe_identity"])
+    text = parts["tcb_info"].decode()
+    collateral = dcap_qvl.QuoteCollateralV3(
+        pck_crl_issuer_chain=parts["pck_crl_issuer_chain"].decode(),
+        root_ca_crl=parts["root_ca_crl"],
+        pck_crl=parts["pck_crl"],
+        tcb_info_issuer_chain=parts["tcb_info_issuer_chain"].decode(),
+        tcb_info=text[len('{"tcbInfo":') : text.rindex(',"signature"')],
+        tcb_info_signature=bytes.fromhex(info["signature"]),
+        qe_identity_issuer_chain=parts["qe_identity_issuer_chain"].decode(),
+        qe_identity=json.dumps(identity["enclaveIdentity"], separators=(",", ":")),
+        qe_identity_signature=bytes.fromhex(identity["signature"]),
+    )
+    report = dcap_qvl.verify_with_root_ca(quote, collateral, world.pki.root.der, int(world.now.timestamp()))
+    assert report.status == "UpToDate"
+
+
+def test_a_cap_on_clients(tmp_path: Path, world: World) -> None:
+    """More clients than places: none is lost, and no more threads run than there are places."""
+    address = UnixAddress(tmp_path / "qgs.socket")
+    before = threading.active_count()
+    with QgsServer(world.enclave(world.report_key), address, most=2):
+        idle = [socket.socket(socket.AF_UNIX) for _ in range(6)]
+        for each in idle:
+            each.connect(str(address.path))
+        time.sleep(0.2)
+        # The server's own thread, and two clients.
+        assert threading.active_count() - before <= 3
+        for each in idle:
+            each.close()
+        assert QgsClient(address).platform_info().cpusvn == world.tcb.cpusvn
+
+
+def test_a_client_that_dribbles_has_one_time_limit(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CLIENT_TIMEOUT", 0.5)
+    address = UnixAddress(tmp_path / "qgs.socket")
+    with QgsServer(world.enclave(world.report_key), address), socket.socket(socket.AF_UNIX) as dribbling:
+        dribbling.settimeout(10)
+        dribbling.connect(str(address.path))
+        start = time.monotonic()
+        with contextlib.suppress(BrokenPipeError):
+            while time.monotonic() - start < 5:
+                dribbling.sendall(b"\0")
+                time.sleep(0.1)
+        assert time.monotonic() - start < 4
+
+
+def test_the_enclave_of_a_seed_quotes_for_that_machine(tmp_path: Path) -> None:
+    """Two processes need only the seed in common: the report of a machine, the service outside of it."""
+    from swtdx.machine.cpu.fuses import Fuses
+    from swtdx.quoting import enclave_of_seed
+
+    world = World(seed=b"a seed of its own")
+    report = world.report_fields().report(ReportKey(Fuses(b"a seed of its own").report_key))
+    quote = enclave_of_seed(world).quote(report)
+    assert ParsedQuote(quote).version == 4
+    assert ParsedQuote(enclave_of_seed(world, 5).quote(report)).version == 5
+    verdict = Verifier(world.pki.root.der, accept_simulated=True).verify(quote, world.collateral(), world.now)
+    assert verdict.accepted
+    with pytest.raises(ReportRejected):
+        enclave_of_seed(World(seed=b"another")).quote(report)
+
+
+def test_serve_on_the_command_line(tmp_path: Path, world: World) -> None:
+    path = tmp_path / "s.socket"
+    command = [sys.executable, "-m", "swtdx.cli.main", "qgs", "serve", f"unix:{path}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"Serving quotes on unix:{path}\n"
+        quote = QgsClient(UnixAddress(path)).quote(world.report_fields().report(world.report_key))
+        assert quote == world.quote()
+        assert QgsClient(UnixAddress(path)).collateral(world.platform_identity.fmspc, "platform")
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert not path.exists()

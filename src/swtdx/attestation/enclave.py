@@ -55,6 +55,7 @@ class TdQuotingEnclave:
         tcb: the machine's TCB, as its PCK certificate says it.
         verifier: the machine's check of its own reports.
         identity: the enclave's measurements; change them to play an old or a wrong one.
+        version: of the quotes that it makes when it is not told, 4 or 5; None for whatever a report needs.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class TdQuotingEnclave:
         tcb: PlatformTcb,
         verifier: ReportVerifier,
         identity: QeIdentity | None = None,
+        version: int | None = None,
     ) -> None:
+        self.version = version
         self.pki = pki
         self.platform = platform
         self.tcb = tcb
@@ -125,6 +128,8 @@ class TdQuotingEnclave:
         """
         tdreport.check(report, self.verifier)
         servtd = any(TDINFO.servtd_hash.get(report, TDINFO_OFFSET))
+        if version is None and body is None:
+            version = self.version
         if version is None:
             version = 5 if servtd or body is not None else 4
         if version not in (4, 5):

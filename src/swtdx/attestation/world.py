@@ -147,10 +147,13 @@ class World:
     def _quoting_pki(self) -> Pki:
         return self.impostor if Fault.PCK_WRONG_ISSUER in self.faults else self.pki
 
-    def enclave(self, verifier: ReportVerifier) -> TdQuotingEnclave:
-        """The platform's TD quoting enclave, which asks ``verifier`` about reports."""
+    def enclave(self, verifier: ReportVerifier, version: int | None = None) -> TdQuotingEnclave:
+        """The platform's TD quoting enclave, which asks ``verifier`` about reports.
+
+        ``version``: of the quotes that it makes, 4 or 5; None for whatever a report needs.
+        """
         return TdQuotingEnclave(
-            self._quoting_pki, self.platform_identity, self.tcb, verifier, self.running_qe
+            self._quoting_pki, self.platform_identity, self.tcb, verifier, self.running_qe, version
         )
 
     @cached_property

@@ -86,19 +86,24 @@ def _hex(text: str, what: str) -> bytes:
         raise AttestationError(f"{what} {text!r} is not hex") from None
 
 
-_seed = click.option(
+seed_option = click.option(
     "--seed",
     type=Seed(),
     default=DEFAULT_SEED.decode(),
     show_default=True,
     help="The machine's seed: text, 0x and hex, or @FILE.",
 )
-_scenario = click.option(
+scenario_option = click.option(
     "--scenario", default="", help="A scenario file, or the name of one that comes along."
 )
 
 
-def _world(seed: bytes, scenario: str) -> World:
+def world_for(seed: bytes, scenario: str) -> World:
+    """The world of a seed, or of a scenario in it.
+
+    Raises:
+        AttestationError: there is no such scenario.
+    """
     base = World(seed=seed)
     return find(scenario, base).world if scenario else base
 
@@ -185,8 +190,8 @@ def pcs() -> None:
 
 
 @pcs.command("serve")
-@_seed
-@_scenario
+@seed_option
+@scenario_option
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--frozen", is_flag=True, help="Keep the scenario's time instead of following the clock.")
@@ -196,29 +201,29 @@ def pcs_serve(seed: bytes, scenario: str, host: str, port: int, frozen: bool) ->
     from swtdx.attestation.pcs.catalogue import Catalogue
     from swtdx.attestation.pcs.serve import serve
 
-    world = _world(seed, scenario)
+    world = world_for(seed, scenario)
     click.echo(f"Root certificate: http://{host}:{port}/swtdx/root.pem", err=True)
     serve(Catalogue(world, None if frozen else lambda: dt.datetime.now(dt.UTC)), host, port)
 
 
 @pcs.command("root")
-@_seed
+@seed_option
 @plain_errors
 def pcs_root(seed: bytes) -> None:
     """Write the machine's simulated root certificate (PEM) to standard output."""
-    click.echo(_world(seed, "").pki.root.pem, nl=False)
+    click.echo(world_for(seed, "").pki.root.pem, nl=False)
 
 
 @pcs.command("collateral")
-@_seed
-@_scenario
+@seed_option
+@scenario_option
 @click.option("--now", "moment", metavar="TIME", help="Issue it for this time. Default: now.")
 @plain_errors
 def pcs_collateral(seed: bytes, scenario: str, moment: str | None) -> None:
     """Write collateral (JSON, for --collateral) to standard output."""
     from dataclasses import replace
 
-    world = _world(seed, scenario)
+    world = world_for(seed, scenario)
     seconds = parse_moment(moment) if moment else int(dt.datetime.now(dt.UTC).timestamp())
     world = replace(world, now=dt.datetime.fromtimestamp(seconds, dt.UTC))
     click.echo(world.collateral().to_json(), nl=False)
@@ -351,26 +356,26 @@ def vectors() -> None:
 
 @vectors.command("make")
 @click.argument("folder", type=click.Path())
-@_seed
+@seed_option
 @plain_errors
 def vectors_make(folder: str, seed: bytes) -> None:
     """Write quotes, collateral and expected verdicts into FOLDER; always the same ones."""
     from swtdx.attestation.vectors.factory import write_vectors
 
-    number = write_vectors(Path(folder), _world(seed, ""))
+    number = write_vectors(Path(folder), world_for(seed, ""))
     click.echo(f"{number} vectors in {folder}")
 
 
 @vectors.command("flips")
 @click.option("-o", "--output", type=click.Path(), help="Write the record here. Default: standard output.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 256), help="Processes.")
-@_seed
+@seed_option
 @plain_errors
 def vectors_flips(output: str | None, workers: int, seed: bytes) -> None:
     """Flip every bit of a quote and its collateral once, and record what the verifier says (Markdown)."""
     from swtdx.attestation.vectors.flip_record import record
 
-    text, tallies = record(workers, _world(seed, ""))
+    text, tallies = record(workers, world_for(seed, ""))
     if output is None:
         click.echo(text, nl=False)
     else:

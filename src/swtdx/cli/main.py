@@ -34,6 +34,7 @@ COMMANDS: dict[str, Lazy] = {
     "verify": Lazy("swtdx.cli.attestation:verify", "Verify a quote and say what it proves."),
     "show": Lazy("swtdx.cli.show:show", "Show a quote, TDREPORT, certificate ... without verifying."),
     "eventlog": Lazy("swtdx.cli.attestation:eventlog", "Show an event log and replay it against a quote."),
+    "qgs": Lazy("swtdx.cli.qgs:qgs", "Serve quotes, as Intel's quote generation service does."),
     "pcs": Lazy("swtdx.cli.attestation:pcs", "Serve the collateral of a simulated machine."),
     "vectors": Lazy("swtdx.cli.attestation:vectors", "Make test vectors for people who write verifiers."),
     "setup": Lazy("swtdx.cli.setup:setup", "Install QEMU, if it is missing."),

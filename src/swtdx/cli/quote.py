@@ -18,6 +18,7 @@ from swtdx.attestation.keys import DEFAULT_SEED
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.failures import complain
+from swtdx.cli.inputs import write_bytes
 from swtdx.cli.quote_job import REPORTDATA, Answer, command, parse_output
 from swtdx.cli.run import platform_config
 from swtdx.cli.seeds import BytesParam, Seed
@@ -67,6 +68,7 @@ class NoQuote(click.ClickException):
 @click.option("--root", metavar="FILE", help="Also write the machine's simulated root certificate (PEM).")
 @click.option("--eventlog", metavar="FILE", help="Also write the TD's event log (CCEL).")
 @click.option("--qgs", metavar="ADDRESS", help="Quotes from this service: unix:PATH or vsock:CID[:PORT].")
+@click.option("--v5", is_flag=True, help="A quote of version 5.  [default: 4 unless the TD needs 5]")
 @click.option("--seed", type=Seed(), default=DEFAULT_SEED.decode(), show_default=True, help="The machine.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="A bzImage of your own, e.g. from /boot.")
 @click.option("--guest", "version", metavar="VERSION", help="A kernel of `swtdx guest fetch`, e.g. 6.12.")
@@ -86,6 +88,7 @@ def quote(
     root: str | None,
     eventlog: str | None,
     qgs: str | None,
+    v5: bool,
     seed: bytes,
     kernel: Path | None,
     version: str | None,
@@ -100,12 +103,14 @@ def quote(
         raise click.UsageError("--nonce and --report-data exclude each other")
     if qgs is not None and (collateral or root):
         raise click.UsageError("with --qgs, collateral and root are those of that service's maker")
+    if qgs is not None and v5:
+        raise click.UsageError("with --qgs, that service decides which version its quotes have")
     if kernel is not None and version is not None:
         raise click.UsageError("--kernel and --guest exclude each other")
     wanted = nonce or report_data or secrets.token_bytes(_NONCE).ljust(REPORTDATA, b"\0")
     job = Exec(command(wanted))
     boot = choose(Wishes(kernel=kernel, version=version), job, "", complain)
-    answer, world = _ask(boot, job, memory, seed, qgs, timeout)
+    answer, world = _ask(boot, job, memory, seed, qgs, timeout, 5 if v5 else None)
     if eventlog and not answer.eventlog:
         raise NoQuote("the kernel shows no event log (/sys/firmware/acpi/tables/data/CCEL)")
     _write(output, answer.quote)
@@ -119,7 +124,13 @@ def quote(
 
 
 def _ask(
-    boot: Boot, job: Exec, memory: int, seed: bytes, qgs: str | None, timeout: float
+    boot: Boot,
+    job: Exec,
+    memory: int,
+    seed: bytes,
+    qgs: str | None,
+    timeout: float,
+    quote_version: int | None,
 ) -> tuple[Answer, World]:
     """Run the TD: what it answered, and what the maker says of its platform now.
 
@@ -129,7 +140,10 @@ def _ask(
     from swtdx.platform import Platform
     from swtdx.quoting import Quoting, world_of
 
-    with Platform.boot(platform_config(memory, 1, None, seed)) as platform, Quoting(platform, qgs) as quotes:
+    with (
+        Platform.boot(platform_config(memory, 1, None, seed)) as platform,
+        Quoting(platform, qgs, quote_version) as quotes,
+    ):
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.console import Stream
         from swtdx.vmm.launch import LaunchConfig, launch
@@ -168,7 +182,7 @@ def _write(path: str, data: bytes) -> None:
     if path == "-":
         sys.stdout.buffer.write(data)
     else:
-        Path(path).write_bytes(data)
+        write_bytes(path, data, "the quote")
 
 
 def _tell(answer: Answer, path: str | None, collateral: str | None, root: str | None) -> None:

@@ -61,6 +61,14 @@ class QgsClient:
         """
         return messages.parse_quote_response(self.exchange(messages.quote_request(report)))
 
+    def collateral(self, fmspc: bytes, ca: str) -> dict[str, bytes]:
+        """The parts of collateral by name, for an FMSPC (6 bytes) and a PCK CA.
+
+        Raises:
+            QgsError: the service cannot be reached, or refuses.
+        """
+        return messages.parse_collateral_response(self.exchange(messages.collateral_request(fmspc, ca)))
+
     def platform_info(self) -> PlatformInfo:
         """Ids and SVNs of the service's platform.
 

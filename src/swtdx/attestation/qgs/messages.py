@@ -7,6 +7,7 @@ numbers are little-endian and packed; on a socket each message follows its lengt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -57,6 +58,20 @@ class QgsStatus(IntEnum):
     INVALID_TYPE = 0x12005
     INVALID_SIZE = 0x12006
     INVALID_CODE = 0x12007
+
+
+#: Bytes of each response's structure without what follows its length fields: what an error consists of.
+RESPONSE_SIZES: Final = {
+    MessageType.GET_QUOTE_RESP: 24,
+    MessageType.GET_COLLATERAL_RESP: 48,
+    MessageType.GET_PLATFORM_INFO_RESP: 28,
+}
+#: Intel's library counts the two SVNs of a platform's answer, and the two version numbers of collateral
+#: for clients of protocol 1.0, twice: so many zeros end the message.
+_COUNTED_TWICE: Final = 4
+
+#: Version of the collateral that is answered (``sgx_ql_qve_collateral_t``): 3.1 has its CRLs in raw DER.
+COLLATERAL_VERSION: Final = (3, 1)
 
 
 @dataclass(frozen=True)
@@ -110,13 +125,76 @@ def platform_info_response(info: PlatformInfo, *, minor: int = MINOR) -> bytes:
         + _u32(len(info.cpusvn))
         + info.platform_id
         + info.cpusvn
+        + bytes(_COUNTED_TWICE)
     )
     return message(MessageType.GET_PLATFORM_INFO_RESP, payload, minor=minor)
 
 
 def error_response(kind: MessageType, status: int, *, minor: int = MINOR) -> bytes:
-    """An answer that is only an error."""
-    return message(kind, b"", minor=minor, error=status)
+    """An answer that is only an error: the response's structure with zero lengths (24, 48 or 28 bytes)."""
+    return message(kind, bytes(RESPONSE_SIZES[kind] - HEADER.size), minor=minor, error=status)
+
+
+def collateral_request(fmspc: bytes, ca: str, *, minor: int = MINOR) -> bytes:
+    """GET_COLLATERAL for a platform family (FMSPC, 6 bytes) under a PCK CA (``platform``, ``processor``)."""
+    payload = _u32(len(fmspc)) + _u32(len(ca)) + fmspc + ca.encode("ascii")
+    return message(MessageType.GET_COLLATERAL_REQ, payload, minor=minor)
+
+
+def parse_collateral_request(data: bytes) -> tuple[bytes, str]:
+    """(FMSPC, name of the PCK CA) of a GET_COLLATERAL message.
+
+    Raises:
+        QgsError: not such a message, or its lengths are wrong.
+    """
+    kind, *_ = parse_header(data)
+    if kind != MessageType.GET_COLLATERAL_REQ:
+        raise QgsError(f"QGS message type {kind} is not GET_COLLATERAL", QgsStatus.INVALID_TYPE)
+    fmspc, ca = _two(data, HEADER.size)
+    if not fmspc or not ca:
+        raise QgsError("GET_COLLATERAL carries no FMSPC or no CA", QgsStatus.INVALID_PARAMETER)
+    return fmspc, ca.rstrip(b"\0").decode("ascii", "replace")
+
+
+#: The parts of collateral in the order of the message.
+COLLATERAL_PARTS: Final = (
+    "pck_crl_issuer_chain", "root_ca_crl", "pck_crl", "tcb_info_issuer_chain", "tcb_info",
+    "qe_identity_issuer_chain", "qe_identity",
+)  # fmt: skip
+
+
+def collateral_response(parts: Mapping[str, bytes], *, minor: int = MINOR) -> bytes:
+    """The answer with collateral: :data:`COLLATERAL_PARTS` by name, as the provider library has them.
+
+    ``minor`` is the request's minor version: a client of 1.0 gets four zeros more (``qgs_msg_lib.cpp``).
+    """
+    payload = b"".join(number.to_bytes(2, "little") for number in COLLATERAL_VERSION)
+    payload += b"".join(_u32(len(parts[name])) for name in COLLATERAL_PARTS)
+    payload += b"".join(parts[name] for name in COLLATERAL_PARTS)
+    if not minor:
+        payload += bytes(_COUNTED_TWICE)
+    return message(MessageType.GET_COLLATERAL_RESP, payload)
+
+
+def parse_collateral_response(data: bytes) -> dict[str, bytes]:
+    """The parts of an answer to GET_COLLATERAL, by name.
+
+    Raises:
+        QgsError: the service answered with an error, or not in protocol.
+    """
+    _response(data, MessageType.GET_COLLATERAL_RESP)
+    start = RESPONSE_SIZES[MessageType.GET_COLLATERAL_RESP]
+    if len(data) < start:
+        raise QgsError("a QGS message ends in its length fields", QgsStatus.INVALID_SIZE)
+    sizes = [int.from_bytes(data[at : at + 4], "little") for at in range(start - 28, start, 4)]
+    rest = len(data) - start - sum(sizes)
+    if rest not in (0, _COUNTED_TWICE):
+        raise QgsError("the sizes in a QGS message do not add up", QgsStatus.INVALID_SIZE)
+    parts = {}
+    for name, size in zip(COLLATERAL_PARTS, sizes, strict=True):
+        parts[name] = data[start : start + size]
+        start += size
+    return parts
 
 
 def parse_header(data: bytes) -> tuple[int, int, int, int]:
@@ -168,6 +246,12 @@ def parse_quote_request(data: bytes) -> tuple[bytes, bytes]:
     return report, ids
 
 
+def _padded(data: bytes) -> bool:
+    """Whether a platform's answer is four bytes longer than its lengths say."""
+    sizes = [int.from_bytes(data[at : at + 4], "little") for at in (20, 24)]
+    return len(data) == RESPONSE_SIZES[MessageType.GET_PLATFORM_INFO_RESP] + sum(sizes) + _COUNTED_TWICE
+
+
 def _response(data: bytes, expected: MessageType) -> None:
     kind, _, _, error = parse_header(data)
     if kind != expected:
@@ -195,7 +279,9 @@ def parse_platform_info_response(data: bytes) -> PlatformInfo:
         QgsError: the service answered with an error, or not in protocol.
     """
     _response(data, MessageType.GET_PLATFORM_INFO_RESP)
-    platform_id, cpusvn = _two(data, HEADER.size + 4)
+    # Older services of swtdx left the four zeros out, which Intel's library insists on.
+    ends = len(data) - _COUNTED_TWICE if not any(data[-_COUNTED_TWICE:]) and _padded(data) else len(data)
+    platform_id, cpusvn = _two(data[:ends], HEADER.size + 4)
     return PlatformInfo(
         int.from_bytes(data[16:18], "little"), int.from_bytes(data[18:20], "little"), platform_id, cpusvn
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Protocol, Self
 
 from ..errors import AttestationError, QgsError, ReportRejected
@@ -17,8 +19,12 @@ from . import messages
 from .address import Address, UnixAddress
 from .messages import MessageType, PlatformInfo, QgsStatus
 
-#: Seconds that a client may take to say what it wants.
+#: Seconds that a client may take to say what it wants, all in all.
 CLIENT_TIMEOUT = 30.0
+#: Clients that are served at a time; each has a thread.
+MOST_CLIENTS = 64
+#: Clients that the system keeps waiting beyond these.
+BACKLOG = 256
 
 
 class Enclave(Protocol):
@@ -33,8 +39,17 @@ class Enclave(Protocol):
         ...
 
 
-def respond(request: bytes, enclave: Enclave) -> bytes:
-    """The answer to one message (without length prefixes): always a message, errors included."""
+#: Gives the parts of collateral (:data:`.messages.COLLATERAL_PARTS`) for an FMSPC and the name of a PCK CA;
+#: None if there is none for them.
+CollateralSource = Callable[[bytes, str], Mapping[str, bytes] | None]
+
+
+def respond(request: bytes, enclave: Enclave, collateral: CollateralSource | None = None) -> bytes:
+    """The answer to one message (without length prefixes): always a message, errors included.
+
+    Without a source of ``collateral``, GET_COLLATERAL is answered as Intel's service answers when it has no
+    quote provider library.
+    """
     try:
         kind, minor, *_ = messages.parse_header(request)
     except QgsError as error:
@@ -42,22 +57,30 @@ def respond(request: bytes, enclave: Enclave) -> bytes:
     try:
         if kind == MessageType.GET_QUOTE_REQ:
             report, _ = messages.parse_quote_request(request)
-            return messages.quote_response(enclave.quote(report), minor=minor)
+            return messages.quote_response(enclave.quote(report))
         if kind == MessageType.GET_PLATFORM_INFO_REQ:
-            return messages.platform_info_response(enclave.platform_info(), minor=minor)
+            return messages.platform_info_response(enclave.platform_info())
+        if kind == MessageType.GET_COLLATERAL_REQ and collateral is not None:
+            parts = collateral(*messages.parse_collateral_request(request))
+            if parts is not None:
+                return messages.collateral_response(parts, minor=minor)
     except ReportRejected:
-        return messages.error_response(MessageType(kind + 1), QgsStatus.UNEXPECTED, minor=minor)
+        return messages.error_response(MessageType(kind + 1), QgsStatus.UNEXPECTED)
     except QgsError as error:
-        return messages.error_response(MessageType(kind + 1), error.code, minor=minor)
-    # Collateral is the collateral service's business; Intel's service, too, answers so without QPL.
+        return messages.error_response(MessageType(kind + 1), error.code)
     answer = MessageType.GET_COLLATERAL_RESP if kind == MessageType.GET_COLLATERAL_REQ else None
     status = QgsStatus.UNEXPECTED if answer is not None else QgsStatus.INVALID_TYPE
-    return messages.error_response(answer or MessageType.GET_QUOTE_RESP, status, minor=minor)
+    return messages.error_response(answer or MessageType.GET_QUOTE_RESP, status)
 
 
-def _read(connection: socket.socket, size: int) -> bytes:
+def _read(connection: socket.socket, size: int, until: float) -> bytes:
+    """Bytes, fewer if the client closes; TimeoutError at the monotonic time ``until``."""
     data = bytearray()
     while len(data) < size:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
         chunk = connection.recv(size - len(data))
         if not chunk:
             break
@@ -65,25 +88,30 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def serve_connection(connection: socket.socket, enclave: Enclave) -> None:
+def serve_connection(
+    connection: socket.socket, enclave: Enclave, collateral: CollateralSource | None = None
+) -> None:
     """Read one request from ``connection`` and answer it; the caller closes.
 
-    A client that stops talking, or whose message cannot be told from noise, gets no answer.
+    A client that does not say within :data:`CLIENT_TIMEOUT` what it wants gets a TimeoutError; one that
+    stops talking, or whose message cannot be told from noise, gets no answer.
     """
-    prefix = _read(connection, 4)
+    until = time.monotonic() + CLIENT_TIMEOUT
+    prefix = _read(connection, 4, until)
     if len(prefix) < 4:
         return
     length = int.from_bytes(prefix, "big")
-    start = _read(connection, messages.HEADER.size)
+    start = _read(connection, messages.HEADER.size, until)
     header = prefix + start
     framed = len(start) == messages.HEADER.size and messages.HEADER.length.get(start) == length
     if framed and messages.HEADER.size <= length <= messages.MAX_MESSAGE:
-        request = start + _read(connection, length - len(start))
+        request = start + _read(connection, length - len(start), until)
         if len(request) == length:
-            answer = respond(request, enclave)
+            answer = respond(request, enclave, collateral)
+            connection.settimeout(CLIENT_TIMEOUT)
             connection.sendall(len(answer).to_bytes(4, "big") + answer)
         return
-    report = header + _read(connection, TDREPORT_SIZE - len(header))
+    report = header + _read(connection, TDREPORT_SIZE - len(header), until)
     if len(report) == TDREPORT_SIZE:
         # There is no way to say in a bare answer that the report was refused, other than silence.
         with contextlib.suppress(ReportRejected):
@@ -93,12 +121,23 @@ def serve_connection(connection: socket.socket, enclave: Enclave) -> None:
 class QgsServer:
     """Serves an enclave on a socket, in threads, until stopped; a context manager.
 
+    At most ``most`` clients are served at a time; others wait until one of these has its answer or its time
+    is over.
+
     Raises:
         QgsError: the address cannot be bound.
     """
 
-    def __init__(self, enclave: Enclave, address: Address) -> None:
+    def __init__(
+        self,
+        enclave: Enclave,
+        address: Address,
+        collateral: CollateralSource | None = None,
+        most: int = MOST_CLIENTS,
+    ) -> None:
         self.enclave = enclave
+        self.collateral = collateral
+        self._places = threading.Semaphore(most)
         self.address = address
         self._thread: threading.Thread | None = None
         self._clients: set[socket.socket] = set()
@@ -108,7 +147,7 @@ class QgsServer:
             if isinstance(address, UnixAddress):
                 _remove_stale(address)
             self._socket.bind(target)  # type: ignore[arg-type]
-            self._socket.listen()
+            self._socket.listen(BACKLOG)
         except OSError as error:
             self._socket.close()
             raise QgsError(f"cannot serve quotes on {address}: {error}") from None
@@ -122,11 +161,11 @@ class QgsServer:
     def serve(self) -> None:
         """Serve until :meth:`stop` is called from elsewhere."""
         while True:
+            self._places.acquire()
             try:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            connection.settimeout(CLIENT_TIMEOUT)
             with self._lock:
                 self._clients.add(connection)
             threading.Thread(target=self._client, args=(connection,), daemon=True).start()
@@ -134,15 +173,18 @@ class QgsServer:
     def _client(self, connection: socket.socket) -> None:
         # A client's mistakes are its own: they end its connection, not the service.
         with connection, contextlib.suppress(OSError, AttestationError):
-            serve_connection(connection, self.enclave)
+            serve_connection(connection, self.enclave, self.collateral)
         with self._lock:
             self._clients.discard(connection)
+        self._places.release()
 
     def stop(self) -> None:
         """Stop serving, drop open connections, remove the socket's path."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        # It may wait for a place.
+        self._places.release()
         with self._lock:
             for connection in self._clients:
                 with contextlib.suppress(OSError):
