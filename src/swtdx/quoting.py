@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from swtdx.platform import Platform
 
 
-def world_of(platform: Platform) -> World:
+def world_of(platform: Platform, pcs_url: str | None = None) -> World:
     """The maker's view of ``platform``: its seed's certificates, its CPUSVN, and the module that it runs.
 
     For a platform as swtdx builds it, this is what ``World(seed)`` is by itself, so that a collateral
-    service needs the seed only.
+    service needs the seed only.  ``pcs_url``: where the certificates say that revocation lists are.
 
     Raises:
         AttestationError: the machine's seed is empty.
@@ -45,12 +45,16 @@ def world_of(platform: Platform) -> World:
         world = replace(
             world, tee_tcb_svn=svn, tee_tcb_svn2=svn, mrsignerseam=SEAMEXTEND.mrsigner.get(extend)
         )
+    if pcs_url is not None:
+        world = replace(world, pcs_url=pcs_url)
     return replace(world, tcb=replace(world.tcb, components=tuple(seam.cpusvn)))
 
 
-def quoting_enclave(platform: Platform, version: int | None = None) -> TdQuotingEnclave:
+def quoting_enclave(
+    platform: Platform, version: int | None = None, pcs_url: str | None = None
+) -> TdQuotingEnclave:
     """The TD quoting enclave on ``platform``; ``version`` of its quotes, None for what a report needs."""
-    return world_of(platform).enclave(ReportVerifier(platform.machine.seam), version)
+    return world_of(platform, pcs_url).enclave(ReportVerifier(platform.machine.seam), version)
 
 
 def enclave_of_seed(world: World, version: int | None = None) -> TdQuotingEnclave:
@@ -84,13 +88,21 @@ class Quoting:
         qgs: the address of somebody else's service (``unix:PATH`` or ``vsock:CID[:PORT]``); None for
             the platform's own enclave.
         version: of the quotes of the platform's own enclave; None for what a report needs.
+        pcs_url: where its certificates say that revocation lists are; None for the default.
 
     Raises:
         QgsError: ``qgs`` is no address.
     """
 
-    def __init__(self, platform: Platform, qgs: str | None = None, version: int | None = None) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        qgs: str | None = None,
+        version: int | None = None,
+        pcs_url: str | None = None,
+    ) -> None:
         self._platform = platform
+        self._pcs_url = pcs_url
         self._version = version
         self._address: Address | None = None if qgs is None else parse_address(qgs)
         self._server: QgsServer | None = None
@@ -122,8 +134,8 @@ class Quoting:
                 from swtdx.attestation.qgs.server import QgsServer
 
                 address = UnixAddress(Path(tempfile.mkdtemp(prefix="swtdx-qgs-")) / "qgs.socket")
-                enclave = quoting_enclave(self._platform, self._version)
-                source = collateral_source(world_of(self._platform))
+                enclave = quoting_enclave(self._platform, self._version, self._pcs_url)
+                source = collateral_source(world_of(self._platform, self._pcs_url))
                 self._server = QgsServer(enclave, address, source).start()
                 self._address = address
             return self._address

@@ -6,9 +6,14 @@ import asyncio
 import datetime as dt
 import json
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,13 +22,21 @@ import httpx
 import pytest
 import schemathesis
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, settings
 
+from swtdx.attestation.collateral import Collateral
 from swtdx.attestation.errors import AttestationError
+from swtdx.attestation.pck import chain_of
 from swtdx.attestation.pcs.app import create_app
 from swtdx.attestation.pcs.catalogue import Catalogue
+from swtdx.attestation.pcs.client import PcsClient, tls_context
 from swtdx.attestation.pcs.fetch import fetch_collateral
-from swtdx.attestation.pcs.serve import serving
+from swtdx.attestation.pcs.serve import Tls, serving
+from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.scenario import builtin
 from swtdx.attestation.world import Fault, World
 
@@ -72,6 +85,8 @@ def fuzzing(operation: str) -> Any:
 for _path in schema.raw_schema["paths"]:
     _name = "test_malformed_requests_never_break_it" + re.sub(r"\W+", "_", _path)
     globals()[_name] = fuzzing(f"GET {_path}")
+    if "post" in schema.raw_schema["paths"][_path]:
+        globals()[f"{_name}_by_post"] = fuzzing(f"POST {_path}")
 
 
 @pytest.mark.parametrize("version", [4, 5])
@@ -214,7 +229,7 @@ def test_editions() -> None:
         (f"{TDX}/qe/identity?update=never", 400),
         (f"{SGX}/crl?uri=http://localhost/other", 404),
         (f"{SGX}/fmspcs?platform=E7", 400),
-        ("/sgx/certification/v3/rootcacrl", 404),
+        ("/sgx/certification/v2/rootcacrl", 404),
     ],
 )
 def test_wrong_questions(path: str, status: int) -> None:
@@ -230,3 +245,203 @@ def test_a_scenario_changes_what_is_served() -> None:
     levels = get(f"{TDX}/tcb?fmspc={FMSPC}", world).json()["tcbInfo"]["tcbLevels"]
     assert [level["tcbStatus"] for level in levels] == ["UpToDate", "OutOfDate", "OutOfDate"]
     assert levels[1]["advisoryIDs"] == ["INTEL-SA-00837"]
+
+
+def ask(method: str, path: str, body: Any = None, world: World | None = None) -> httpx.Response:
+    app = _APP if world is None else create_app(Catalogue(world))
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://pcs") as client:
+            return await client.request(method, path, json=body)
+
+    return asyncio.run(send())
+
+
+def test_post_pckcert_and_pckcerts(world: World) -> None:
+    """As PCS API version 4 describes them: a platform manifest instead of an encrypted PPID."""
+    cpusvn = world.tcb.cpusvn.hex()
+    one = {"platformManifest": "00" * 100, "cpusvn": cpusvn, "pcesvn": "0d00", "pceid": "0000"}
+    query = f"encrypted_ppid={'0' * 768}&cpusvn={world.tcb.cpusvn.hex()}&pcesvn=0d00&pceid=0000"
+    posted, got = ask("POST", f"{SGX}/pckcert", one), get(f"{SGX}/pckcert?{query}")
+    assert posted.status_code == 200
+    assert posted.content == got.content == world.pck.pem.encode()
+    assert posted.headers["SGX-TCBm"] == got.headers["SGX-TCBm"]
+    several = ask("POST", f"{SGX}/pckcerts", {"platformManifest": "00", "pceid": "0000"})
+    assert unquote(several.json()[0]["cert"]) == world.pck.pem
+    assert ask("POST", f"{SGX}/pckcert", one | {"cpusvn": "xx"}).status_code == 400
+    assert ask("POST", f"{SGX}/pckcert", {}).status_code == 400
+    # A PCCS knows its platforms by their QE-ID.
+    qe = f"qeid={world.quote()[28:44].hex()}&cpusvn={world.tcb.cpusvn.hex()}&pcesvn=0d00&pceid=0000"
+    assert get(f"{SGX}/pckcert?{qe}").content == world.pck.pem.encode()
+    assert get(f"{SGX}/pckcert?cpusvn={world.tcb.cpusvn.hex()}&pcesvn=0d00&pceid=0000").status_code == 400
+
+
+def test_a_pccs_knows_platforms(world: World) -> None:
+    entry = {"qe_id": "ab" * 16, "pce_id": "0000", "cpu_svn": "", "pce_svn": "", "enc_ppid": ""}
+    entry["platform_manifest"] = ""
+    app_world = World(seed=b"one that nobody registered with")
+    app = create_app(Catalogue(app_world))
+
+    async def talk() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://pcs") as client:
+            where = f"{SGX}/platforms"
+            fmspc = app_world.platform_identity.fmspc.hex()
+            return [
+                await client.post(where, json=entry),
+                await client.get(where),
+                await client.get(where),
+                await client.get(f"{where}?source=reg_na"),
+                await client.get(where, params={"source": "[]"}),
+                await client.get(where, params={"source": f"[{fmspc}]"}),
+                await client.get(where, params={"source": "[0102030405ff]"}),
+                await client.get(where, params={"source": "nothing"}),
+            ]
+
+    posted, first, second, missing, everything, mine, other, wrong = asyncio.run(talk())
+    assert (posted.status_code, posted.text) == (200, "Operation successful.")
+    assert (first.json(), first.headers["platform-count"]) == ([entry], "1")
+    assert second.json() == missing.json() == other.json() == []
+    assert everything.json() == mine.json()
+    assert everything.json()[0]["qe_id"].lower() == app_world.quote()[28:44].hex()
+    assert wrong.status_code == 400
+
+
+def test_qae_identity_head_and_the_methods_of_a_path() -> None:
+    assert get(f"{SGX}/qae/identity").json()["enclaveIdentity"]["id"] == "QAE"
+    for path in (f"{TDX}/tcb?fmspc={FMSPC}", f"{SGX}/rootcacrl", f"{SGX}/qe/identity"):
+        head, full = ask("HEAD", path), get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert int(head.headers["content-length"]) == len(full.content)
+        assert head.headers.keys() == full.headers.keys()
+    assert ask("HEAD", f"{TDX}/tcb?fmspc=0102030405ff").status_code == 404
+    refused = ask("DELETE", f"{SGX}/pckcert")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD, POST")
+
+
+def test_version_3() -> None:
+    old = "/sgx/certification/v3"
+    for name in ("qe/identity", "qve/identity", "rootcacrl", "pckcrl?ca=platform&encoding=der"):
+        assert get(f"{old}/{name}").content == get(f"{SGX}/{name}").content
+    response = get(f"{old}/tcb?fmspc={FMSPC}")
+    info = response.json()["tcbInfo"]
+    assert (info["version"], "id" in info) == (2, False)
+    assert info["tcbLevels"][0]["tcb"]["sgxtcbcomp08svn"] == 5
+    chain = unquote(response.headers["SGX-TCB-Info-Issuer-Chain"])
+    signer, _ = x509.load_pem_x509_certificates(chain.encode())
+    key = signer.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    raw = bytes.fromhex(response.json()["signature"])
+    signature = encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
+    text = response.text[len('{"tcbInfo":') : response.text.rindex(',"signature"')]
+    key.verify(signature, text.encode(), ec.ECDSA(hashes.SHA256()))
+    assert get(f"/tdx/certification/v3/tcb?fmspc={FMSPC}").content == get(f"{TDX}/tcb?fmspc={FMSPC}").content
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """A certificate of an authority of its own for localhost: what a PCCS mostly has."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a PCCS")])
+    today = dt.datetime.now(dt.UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(today - dt.timedelta(days=1))
+        .not_valid_after(today + dt.timedelta(days=1))
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return Tls(str(folder / "cert.pem"), str(folder / "key.pem"))
+
+
+def test_tls_with_an_authority_of_the_users(tls: Tls, world: World, root: bytes, now: int) -> None:
+    authority = Path(tls.certificate).read_bytes()
+    quote = world.quote()
+    with serving(Catalogue(World()), tls=tls) as url:
+        assert url.startswith("https://")
+        for context in (tls_context(authority, insecure=False), tls_context(None, insecure=True)):
+            fetched = PcsClient(f"{url}/sgx/certification/v4/", context).collateral(quote)
+            assert fetched == world.collateral()
+        with pytest.raises(AttestationError, match="--pcs-ca FILE, or --insecure"):
+            PcsClient(url, tls_context(None, insecure=False)).collateral(quote)
+        # dcap-qvl's own client does not trust it either.
+        with pytest.raises(AttestationError, match="no collateral from"):
+            fetch_collateral(url, quote)
+    with pytest.raises(AttestationError, match="no PEM certificate"):
+        tls_context(b"nothing", insecure=False)
+
+
+def test_tls_files_that_do_not_fit_are_told(tls: Tls, tmp_path: Path) -> None:
+    (tmp_path / "other.pem").write_text("nothing")
+    for wrong in (Tls(tls.certificate, tls.certificate), Tls(tls.certificate, str(tmp_path / "other.pem"))):
+        with pytest.raises(AttestationError, match="fit together"):
+            wrong.check()
+    with pytest.raises(AttestationError, match="No such file"):
+        Tls(str(tmp_path / "none"), tls.key).check()
+
+
+def test_the_own_client_fetches_what_dcap_qvls_does(url: str, world: World) -> None:
+    context = tls_context(None, insecure=False)
+    for version in (4, 5):
+        quote = world.quote(version=version)
+        ours = PcsClient(url, context).collateral(quote)
+        assert ours == Collateral.from_json(fetch_collateral(url, quote).to_json())
+    with pytest.raises(AttestationError, match="404"):
+        PcsClient(f"{url}/nothing", context).collateral(world.quote())
+
+
+def test_serve_on_the_command_line(tls: Tls, tmp_path: Path, world: World) -> None:
+    """It says where it serves when it serves, and with --url its certificates say that place."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    url = f"https://localhost:{free}"
+    command = [sys.executable, "-m", "swtdx.cli.main", "pcs", "serve"]
+    options = ["--port", str(free), "--url", f"{url}/", "--tls-cert", tls.certificate, "--tls-key", tls.key]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said = re.match(r"Serving collateral at (https://localhost:\d+) ", line)
+            if said:
+                break
+        assert said is not None
+        where = said[1]
+        assert where == url
+        context = tls_context(Path(tls.certificate).read_bytes(), insecure=False)
+        pem, _ = PcsClient(where, context).get("/swtdx/root.pem")
+        root = x509.load_pem_x509_certificate(pem)
+        points = root.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+        (name, *_) = points[0].full_name or []
+        assert str(name.value).startswith(f"{where}/")
+        PcsClient(str(name.value), context).get("")
+        (tmp_path / "root").write_bytes(pem)
+        quote = replace(world, pcs_url=url).quote()
+        # The root is one certificate, wherever it is looked at.
+        assert chain_of(ParsedQuote(quote).pck_chain())[-1] == root
+        (tmp_path / "quote").write_bytes(quote)
+        verify = [
+            sys.executable, "-m", "swtdx.cli.main", "verify", str(tmp_path / "quote"), "--pcs", where,
+            "--pcs-ca", tls.certificate, "--root", str(tmp_path / "root"), "--accept-simulated",
+        ]  # fmt: skip
+        done = subprocess.run(verify, capture_output=True, text=True, check=False)
+        assert done.stdout.startswith("ACCEPTED"), done
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = str(taken.getsockname()[1])
+    done = subprocess.run([*command, "--port", port], capture_output=True, text=True, check=False)
+    taken.close()
+    assert done.returncode == 2
+    assert "Serving" not in done.stderr
+    assert f"port {port}" in done.stderr

@@ -187,6 +187,22 @@ def tcb_info(
     return compact(document)
 
 
+def old_tcb_info(*, fmspc: bytes, pceid: bytes, validity: Validity, levels: tuple[TcbLevel, ...]) -> str:
+    """SGX TCB info, version 2 (PCS API version 3): the text to sign.  Arguments: see :func:`tcb_info`."""
+    document: dict[str, Any] = {"version": 2} | validity.members()
+    document |= {"fmspc": fmspc.hex().upper(), "pceId": pceid.hex().upper(), "tcbType": 0}
+    document["tcbEvaluationDataNumber"] = validity.evaluation_number
+    document["tcbLevels"] = [
+        {
+            "tcb": {f"sgxtcbcomp{place:02}svn": svn for place, svn in enumerate(level.sgx, 1)}
+            | {"pcesvn": level.pcesvn}
+        }
+        | level.rating.members()
+        for level in levels
+    ]
+    return compact(document)
+
+
 def enclave_identity(
     *,
     kind: str,

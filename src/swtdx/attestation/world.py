@@ -265,15 +265,25 @@ class World:
         )
         return self._signing(Fault.TCB_INFO_WRONG_ISSUER, Fault.TCB_INFO_WRONG_KEY, text)
 
+    def signed_old_tcb_info(self) -> Signed:
+        """SGX TCB info in version 2 and its signature: what API version 3 serves."""
+        text = col.old_tcb_info(
+            fmspc=self.platform_identity.fmspc,
+            pceid=self.platform_identity.pceid,
+            validity=self.validity(Fault.TCB_INFO_EXPIRED, Fault.TCB_INFO_FUTURE),
+            levels=self.tcb_levels(),
+        )
+        return self._signing(Fault.TCB_INFO_WRONG_ISSUER, Fault.TCB_INFO_WRONG_KEY, text)
+
     def signed_identity(self, kind: str = "TD_QE") -> Signed:
-        """Enclave identity ("TD_QE", "QE" or "QVE") and its signature."""
+        """Enclave identity ("TD_QE", "QE", "QVE" or "QAE") and its signature."""
         if Fault.QE_IDENTITY_FOR_SGX in self.faults:
             kind = "QE"
         text = col.enclave_identity(
             kind=kind,
             validity=self.validity(Fault.QE_IDENTITY_EXPIRED, Fault.QE_IDENTITY_FUTURE),
             mrsigner=self.qe_identity.mrsigner,
-            isvprodid={"TD_QE": self.qe_identity.isvprodid, "QE": 1, "QVE": 2}[kind],
+            isvprodid={"TD_QE": self.qe_identity.isvprodid, "QE": 1, "QVE": 2, "QAE": 3}[kind],
             levels=self._svn_levels({self.qe_identity.isvsvn: self.qe}, Fault.QE_BELOW_ALL_LEVELS),
         )
         return self._signing(Fault.QE_IDENTITY_WRONG_ISSUER, Fault.QE_IDENTITY_WRONG_KEY, text)

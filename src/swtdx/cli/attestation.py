@@ -10,8 +10,9 @@ import datetime as dt
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
@@ -22,6 +23,7 @@ from swtdx.attestation.eventlog import replay
 from swtdx.attestation.keys import DEFAULT_SEED
 from swtdx.attestation.kinds import quote_bytes
 from swtdx.attestation.pcs.serve import DEFAULT_PORT
+from swtdx.attestation.pki import PCS_URL
 from swtdx.attestation.policy import Policy, load_policy
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.scenario import builtins, find
@@ -98,6 +100,38 @@ scenario_option = click.option(
 )
 
 
+if TYPE_CHECKING:
+    _UrlBase = click.ParamType[str]
+else:
+    _UrlBase = click.ParamType
+
+
+class Url(_UrlBase):
+    """A base URL of HTTP."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The URL without a slash at its end."""
+        text = str(value).rstrip("/")
+        if not text.startswith(("http://", "https://")) or len(text) < 9 or not text.isascii():
+            self.fail(f"{value!r} is no http:// or https:// URL", param, ctx)
+        return text
+
+
+url_option = click.option(
+    "--url",
+    type=Url(),
+    metavar="URL",
+    help=f"Where the certificates say that revocation lists are.  [default: {PCS_URL}]",
+)
+
+
+def at_url(world: World, url: str | None) -> World:
+    """The world whose certificates say that its service is at ``url``; None for the default."""
+    return world if url is None else replace(world, pcs_url=url)
+
+
 def world_for(seed: bytes, scenario: str) -> World:
     """The world of a seed, or of a scenario in it.
 
@@ -111,15 +145,25 @@ def world_for(seed: bytes, scenario: str) -> World:
 # -- verify -------------------------------------------------------------------------------------
 
 
-def _collateral(quote: bytes, collateral: str | None, pcs: str | None) -> Any:
+def _collateral(
+    quote: bytes, collateral: str | None, pcs: str | None, ca_file: str | None, insecure: bool
+) -> Any:
     if collateral and pcs:
         raise click.UsageError("--collateral and --pcs exclude each other")
     if collateral:
         return Collateral.from_json(read_bytes(collateral, "the collateral"))
+    if (ca_file or insecure) and not pcs:
+        raise click.UsageError("--pcs-ca and --insecure go with --pcs")
+    if pcs and (ca_file or insecure):
+        from swtdx.attestation.pcs.client import PcsClient, tls_context
+
+        ca = read_bytes(ca_file, "the CA certificate") if ca_file else None
+        return PcsClient(pcs, tls_context(ca, insecure=insecure)).collateral(quote)
     if pcs:
         from swtdx.attestation.pcs.fetch import fetch_collateral
 
-        return fetch_collateral(pcs, quote)
+        # What dcap-qvl fetched, in our own form, of which a refusal can tell the differences.
+        return Collateral.from_json(fetch_collateral(pcs, quote).to_json())
     raise click.UsageError(
         "a verifier needs collateral: give --pcs URL (for a simulated machine, that of `swtdx pcs serve`) "
         "or --collateral FILE. `swtdx show` prints what is in a quote without verifying it"
@@ -131,6 +175,8 @@ def _collateral(quote: bytes, collateral: str | None, pcs: str | None) -> Any:
 @click.option("--policy", "policy_file", type=click.Path(), help="What to accept, in TOML.")
 @click.option("--collateral", type=click.Path(), help="Collateral, JSON as dcap-qvl writes it.")
 @click.option("--pcs", metavar="URL", help="Fetch the collateral from this PCS or PCCS.")
+@click.option("--pcs-ca", metavar="FILE", help="Trust this CA (PEM) for the TLS of --pcs https://...")
+@click.option("--insecure", is_flag=True, help="Trust anybody for the TLS of --pcs; collateral is signed.")
 @click.option("--root", "root_file", type=click.Path(), help="Trusted root, PEM or DER. Default: Intel's.")
 @click.option("--accept-simulated", is_flag=True, help="Accept a root that is simulated by swtdx.")
 @click.option("--nonce", metavar="HEX", help="REPORTDATA must be this, padded with zeros to 64 bytes.")
@@ -144,6 +190,8 @@ def verify(
     policy_file: str | None,
     collateral: str | None,
     pcs: str | None,
+    pcs_ca: str | None,
+    insecure: bool,
     root_file: str | None,
     accept_simulated: bool,
     nonce: str | None,
@@ -170,7 +218,7 @@ def verify(
     root = read_bytes(root_file, "the root certificate") if root_file else None
     verifier = Verifier(root, policy, accept_simulated=accept_simulated)
     now = parse_moment(moment) if moment else None
-    verdict = verifier.verify(data, _collateral(data, collateral, pcs), now)
+    verdict = verifier.verify(data, _collateral(data, collateral, pcs, pcs_ca, insecure), now)
     if token_file and token_key:
         from swtdx.attestation.token import ear_claims, sign_token
 
@@ -195,35 +243,66 @@ def pcs() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--frozen", is_flag=True, help="Keep the scenario's time instead of following the clock.")
+@url_option
+@click.option("--tls-cert", metavar="FILE", help="Serve by TLS with this certificate (PEM, chain included).")
+@click.option("--tls-key", metavar="FILE", help="The certificate's private key (PEM).")
 @plain_errors
-def pcs_serve(seed: bytes, scenario: str, host: str, port: int, frozen: bool) -> None:
-    """Serve collateral over HTTP, with the paths of Intel's PCS and PCCS, version 4."""
-    from swtdx.attestation.pcs.catalogue import Catalogue
-    from swtdx.attestation.pcs.serve import serve
+def pcs_serve(
+    seed: bytes,
+    scenario: str,
+    host: str,
+    port: int,
+    frozen: bool,
+    url: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+) -> None:
+    """Serve collateral over HTTP, with the paths of Intel's PCS and PCCS, versions 3 and 4."""
+    from swtdx.attestation.pcs.serve import Tls, serve
+
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together")
 
     world = world_for(seed, scenario)
-    click.echo(f"Root certificate: http://{host}:{port}/swtdx/root.pem", err=True)
-    serve(Catalogue(world, None if frozen else lambda: dt.datetime.now(dt.UTC)), host, port)
+
+    def listening(where: str) -> None:
+        click.echo(f"Serving collateral at {where} (root certificate: {where}/swtdx/root.pem)", err=True)
+        if url is None and where != world.pcs_url:
+            click.echo(
+                f"Its certificates say that revocation lists are at {world.pcs_url}; with --url {where} (and "
+                f"`swtdx quote --pcs-url {where}`) they say this place",
+                err=True,
+            )
+
+    serve(
+        world,
+        host,
+        port,
+        clock=None if frozen else lambda: dt.datetime.now(dt.UTC),
+        url=url,
+        tls=None if tls_cert is None or tls_key is None else Tls(tls_cert, tls_key),
+        listening=listening,
+    )
 
 
 @pcs.command("root")
 @seed_option
+@url_option
 @plain_errors
-def pcs_root(seed: bytes) -> None:
+def pcs_root(seed: bytes, url: str | None) -> None:
     """Write the machine's simulated root certificate (PEM) to standard output."""
-    click.echo(world_for(seed, "").pki.root.pem, nl=False)
+    click.echo(at_url(world_for(seed, ""), url).pki.root.pem, nl=False)
 
 
 @pcs.command("collateral")
 @seed_option
 @scenario_option
 @click.option("--now", "moment", metavar="TIME", help="Issue it for this time. Default: now.")
+@url_option
 @plain_errors
-def pcs_collateral(seed: bytes, scenario: str, moment: str | None) -> None:
+def pcs_collateral(seed: bytes, scenario: str, moment: str | None, url: str | None) -> None:
     """Write collateral (JSON, for --collateral) to standard output."""
-    from dataclasses import replace
-
-    world = world_for(seed, scenario)
+    world = at_url(world_for(seed, scenario), url)
     seconds = parse_moment(moment) if moment else int(dt.datetime.now(dt.UTC).timestamp())
     world = replace(world, now=dt.datetime.fromtimestamp(seconds, dt.UTC))
     click.echo(world.collateral().to_json(), nl=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from swtdx.cli.attestation import plain_errors, scenario_option, seed_option, world_for
+from swtdx.cli.attestation import Url, at_url, plain_errors, scenario_option, seed_option, world_for
 
 
 @click.group()
@@ -21,9 +21,10 @@ def qgs() -> None:
 @click.argument("address", default="unix:/tmp/swtdx-qgs.socket")
 @seed_option
 @scenario_option
+@click.option("--pcs-url", type=Url(), metavar="URL", help="Where its certificates say that CRLs are.")
 @click.option("--v5", is_flag=True, help="Quotes of version 5.  [default: 4 unless a TD needs 5]")
 @plain_errors
-def qgs_serve(address: str, seed: bytes, scenario: str, v5: bool) -> None:
+def qgs_serve(address: str, seed: bytes, scenario: str, pcs_url: str | None, v5: bool) -> None:
     """Serve quotes at ADDRESS (unix:PATH or vsock:CID:PORT) until interrupted.
 
     For the TDs of `swtdx run --qgs ADDRESS` and `swtdx quote --qgs ADDRESS` with the same --seed, and for
@@ -35,7 +36,7 @@ def qgs_serve(address: str, seed: bytes, scenario: str, v5: bool) -> None:
     from swtdx.attestation.qgs.server import QgsServer
     from swtdx.quoting import enclave_of_seed
 
-    world = world_for(seed, scenario)
+    world = at_url(world_for(seed, scenario), pcs_url)
     where = parse_address(address)
     if isinstance(where, UnixAddress):
         where = UnixAddress(Path(where.path).absolute())

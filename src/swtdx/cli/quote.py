@@ -16,6 +16,7 @@ import click
 
 from swtdx.attestation.keys import DEFAULT_SEED
 from swtdx.attestation.quote import ParsedQuote
+from swtdx.cli.attestation import Url
 from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.failures import complain
 from swtdx.cli.inputs import write_bytes
@@ -68,6 +69,7 @@ class NoQuote(click.ClickException):
 @click.option("--root", metavar="FILE", help="Also write the machine's simulated root certificate (PEM).")
 @click.option("--eventlog", metavar="FILE", help="Also write the TD's event log (CCEL).")
 @click.option("--qgs", metavar="ADDRESS", help="Quotes from this service: unix:PATH or vsock:CID[:PORT].")
+@click.option("--pcs-url", type=Url(), metavar="URL", help="Where its certificates say that CRLs are.")
 @click.option("--v5", is_flag=True, help="A quote of version 5.  [default: 4 unless the TD needs 5]")
 @click.option("--seed", type=Seed(), default=DEFAULT_SEED.decode(), show_default=True, help="The machine.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="A bzImage of your own, e.g. from /boot.")
@@ -88,6 +90,7 @@ def quote(
     root: str | None,
     eventlog: str | None,
     qgs: str | None,
+    pcs_url: str | None,
     v5: bool,
     seed: bytes,
     kernel: Path | None,
@@ -103,6 +106,8 @@ def quote(
         raise click.UsageError("--nonce and --report-data exclude each other")
     if qgs is not None and (collateral or root):
         raise click.UsageError("with --qgs, collateral and root are those of that service's maker")
+    if qgs is not None and pcs_url is not None:
+        raise click.UsageError("with --qgs, the certificates are those of that service's maker")
     if qgs is not None and v5:
         raise click.UsageError("with --qgs, that service decides which version its quotes have")
     if kernel is not None and version is not None:
@@ -110,7 +115,7 @@ def quote(
     wanted = nonce or report_data or secrets.token_bytes(_NONCE).ljust(REPORTDATA, b"\0")
     job = Exec(command(wanted))
     boot = choose(Wishes(kernel=kernel, version=version), job, "", complain)
-    answer, world = _ask(boot, job, memory, seed, qgs, timeout, 5 if v5 else None)
+    answer, world = _ask(boot, job, memory, seed, qgs, timeout, 5 if v5 else None, pcs_url)
     if eventlog and not answer.eventlog:
         raise NoQuote("the kernel shows no event log (/sys/firmware/acpi/tables/data/CCEL)")
     _write(output, answer.quote)
@@ -131,6 +136,7 @@ def _ask(
     qgs: str | None,
     timeout: float,
     quote_version: int | None,
+    pcs_url: str | None,
 ) -> tuple[Answer, World]:
     """Run the TD: what it answered, and what the maker says of its platform now.
 
@@ -142,7 +148,7 @@ def _ask(
 
     with (
         Platform.boot(platform_config(memory, 1, None, seed)) as platform,
-        Quoting(platform, qgs, quote_version) as quotes,
+        Quoting(platform, qgs, quote_version, pcs_url) as quotes,
     ):
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.console import Stream
@@ -170,7 +176,7 @@ def _ask(
             teardown=False,
         )
         result = launch(platform.host, config, console)
-        world = replace(world_of(platform), now=dt.datetime.now(dt.UTC))
+        world = replace(world_of(platform, pcs_url), now=dt.datetime.now(dt.UTC))
     answer = parse_output(bytes(console.data))
     if isinstance(answer, str):
         ended = "" if result.exit_status is not None else f" ({result})"

@@ -18,7 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..collateral import Signed
 from ..names import MARKER
@@ -58,9 +61,14 @@ Cpusvn = Annotated[str, Query(pattern="^[0-9a-fA-F]{32}$", description="CPUSVN, 
 Pcesvn = Annotated[str, Query(pattern="^[0-9a-fA-F]{4}$", description="PCESVN, little-endian, in hex")]
 Pceid = Annotated[str, Query(pattern="^[0-9a-fA-F]{4}$", description="PCE-ID, little-endian, in hex")]
 # Who cannot decrypt a PPID need not look at it: there is one platform here.
-Ppid = Annotated[
-    str, Query(pattern="^[0-9a-fA-F]{512}$|^[0-9a-fA-F]{768}$", description="PPID under RSA-2048 or 3072")
-]
+_PPID: Final = "^[0-9a-fA-F]{512}$|^[0-9a-fA-F]{768}$"
+Ppid = Annotated[str, Query(pattern=_PPID, description="PPID under RSA-2048 or 3072")]
+# A PCCS knows its platforms by QE-ID, and needs no PPID of them.
+OptionalPpid = Annotated[str | None, Query(pattern=_PPID, description="PPID under RSA-2048 or 3072")]
+#: Hex digits of a platform manifest (QCNL's limit), and how many platforms are kept.
+_MANIFEST: Final = 2 * 53_000
+_MOST_PLATFORMS: Final = 1000
+_HEX: Final = "^([0-9a-fA-F]{2})+$"
 QeId = Annotated[str | None, Query(pattern="^[0-9a-fA-F]{1,260}$", description="the PCCS's platform key")]
 
 
@@ -78,6 +86,33 @@ def _ok(kind: str, description: str, *headers: str) -> dict[int | str, dict[str,
 
 def _chain(pem: str) -> str:
     return url_quote(pem, safe="")
+
+
+class OneCertificate(BaseModel):
+    """Body of POST pckcert."""
+
+    platformManifest: Annotated[str, Field(pattern=_HEX, max_length=_MANIFEST)]
+    cpusvn: Annotated[str, Field(pattern="^[0-9a-fA-F]{32}$")]
+    pcesvn: Annotated[str, Field(pattern="^[0-9a-fA-F]{4}$")]
+    pceid: Annotated[str, Field(pattern="^[0-9a-fA-F]{4}$")]
+
+
+class AllCertificates(BaseModel):
+    """Body of POST pckcerts."""
+
+    platformManifest: Annotated[str, Field(pattern=_HEX, max_length=_MANIFEST)]
+    pceid: Annotated[str, Field(pattern="^[0-9a-fA-F]{4}$")]
+
+
+class Platform(BaseModel):
+    """Body of POST platforms (PCCS)."""
+
+    qe_id: Annotated[str, Field(pattern="^[0-9a-fA-F]{1,260}$")]
+    pce_id: Annotated[str, Field(pattern="^[0-9a-fA-F]{4}$")]
+    cpu_svn: Annotated[str, Field(pattern="^([0-9a-fA-F]{32})?$")] = ""
+    pce_svn: Annotated[str, Field(pattern="^([0-9a-fA-F]{4})?$")] = ""
+    enc_ppid: Annotated[str, Field(pattern="^([0-9a-fA-F]{768})?$")] = ""
+    platform_manifest: Annotated[str, Field(pattern="^([0-9a-fA-F]{2})*$", max_length=_MANIFEST)] = ""
 
 
 class _Api:
@@ -211,10 +246,17 @@ def _sgx_routes(app: FastAPI, api: _Api) -> None:
 
     @app.get(f"{_SGX}/pckcert", responses=_ok(_PEM, "PCK certificate", *pck_headers) | _LOOKUP)
     def pckcert(
-        encrypted_ppid: Ppid, cpusvn: Cpusvn, pcesvn: Pcesvn, pceid: Pceid, qeid: QeId = None
+        cpusvn: Cpusvn, pcesvn: Pcesvn, pceid: Pceid, encrypted_ppid: OptionalPpid = None, qeid: QeId = None
     ) -> Response:
-        """PCK certificate of the platform at a TCB."""
+        """PCK certificate of the platform at a TCB; named by its PPID (PCS) or its QE-ID (PCCS)."""
+        if encrypted_ppid is None and qeid is None:
+            raise HTTPException(400, "encrypted_ppid (PCS) or qeid (PCCS) is missing")
         return api.pckcert(cpusvn, pcesvn, pceid)
+
+    @app.post(f"{_SGX}/pckcert", responses=_ok(_PEM, "PCK certificate", *pck_headers) | _LOOKUP)
+    def post_pckcert(body: OneCertificate) -> Response:
+        """PCK certificate of the platform at a TCB, by its platform manifest."""
+        return api.pckcert(body.cpusvn, body.pcesvn, body.pceid)
 
     certs_ok = _ok(_JSON, "PCK certificates", *(name for name in pck_headers if name != "SGX-TCBm"))
 
@@ -222,6 +264,58 @@ def _sgx_routes(app: FastAPI, api: _Api) -> None:
     def pckcerts(encrypted_ppid: Ppid, pceid: Pceid) -> Response:
         """PCK certificates of the platform at all TCBs that are known of it."""
         return api.pckcerts(pceid)
+
+    @app.post(f"{_SGX}/pckcerts", responses=certs_ok | _LOOKUP)
+    def post_pckcerts(body: AllCertificates) -> Response:
+        """PCK certificates of the platform at all TCBs that are known of it, by its platform manifest."""
+        return api.pckcerts(body.pceid)
+
+    @app.get(f"{_SGX}/qae/identity", responses=identity_ok | _EDITION)
+    def qae(update: Update = None, number: Number = None) -> Response:
+        """Identity of the quote appraisal enclave."""
+        return api.identity("QAE", update, number)
+
+
+def _platform_routes(app: FastAPI, api: _Api) -> None:
+    """What a PCCS has for its administrator: platforms that were registered with it."""
+    registered: list[dict[str, str]] = []
+
+    @app.post("/sgx/certification/v4/platforms", responses=_ok("text/plain", "Registered") | _ERRORS)
+    def register(body: Platform) -> Response:
+        """Register a platform (PCCS)."""
+        entry = body.model_dump()
+        if entry not in registered:
+            registered.append(entry)
+            # Whoever registers for ever need not fill this service's memory.
+            del registered[:-_MOST_PLATFORMS]
+        return Response("Operation successful.", media_type="text/plain")
+
+    @app.get("/sgx/certification/v4/platforms", responses=_ok(_JSON, "Platforms", "platform-count") | _ERRORS)
+    def platforms(
+        source: Annotated[str, Query(pattern=r"^(reg|reg_na|\[[0-9a-fA-F, ]*\])$")] = "reg",
+    ) -> Response:
+        """The platforms that were registered since the last time, or those cached, by FMSPC (PCCS)."""
+        if source == "reg":
+            found, registered[:] = list(registered), []
+        elif source == "reg_na":
+            found = []
+        else:
+            wanted = source.strip("[]").upper()
+            known = api.catalogue.world().platform_identity.fmspc.hex().upper()
+            found = [_cached(api.catalogue)] if not wanted.strip() or known in wanted.split(",") else []
+        return Response(json.dumps(found), media_type=_JSON, headers={"platform-count": str(len(found))})
+
+
+def _cached(catalogue: Catalogue) -> dict[str, str]:
+    world = catalogue.world()
+    return {
+        "qe_id": world.enclave(world.report_key).user_data[:16].hex().upper(),
+        "pce_id": world.platform_identity.pceid.hex().upper(),
+        "cpu_svn": world.tcb.cpusvn.hex().upper(),
+        "pce_svn": world.tcb.pcesvn.to_bytes(2, "little").hex().upper(),
+        "enc_ppid": "",
+        "platform_manifest": "",
+    }
 
 
 def _other_routes(app: FastAPI, api: _Api) -> None:
@@ -281,6 +375,50 @@ def _other_routes(app: FastAPI, api: _Api) -> None:
         return numbers("TDX")
 
 
+def _old_routes(app: FastAPI, api: _Api) -> None:
+    """Version 3 of the API: the documents of SGX, TCB info in its version 2; TDX as version 4 has it.
+
+    By the same handlers, which see the path of version 4: see :class:`Paths`.
+    """
+    ok = _ok(_JSON, "TCB info version 2 and its signature", "SGX-TCB-Info-Issuer-Chain")
+
+    @app.get("/sgx/certification/v3/tcb", responses=ok | _LOOKUP)
+    def old_tcb(fmspc: Fmspc) -> Response:
+        """SGX TCB info, version 2."""
+        if not api.catalogue.knows(bytes.fromhex(fmspc)):
+            raise HTTPException(404, f"no TCB info for FMSPC {fmspc}")
+        return api.signed(api.catalogue.old_tcb_info(), "tcbInfo", "SGX-TCB-Info-Issuer-Chain")
+
+
+class Paths:
+    """ASGI middleware: version 3 paths of what both versions have, and HEAD for every GET."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on as the GET, or by the path, that it stands for."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        for old, new in (("/sgx/certification/v3/", f"{_SGX}/"), ("/tdx/certification/v3/", f"{_TDX}/")):
+            if path.startswith(old) and path != f"{old}tcb":
+                scope = {**scope, "path": new + path.removeprefix(old)}
+            elif path == "/tdx/certification/v3/tcb":
+                scope = {**scope, "path": f"{_TDX}/tcb"}
+        if scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, without_body)
+
+
 def create_app(catalogue: Catalogue) -> FastAPI:
     """The service for the documents of ``catalogue``."""
     app = FastAPI(
@@ -293,6 +431,8 @@ def create_app(catalogue: Catalogue) -> FastAPI:
     api = _Api(catalogue)
     _sgx_routes(app, api)
     _other_routes(app, api)
+    _platform_routes(app, api)
+    _old_routes(app, api)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -302,8 +442,18 @@ def create_app(catalogue: Catalogue) -> FastAPI:
         return Response(text + "\n", 400, headers, "text/plain")
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        return Response(f"{error.detail}\n", error.status_code, error.headers, "text/plain")
+    async def refused(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            # Starlette names the methods of one route only; a path has a route for each.
+            methods = {
+                method
+                for route in app.routes
+                if isinstance(route, APIRoute) and route.path == request.scope["path"]
+                for method in route.methods or ()
+            }
+            headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+        return Response(f"{error.detail}\n", error.status_code, headers, "text/plain")
 
     @app.middleware("http")
     async def identify(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -313,6 +463,7 @@ def create_app(catalogue: Catalogue) -> FastAPI:
         response.headers["Request-ID"] = hashlib.sha256(label.encode("utf-8", "replace")).hexdigest()[:32]
         return response
 
+    app.add_middleware(Paths)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -333,8 +484,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                     content.pop(_JSON, None)
         crl = schema["paths"][f"{_SGX}/pckcrl"]["get"]["responses"]["200"]["content"]
         crl[_PEM] = crl[_CRL]
-        for name in ("fmspcs", "pckcerts"):
-            answer = schema["paths"][f"{_SGX}/{name}"]["get"]["responses"]["200"]["content"]
+        lists = (("fmspcs", "get"), ("pckcerts", "get"), ("pckcerts", "post"), ("platforms", "get"))
+        for name, method in lists:
+            answer = schema["paths"][f"{_SGX}/{name}"][method]["responses"]["200"]["content"]
             answer[_JSON] = {"schema": {"type": "array", "items": {"type": "object"}}}
         app.openapi_schema = schema
     return app.openapi_schema

@@ -68,8 +68,12 @@ class Catalogue:
         """TCB info, "TDX" or "SGX"."""
         return self.world(number).signed_tcb_info(kind)
 
+    def old_tcb_info(self) -> Signed:
+        """SGX TCB info in version 2, as API version 3 has it."""
+        return self.world().signed_old_tcb_info()
+
     def identity(self, kind: str, number: int | None) -> Signed:
-        """Enclave identity: "TD_QE", "QE" or "QVE"."""
+        """Enclave identity: "TD_QE", "QE", "QVE" or "QAE"."""
         return self.world(number).signed_identity(kind)
 
     def evaluation_numbers(self, kind: str) -> Signed:
