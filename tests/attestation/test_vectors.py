@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import dcap_qvl
@@ -13,6 +14,7 @@ from swtdx.attestation.collateral import TcbStatus
 from swtdx.attestation.errors import AttestationError
 from swtdx.attestation.quote import HEADER, SGX_REPORT, TD_BODY_1_0, TD_BODY_1_5
 from swtdx.attestation.vectors.factory import all_vectors, write_vectors
+from swtdx.attestation.vectors.latitude import _ENTRIES
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +104,33 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
         write_vectors(tmp_path)
     with pytest.raises(AttestationError, match="cannot write vectors"):
         write_vectors(tmp_path / "thesis.tex")
+
+
+def test_where_verifiers_may_differ_is_told_in_both_directions() -> None:
+    found: dict[str, set[tuple[bool, bool]]] = {}
+    for vector in all_vectors():
+        for other in vector.document()["others_may"]:
+            assert other["why"]
+            assert other["document"]
+            may = other["verdict"] == "accepted"
+            # Another verdict, or at least another status.
+            assert may != vector.expect.accepted or other["status"] != vector.expect.status, vector.name
+            found.setdefault(vector.name, set()).add((vector.expect.accepted, may))
+    for name, direction in {
+        "scenario/qe-configuration-needed": (True, False),
+        "collateral/tcb-info-space": (False, True),
+        "collateral/qe-identity-newline": (False, True),
+        "scenario/td-debug": (False, True),
+        "scenario/td-sept-ve-enabled": (False, True),
+        "scenario/tcb-info-future": (False, True),
+        "scenario/td-relaunch-current-revoked": (False, True),
+        "scenario/processor-ca": (True, False),
+        "chain/ca-first-v4": (False, True),
+        "chain/root-before-ca-v5-1.5": (True, False),
+    }.items():
+        assert direction in found[name], name
+    # Every entry is of some vector, and what is simply broken has one answer.
+    names = [vector.name for vector in all_vectors()]
+    for pattern, _ in _ENTRIES:
+        assert any(re.fullmatch(pattern, name) for name in names), pattern
+    assert not [name for name in found if name.startswith(("signature/", "claim/", "length/"))]

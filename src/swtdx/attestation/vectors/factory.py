@@ -28,6 +28,8 @@ dcap-qvl's `QuoteCollateralV3`; byte strings in hex, chains and documents as tex
   are what a policy decides on) or `rejected`;
 * `why`: what is special and why the verdict follows;
 * `dcap_qvl_says`: a part of dcap-qvl's message when it rejects;
+* `others_may`: verdicts that another verifier may give and be right, too, each with why it does and the
+  document that leaves it the choice. A vector without an entry has one right answer, `lenient` apart;
 * `lenient`: dcap-qvl accepts although the bytes are not as they should be; a stricter verifier may not.
 
 The trusted root of all of them is `root.der` (and `root.pem`).

@@ -11,6 +11,7 @@ from ..collateral import Collateral
 from ..quote import BodyType, ParsedQuote, Part
 from ..scenario import Expectation
 from ..world import World
+from .latitude import latitude
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Vector:
             "advisories": list(self.expect.advisories),
             "dcap_qvl_says": self.expect.reason or None,
             "lenient": self.lenient,
+            "others_may": [each.plain() for each in latitude(self.name)],
         }
 
     def files(self) -> dict[str, bytes]:
