@@ -126,7 +126,7 @@ _LEAVES: Final = (
     ),
     _guest(
         5, "TDG.VP.CPUIDVE.SET", "let CPUID raise #VE",
-        inputs=(Input("RCX", "when", (Bits("supervisor", 0, 0), Bits("user", 1, 1), Bits("reserved", 63, 2))),),
+        inputs=(Input("RCX", "when", (Bits("supervisor", 0, 0), Bits("user", 1, 1), Bits("reserved", 63, 2)), kind=Kind.COUNT),),
         outcomes=(invalid("RCX", "bits 63:2 are 0"),),
     ),
     _guest(
@@ -216,8 +216,8 @@ _LEAVES: Final = (
         24, "TDG.MEM.PAGE.ATTR.WR", "set a page's attributes for L2 VMs",
         inputs=(
             gpa_level(0, 2),
-            Input("RDX", "attributes for VMs 0..3, 16 bits each"),
-            Input("R8", "masks for VMs 0..3, 16 bits each; bit 15 of each: flush"),
+            Input("RDX", "attributes for VMs 0..3, 16 bits each", kind=Kind.NUMBER),
+            Input("R8", "masks for VMs 0..3, 16 bits each; bit 15 of each: flush", kind=Kind.NUMBER),
         ),
         outputs=(
             Output("RCX", "GPA (51:12), level (2:0), pending (62)", ZERO),
@@ -261,14 +261,14 @@ _LEAVES: Final = (
     ),
     _guest(
         26, "TDG.VP.INVEPT", "flush translations of L2 VMs",
-        inputs=(Input("RCX", "VMs, bits 1..3"),),
+        inputs=(Input("RCX", "VMs, bits 1..3", kind=Kind.NUMBER),),
         outcomes=(invalid("RCX", "only L2 VMs that exist"),),
     ),
     _guest(
         27, "TDG.VP.INVVPID", "flush linear addresses of an L2 VM",
         inputs=(
-            Input("RCX", "VM and type", (Bits("list", 0, 0), Bits("reserved", 51, 1), Bits("vm", 53, 52), Bits("reserved2", 63, 54))),
-            Input("RDX", "a linear address and count, or a list of them"),
+            Input("RCX", "VM and type", (Bits("list", 0, 0), Bits("reserved", 51, 1), Bits("vm", 53, 52), Bits("reserved2", 63, 54)), kind=Kind.NUMBER),
+            Input("RDX", "a linear address and count, or a list of them", kind=Kind.NUMBER),
         ),
         outputs=(Output("RDX", "the list's part that is not done"),),
         outcomes=(

@@ -9,6 +9,7 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.exits import ExitReason, ExtendedQualification
+from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.units import PAGE
 from swtdx.machine.host import ProcessorFault
 from swtdx.vmm import exits
@@ -33,8 +34,7 @@ _BUSY_PAUSE: Final = 0.0005
 _TDCALL: Final = int(ExitReason.TDCALL)
 _EPT_VIOLATION: Final = int(ExitReason.EPT_VIOLATION)
 _EXTERNAL_INTERRUPT: Final = int(ExitReason.EXTERNAL_INTERRUPT)
-#: The leaf number of TDH.VP.ENTER.
-_VP_ENTER: Final = 0
+_VP_ENTER: Final = HOST_BY_NAME["TDH.VP.ENTER"].number
 
 
 class Worker:

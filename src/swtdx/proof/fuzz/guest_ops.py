@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from swtdx.arch import regs
-from swtdx.arch.leaf import Kind, Leaf
+from swtdx.arch.leaf import Input, Kind, Leaf
 from swtdx.arch.leaves import BY_NAME, GUEST_LEAVES
 from swtdx.arch.metadata import Context
-from swtdx.arch.regs import R8, R9, RAX, RCX, RDX, RSP
+from swtdx.arch.regs import RAX, RCX, RSP
 from swtdx.arch.units import LARGE_PAGE, MASK64, PAGE
 from swtdx.machine.engine.scripted import (
     Cpuid,
@@ -58,27 +58,6 @@ _LEAVES: Final = tuple(leaf for leaf in GUEST_LEAVES.values() if leaf.number)
 _ACCEPT: Final = BY_NAME["TDG.MEM.PAGE.ACCEPT"]
 
 
-def _details(kinds: tuple[Kind, ...], register: str) -> dict[int, int]:
-    """What the tables say in detail of an operand of one of ``kinds`` in ``register``, by leaf."""
-    return {
-        leaf.number: operand.detail
-        for leaf in _LEAVES
-        for operand in leaf.inputs
-        if operand.kind in kinds and operand.register == register
-    }
-
-
-#: Leaves that address metadata of the TD, the VCPU or the module, and what RCX and RDX are aligned to.
-_CONTEXTS: Final = {
-    number: Context(context)
-    for number, context in _details((Kind.FIELD,), "RDX").items()
-    if not GUEST_LEAVES[number].name.startswith("TDG.SERVTD.")
-}
-_ALIGN: Final = _details((Kind.GPA, Kind.BUFFER), "RCX") | dict.fromkeys(
-    _details((Kind.GPA_AND_LEVEL,), "RCX"), PAGE
-)
-
-
 Gpas = Sequence[int]
 
 
@@ -87,32 +66,41 @@ def _some(choose: Choose, mapped: Gpas) -> int:
     return pick(choose, mapped) if mapped and choose(4) else pick(choose, GPAS)
 
 
+def _gpa_and_level(choose: Choose, mapped: Gpas, leaf: Leaf) -> int:
+    if leaf is _ACCEPT:
+        return pick(
+            choose, (*SMALL_GPAS, LARGE_PAGE | 1, LARGE_PAGE | 1, LARGE_PAGE, LARGE_PAGE + 0x1FF000, 1)
+        )
+    return _some(choose, mapped) & -PAGE
+
+
+def _operand(choose: Choose, mapped: Gpas, leaf: Leaf, operand: Input) -> int:
+    """What an operand of its kind is meant for, mostly."""
+    match operand.kind:
+        case Kind.GPA | Kind.BUFFER:
+            return _some(choose, mapped) & -operand.detail
+        case Kind.GPA_AND_LEVEL:
+            return _gpa_and_level(choose, mapped, leaf)
+        case Kind.FIELD:
+            return Situation.field(choose, Context(operand.detail))
+        case Kind.MASK:
+            return MASK64 if choose(2) else Situation.odd(choose)
+        case Kind.COUNT:
+            return choose(5)
+        case Kind.NUMBER:
+            return operand.detail if choose(8) else pick(choose, (choose(300), 1 << 52))
+        case _:
+            return Situation.odd(choose)
+
+
 def tdcall(choose: Choose, mapped: Gpas, leaf: Leaf | None = None) -> Tdcall:
     """A TDCALL with all registers given; ``mapped`` are GPAs of pages that the guest has accepted."""
     if leaf is None:
         leaf = _ACCEPT if not choose(4) else pick(choose, _LEAVES)
     g = [0xF111_0000_0000_0F1F + (number << 32) for number in range(16)]
-    number = leaf.number
-    g[RAX] = number | choose(leaf.max_version + 1) << 16
-    g[RCX] = _some(choose, mapped) & -_ALIGN.get(number, 1)
-    if number == _ACCEPT.number:
-        g[RCX] = pick(
-            choose, (*SMALL_GPAS, LARGE_PAGE | 1, LARGE_PAGE | 1, LARGE_PAGE, LARGE_PAGE + 0x1FF000, 1)
-        )
-    elif number in _CONTEXTS:
-        g[RCX] = 0
-        g[RDX] = Situation.field(choose, _CONTEXTS[number])
-        g[R8], g[R9] = Situation.odd(choose), MASK64 if choose(2) else Situation.odd(choose)
-    elif number == 4:
-        g[RDX], g[R8] = _some(choose, mapped) & -64, 0 if choose(8) else choose(300)
-    elif number == 2:
-        g[RDX] = choose(5)
-    elif number == 12:
-        g[RDX], g[R8] = _some(choose, mapped) & -4096, Situation.field(choose, Context.SYS)
-    elif number in (3, 5):
-        g[RCX] = choose(4)
-    elif number in (24, 26, 27):
-        g[RCX], g[RDX], g[R8] = pick(choose, (g[RCX], 0, 0, 1 << 52)), 0, 0
+    g[RAX] = leaf.number | choose(leaf.max_version + 1) << 16
+    for operand in leaf.inputs:
+        g[regs.number(operand.register)] = _operand(choose, mapped, leaf, operand)
     if not choose(3):
         register = choose(16)
         if register != RSP:
