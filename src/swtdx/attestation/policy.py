@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from .collateral import TcbStatus
 from .errors import PolicyError
+from .oserrors import words
 from .quote import TD_BODY_1_5_EX
 from .tomlcheck import Reader
 
@@ -199,5 +200,5 @@ def load_policy(path: Path) -> Policy:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"cannot read the policy {path}: {error}") from None
+        raise PolicyError(f"cannot read the policy {path}: {words(error)}") from None
     return parse_policy(text, str(path))

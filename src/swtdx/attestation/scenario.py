@@ -15,6 +15,7 @@ from typing import Final
 
 from .collateral import Collateral, TcbStatus
 from .errors import AttestationError, ScenarioError
+from .oserrors import words
 from .quote import BodyType
 from .sgx_platform import PckCa
 from .tdreport import TdReportFields
@@ -173,7 +174,7 @@ def load_scenario(path: Path, base: World | None = None) -> Scenario:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"cannot read the scenario {path}: {error}") from None
+        raise ScenarioError(f"cannot read the scenario {path}: {words(error)}") from None
     return parse_scenario(text, path.stem, base)
 
 

@@ -44,7 +44,11 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except AttestationError as error:
             raise Unusable(str(error)) from None
+        except BrokenPipeError:
+            raise
         except OSError as error:
+            if error.filename is None:
+                raise
             name = f"{error.filename}: " if error.filename else ""
             raise Unusable(f"{name}{reason(error)}") from None
 

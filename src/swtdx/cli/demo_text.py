@@ -10,9 +10,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Final
 
-from rich.console import Console
 from rich.text import Text
 
+from swtdx.cli.consoles import PlainConsole as Console
 from swtdx.scenes.model import Rows, Step
 from swtdx.trace.text import WIDTH, Line, event_lines
 

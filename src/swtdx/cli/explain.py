@@ -62,7 +62,7 @@ def explain(words: tuple[str, ...], as_json: bool, everything: bool) -> None:
 
 
 def _show(full: list[Explanation], others: list[Explanation]) -> None:
-    from rich.console import Console
+    from swtdx.cli.consoles import PlainConsole as Console
 
     if not sys.stdout.isatty():
         # Lines as long as they are, and no blanks at their ends.

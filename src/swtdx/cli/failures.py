@@ -7,6 +7,7 @@ is missing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from typing import Final
@@ -20,6 +21,9 @@ INTERNAL: Final = 70
 #: 128 + SIGINT and 128 + SIGPIPE, as a shell reports them.
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
+
+#: What goes wrong with an output that is open already: no space, quota or size limit, a device's error.
+_OUTPUT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 #: Classes whose message is written for the user.
 EXPECTED: Final = frozenset(
@@ -46,12 +50,16 @@ def complain(message: str) -> None:
     click.echo(f"swtdx: {message}", err=True)
 
 
+def _forget_output() -> None:
+    """Python would try to flush standard output again at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def report(error: Exception) -> int:
     """Say what went wrong; the exit status."""
     if isinstance(error, BrokenPipeError):
-        # Python would try to flush standard output again at its end, and complain.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return BROKEN_PIPE
     if isinstance(error, click.UsageError):
         error.show()
@@ -64,6 +72,9 @@ def report(error: Exception) -> int:
         return UNUSABLE
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
+        if not name and error.errno in _OUTPUT:
+            name = "the output cannot be written: "
+            _forget_output()
         complain(f"{name}{error.strerror or error}")
         return UNUSABLE
     if isinstance(error, MemoryError):

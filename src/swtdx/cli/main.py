@@ -74,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script."""
+    from swtdx.cli.descriptors import fill_standard_streams
+
+    fill_standard_streams()
     sys.exit(main())
 
 

@@ -232,8 +232,9 @@ def _event(event: Event) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- for people
 def _show(summary: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from swtdx.cli.consoles import PlainConsole as Console
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")

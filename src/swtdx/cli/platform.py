@@ -9,9 +9,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from swtdx.cli.consoles import PlainConsole as Console
 from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size, size_text
 from swtdx.firmware.bios import BiosConfig

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import AttestationError, MissingDependency
+from ..oserrors import words
 from .catalogue import Catalogue
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise AttestationError(f"cannot serve collateral on {host} port {port}: {error}") from None
+        raise AttestationError(f"cannot serve collateral on {host} port {port}: {words(error)}") from None
     return listener
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import QgsError
+from ..oserrors import words
 from .messages import VSOCK_PORT
 
 #: Length of a Unix socket's path that Linux takes (sun_path is 108 bytes with its NUL).
@@ -48,7 +49,7 @@ class VsockAddress:
         try:
             return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM), (self.cid & 0xFFFFFFFF, self.port)
         except OSError as error:
-            raise QgsError(f"this system has no vsock ({error}); use a Unix socket") from None
+            raise QgsError(f"this system has no vsock ({words(error)}); use a Unix socket") from None
 
 
 Address = UnixAddress | VsockAddress

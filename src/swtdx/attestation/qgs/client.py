@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from ..errors import QgsError
+from ..oserrors import words
 from . import messages
 from .address import Address
 from .messages import PlatformInfo
@@ -39,7 +40,7 @@ class QgsClient:
                 ) from None
             except OSError as error:
                 raise QgsError(
-                    f"cannot reach a quote generation service at {self.address}: {error}"
+                    f"cannot reach a quote generation service at {self.address}: {words(error)}"
                 ) from None
 
     def _read(self, connection: socket.socket, size: int) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, Self
 
 from ..errors import AttestationError, QgsError, ReportRejected
+from ..oserrors import words
 from ..tdreport import TDREPORT_SIZE
 from . import messages
 from .address import Address, UnixAddress
@@ -150,7 +151,7 @@ class QgsServer:
             self._socket.listen(BACKLOG)
         except OSError as error:
             self._socket.close()
-            raise QgsError(f"cannot serve quotes on {address}: {error}") from None
+            raise QgsError(f"cannot serve quotes on {address}: {words(error)}") from None
 
     def start(self) -> Self:
         """Serve in the background."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from ..errors import AttestationError
 from ..names import MARKER
+from ..oserrors import words
 from ..world import World
 from .chains import chains, dates
 from .documents import malformed_collateral
@@ -75,5 +76,5 @@ def write_vectors(folder: Path, world: World | None = None) -> int:
         (folder / "README.md").write_text(_README)
         index.write_text(json.dumps({"marker": MARKER, "vectors": listing}, indent=1) + "\n")
     except OSError as error:
-        raise AttestationError(f"cannot write vectors to {folder}: {error}") from None
+        raise AttestationError(f"cannot write vectors to {folder}: {words(error)}") from None
     return len(listing)
