@@ -9,6 +9,8 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swtdx.arch import metadata
 from swtdx.arch.metadata import Context
@@ -54,6 +56,9 @@ def test_what_linux_calls_a_status(value: str, name: str, intel: str) -> None:
         ("0xc0000b7700000000", "nearest: TDX_L2_SEPT_PAGE_NOT_PROVIDED 0xc0000b1200000000"),
         ("0xc000550000000000", "no such class"),
         ("0xc123010000000000", "bits 59:48"),
+        ("0x8000ff0000000001", "nearest: SW_ERROR 0x8000ff0000000000"),
+        ("0x8000000000000007", "nearest: P-SEAMLDR's EBADHANDOFF 0x8000000000000004"),
+        ("0x8000000200000000", "nearest: TDX_NON_RECOVERABLE_TD 0x6000000200000000"),
     ],
 )
 def test_error_bits_make_a_status_or_nothing(value: str, nearest: str) -> None:
@@ -77,6 +82,17 @@ def test_no_field_is_found_by_dropping_bits() -> None:
     assert find("0x9110000300000010")[0].title == "NOTIFY_ENABLES"
     assert metadata.by_name(Context.SYS, "NUM_PKGS").id == 0x200000000
     assert find("0x200000000")[0].title == "NUM_PKGS"
+
+
+@given(value=st.integers(0, (1 << 64) - 1))
+def test_a_number_like_a_status_is_a_field_only_in_all_bits_that_it_has(value: int) -> None:
+    """Bit 63 or 62 with bits 59:48 clear: a status by its form; a field then has every bit that is set."""
+    for number in (value | 1 << 63, value | 1 << 62):
+        number &= ~(0xFFF << 48)
+        for each in find_or_none(hex(number)):
+            if each.kind == "field":
+                identifier = int(dict(each.facts)["Identifier"], 16)
+                assert not number & ~identifier & ~0xFFFFFF, hex(number)
 
 
 def find_or_none(text: str) -> list:  # type: ignore[type-arg]

@@ -25,6 +25,10 @@ _CODE: Final = 0xFF_FFFF
 #: Bits of an identifier that a leaf cannot supply itself: NON_ARCH (63), reserved (62), class (61:56), and
 #: reserved (55).  Context, sizes and counts may be left out, as Linux's TDCS_NOTIFY_ENABLES does.
 _NEEDED: Final = 0xFF80_0000_0000_0000
+#: What a list may have beyond the field's own: counts of fields and elements, sizes from the list, a mask.
+_COUNTS: Final = 0x000C_7FFC_0000_0000
+_CONTEXT: Final = 0x0070_0000_0000_0000
+_NON_ARCH: Final = 1 << 63
 
 
 def explain_field(row: MetadataField, identifier: int, element: int) -> Explanation:
@@ -72,6 +76,16 @@ def explain_field(row: MetadataField, identifier: int, element: int) -> Explanat
     )
 
 
+def _excess(identifier: int, row: MetadataField) -> int:
+    """Bits that make it something else: set here, not in the field's identifier, and not of a list.
+
+    A number that might be a status (bit 63, and no context) may leave bits out and have none too many.
+    """
+    excess = identifier & ~row.id & ~_CODE
+    like_a_status = identifier & _NON_ARCH and not identifier & _CONTEXT
+    return excess if like_a_status else excess & ~_COUNTS
+
+
 def _deviation(row: MetadataField, identifier: int) -> list[tuple[str, str]]:
     if not (identifier ^ row.id) & ~_CODE:
         return []
@@ -113,7 +127,7 @@ def by_identifier(identifier: int) -> list[Explanation]:
         hit = metadata.lookup(context, identifier, _MAX_L2_VMS)
         if hit is not None:
             row, element = hit
-            if (identifier ^ row.id) & _NEEDED:
+            if (identifier ^ row.id) & _NEEDED or _excess(identifier, row):
                 continue
             exact = (identifier ^ row.id) & ~_CODE == 0
             found.append((exact, identifier >> 52 & 7 in (0, context), row, element))

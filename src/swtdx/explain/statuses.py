@@ -118,6 +118,15 @@ def _of_class(class_code: int) -> list[tuple[int, str]]:
 
 def _nearest(value: int) -> list[tuple[int, str]]:
     """Statuses whose class and code are this one's or next to them, whatever their flags."""
+    if value >> 32 == status.ERROR >> 32:
+        # No code: the loaders and the GHCI put theirs into the low half.
+        others = [
+            (number, f"{prefix}{name}")
+            for prefix, names in (("P-SEAMLDR's ", status.PSEAMLDR_NAMES), ("the GHCI's ", ghci.STATUS_NAMES))
+            for number, name in names.items()
+            if number >> 32 == value >> 32
+        ]
+        return sorted(others, key=lambda each: abs(each[0] - value))[:_NEAREST]
     code, flags = value >> 32 & 0xFF, value & _FLAGS
     ranked = sorted(
         _of_class(value >> 40 & 0xFF),
