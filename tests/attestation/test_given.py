@@ -317,3 +317,11 @@ def test_the_key_of_a_policy_is_named_and_right(flag: str, key: str, world: Worl
     assert (verdict.accepted, verdict.policy_key) == (False, key)
     policy = parse_policy(key.replace("] ", "]\n"))
     assert Verifier(root, policy, accept_simulated=True).verify(quote, collateral, now).accepted
+
+
+def test_all_keys_that_a_platform_needs_are_named_at_once(world: World, now: int) -> None:
+    identity = replace(world.platform_identity, dynamic_platform=True, smt_enabled=True)
+    enclave = TdQuotingEnclave(world.pki, identity, world.tcb, world.report_key)
+    quote = enclave.quote(world.report_fields().report(world.report_key))
+    verdict = Verifier(world.pki.root.der, accept_simulated=True).verify(quote, world.collateral(), now)
+    assert verdict.policy_key == "[platform] allow_dynamic = true, allow_smt = true"

@@ -16,6 +16,7 @@ import dcap_qvl
 import pytest
 from cryptography import x509
 
+from swtdx.arch.published_modules import by_mrseam
 from swtdx.attestation.collateral import Collateral
 from swtdx.attestation.policy import Policy, parse_policy
 from swtdx.attestation.quote import ParsedQuote
@@ -173,3 +174,21 @@ def test_the_simulated_maker_is_like_the_real_one(
         assert list(made_document) == list(real_document)
         assert list(made_document["tcbLevels"][0]) == list(real_document["tcbLevels"][0])
         assert list(made_document["tcbLevels"][0]["tcb"]) == list(real_document["tcbLevels"][0]["tcb"])
+
+
+@pytest.mark.parametrize("name", ["tdx_quote", "tdx_quote_outdated", "tdx_quote_td15ex"])
+def test_intels_modules_are_known_by_their_mrseam(samples: Path, name: str) -> None:
+    """Quotes that Intel's keys signed: MRSEAM and the module's SVN are as in the table of modules."""
+    body = ParsedQuote((samples / name).read_bytes()).body()
+    module = by_mrseam(body["mrseam"].hex())
+    assert module is not None
+    assert f"(SVN {body['tee_tcb_svn'][0]})" in module.version
+
+
+def test_an_outdated_platform_is_told_by_its_component(samples: Path) -> None:
+    """What took a reading of quote and TCB info by hand (Intel-signed, below every level)."""
+    name = "tdx_quote_outdated"
+    collateral = Collateral.from_json((samples / f"{name}_collateral.json").read_bytes())
+    verdict = Verifier().verify((samples / name).read_bytes(), collateral, issue_date(collateral))
+    assert verdict.reason == "No matching TCB level found"
+    assert any("SGX component 8: quote 3, lowest level 5" in each for each in verdict.differences)

@@ -46,6 +46,11 @@ MODULES: Final[tuple[Module, ...]] = (
         f"{_POLICY}; quotes with TEE_TCB_SVN 07 01 03",
     ),
     Module(
+        "ab62561a173acbd18ee50ff37750db44184c6cf5e886df74247cc575e163b04c34b9e18374757c235affa614d4127f6b",
+        "1.5 (SVN 15)",
+        "a quote with TEE_TCB_SVN 0f 01 04 in the samples of Phala-Network/dcap-qvl",
+    ),
+    Module(
         "7bf063280e94fb051f5dd7b1fc59ce9aac42bb961df8d44b709c9b0ff87a7b4df648657ba6d1189589feab1d5a3c9a9d",
         "1.5.16",
         _POLICY,

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .collateral import Collateral, TcbStatus
-from .differences import differences
+from .differences import differences, platform_of
 from .errors import AttestationError, MissingDependency, QuoteFormatError
 from .hints import policy_key, with_dates
 from .names import is_simulated
@@ -290,8 +290,28 @@ class Verifier:
             self.root,
             self.policy,
             claims,
-            policy_key=policy_key(reason) if check in (CLAIMS, TCB_POLICY) else "",
+            policy_key=self._policy_key(quote, reason) if check in (CLAIMS, TCB_POLICY) else "",
         )
+
+    def _policy_key(self, quote: bytes, reason: str) -> str:
+        """The key that would allow it, with the others of the same section that would be missed next."""
+        key = policy_key(reason)
+        if not key.startswith("[platform] allow_"):
+            return key
+        platform = platform_of(ParsedQuote(quote))
+        if platform is None:
+            return key
+        facts, policy = platform.facts, self.policy
+        missing = [
+            f"{name} = true"
+            for name, on, allowed in (
+                ("allow_dynamic", facts.dynamic_platform, policy.allow_dynamic),
+                ("allow_cached_keys", facts.cached_keys, policy.allow_cached_keys),
+                ("allow_smt", facts.smt_enabled, policy.allow_smt),
+            )
+            if on and not allowed
+        ]
+        return f"[platform] {', '.join(missing)}" if missing else key
 
     def _explain(self, quote: bytes, native: Any, now: int, refusal: ValueError) -> Verdict:
         """Why a quote was refused: by its TCB policy if all else is well, else by what was wrong."""
