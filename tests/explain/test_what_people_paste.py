@@ -187,6 +187,14 @@ def test_a_line_of_a_log(line: str, status: str, also: str) -> None:
     assert {each["kind"] for each in json.loads("\n".join(run("--json", line)))} == {"status", "leaf"}
 
 
+def test_a_log_on_standard_input() -> None:
+    log = "[ 1.0] virt/tdx: SEAMCALL (0x21) failed: 0xc000090000000000\n[ 2.0] qgsd: ret 0x11001\n"
+    result = CliRunner().invoke(explain, ["--all", "-"], input=log)
+    assert result.exit_code == 0, result.output
+    for title in ("TDX_INCORRECT_CPUID_VALUE", "TEE_ATT_ERROR_UNEXPECTED", "TDH.SYS.INIT"):
+        assert title in result.output.splitlines()
+
+
 @pytest.mark.parametrize("line", ["hello world foo", "rcx 0x0 rdx 0x0", "0x123456789", "qemu: exit status 1"])
 def test_a_line_with_nothing_in_it(line: str) -> None:
     with pytest.raises(Unknown):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -458,7 +459,11 @@ def vectors_flips(output: str | None, workers: int, seed: bytes) -> None:
     """Flip every bit of a quote and its collateral once, and record what the verifier says (Markdown)."""
     from swtdx.attestation.vectors.flip_record import record
 
-    text, tallies = record(workers, world_for(seed, ""))
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{100 * done // total} %" + ("\n" if done == total else ""), err=True, nl=False)
+
+    text, tallies = record(workers, world_for(seed, ""), progress)
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from swtdx.cli.inputs import read_bytes
 from swtdx.explain.find import KINDS, Unknown, find
 from swtdx.explain.model import Explanation, Rows
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+#: Bytes of a log that are read.
+_MOST_TEXT: Final = 1 << 20
 #: Width of text that goes into a file or a pipe.
 _PIPE_WIDTH: Final = 100_000
 
@@ -42,6 +45,7 @@ def explain(words: tuple[str, ...], as_json: bool, everything: bool) -> None:
     swtdx explain cpuid 7.0              what a CPUID leaf returns in a TD
 
     swtdx explain 'SEAMCALL (0x21) failed: 0xc000090000000000'    a line of a log
+    dmesg | swtdx explain -              whatever a log has in it
     swtdx explain 0xe044                 a code of Intel's DCAP libraries, which logs have beside these
 
     A number may mean several things. KIND picks one: leaf, status, field, tdvmcall, exit, operand,
@@ -49,6 +53,8 @@ def explain(words: tuple[str, ...], as_json: bool, everything: bool) -> None:
     """
     kind = words[0].lower() if len(words) > 1 and words[0].lower() in KINDS else None
     text = " ".join(words[1:] if kind else words)
+    if text == "-":
+        text = read_bytes("-", "what to explain", _MOST_TEXT).decode("utf-8", "replace")
     try:
         found = find(text, kind)
     except Unknown as unknown:

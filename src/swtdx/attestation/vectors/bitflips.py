@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -182,8 +183,16 @@ def reason(material: Material, name: str, byte: int, bit: int) -> str:
     return ""
 
 
-def flip_all(material: Material, *, workers: int = 2, only: str | None = None) -> dict[str, Tally]:
+def flip_all(
+    material: Material,
+    *,
+    workers: int = 2,
+    only: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Tally]:
     """Flip every bit (of the field ``only``, if given) and tally what dcap-qvl says, by field.
+
+    ``progress`` is told how many pieces of the work are done, and how many there are.
 
     Raises:
         ValueError: the unchanged material is not accepted.
@@ -198,6 +207,8 @@ def flip_all(material: Material, *, workers: int = 2, only: str | None = None) -
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start, initargs=(material,)
     ) as pool:
-        for name, tally in pool.map(_work, tasks):
+        for done, (name, tally) in enumerate(pool.map(_work, tasks), 1):
             tallies.setdefault(name, Tally()).add(tally)
+            if progress is not None:
+                progress(done, len(tasks))
     return tallies

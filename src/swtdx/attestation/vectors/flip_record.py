@@ -4,7 +4,7 @@ unnoticed, place by place with the reason."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ..world import World
@@ -77,10 +77,13 @@ def section(title: str, subject: Material, tallies: dict[str, Tally]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def record(workers: int = 2, world: World | None = None) -> tuple[str, dict[int, dict[str, Tally]]]:
+def record(
+    workers: int = 2, world: World | None = None, progress: Callable[[int, int], None] | None = None
+) -> tuple[str, dict[int, dict[str, Tally]]]:
     """Flip everything and write it down: the record, and the tallies by quote version.
 
-    The collateral is the same for both versions and is flipped once.
+    The collateral is the same for both versions and is flipped once.  ``progress`` is told how much of a
+    version's work is done, and how much there is.
     """
     import dcap_qvl
 
@@ -88,7 +91,7 @@ def record(workers: int = 2, world: World | None = None) -> tuple[str, dict[int,
     tallies: dict[int, dict[str, Tally]] = {}
     for version, only, title in ((4, None, "Quote version 4 and collateral"), (5, QUOTE, "Quote version 5")):
         subject = material(version, world)
-        tallies[version] = flip_all(subject, workers=workers, only=only)
+        tallies[version] = flip_all(subject, workers=workers, only=only, progress=progress)
         lines.append(section(title, subject, tallies[version]))
     return "\n".join(lines), tallies
 
