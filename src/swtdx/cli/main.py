@@ -31,12 +31,12 @@ COMMANDS: dict[str, Lazy] = {
     "platform": Lazy("swtdx.cli.platform:platform", "Print the machine: CPUs, memory, keys, SEAM."),
     "measure": Lazy("swtdx.cli.measure:measure", "Compute the MRTD of an image without a machine."),
     "quote": Lazy("swtdx.cli.quote:quote", "Have a TD make a quote."),
-    "verify": Lazy("swtdx.cli.attestation:verify", "Verify a quote and say what it proves."),
+    "verify": Lazy("swtdx.cli.verify:verify", "Verify a quote and say what it proves."),
     "show": Lazy("swtdx.cli.show:show", "Show a quote, TDREPORT, certificate ... without verifying."),
-    "eventlog": Lazy("swtdx.cli.attestation:eventlog", "Show an event log and replay it against a quote."),
+    "eventlog": Lazy("swtdx.cli.eventlog:eventlog", "Show an event log and replay it against a quote."),
     "qgs": Lazy("swtdx.cli.qgs:qgs", "Serve quotes, as Intel's quote generation service does."),
-    "pcs": Lazy("swtdx.cli.attestation:pcs", "Serve the collateral of a simulated machine."),
-    "vectors": Lazy("swtdx.cli.attestation:vectors", "Make test vectors for people who write verifiers."),
+    "pcs": Lazy("swtdx.cli.pcs:pcs", "Serve the collateral of a simulated machine."),
+    "vectors": Lazy("swtdx.cli.vectors:vectors", "Make test vectors for people who write verifiers."),
     "setup": Lazy("swtdx.cli.setup:setup", "Install QEMU, if it is missing."),
 }
 

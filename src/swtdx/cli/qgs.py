@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from swtdx.cli.attestation import Url, at_url, plain_errors, scenario_option, seed_option, world_for
+from swtdx.cli.attesting import Url, at_url, plain_errors, scenario_option, seed_option, world_for
 
 
 @click.group()

@@ -16,7 +16,7 @@ import click
 
 from swtdx.attestation.keys import DEFAULT_SEED
 from swtdx.attestation.quote import ParsedQuote
-from swtdx.cli.attestation import Url
+from swtdx.cli.attesting import Url
 from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.failures import complain
 from swtdx.cli.inputs import write_bytes

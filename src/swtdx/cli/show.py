@@ -10,7 +10,7 @@ import json
 import click
 
 from swtdx.attestation.errors import AttestationError, EventLogError
-from swtdx.cli.attestation import plain_errors
+from swtdx.cli.attesting import plain_errors
 from swtdx.cli.inputs import read_bytes
 
 
@@ -40,7 +40,7 @@ def show(file: str, as_json: bool) -> None:
 def _event_log(data: bytes, as_json: bool) -> bool:
     """Show an event log, if it is one."""
     from swtdx.attestation.eventlog import reading, replay
-    from swtdx.cli.attestation import events_table
+    from swtdx.cli.eventlog import events_table
 
     try:
         events = reading.read_log(data)
