@@ -6,15 +6,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from swtdx.arch.vmcs import HKID
-from swtdx.machine.codewatch import CodeWatch
 from swtdx.machine.cpu.topology import Topology
 from swtdx.machine.engine.protocol import Engine
 from swtdx.machine.memory import PhysicalMemory
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.random import HardwareRandom
 from swtdx.machine.seam import Seam
-from swtdx.machine.vmx.vmcs import Vmcs
 
 #: The core crystal clock, Hz.
 CRYSTAL_HZ: Final = 25_000_000.0
@@ -50,7 +47,6 @@ class Machine:
         #: Bytes of XSAVE image that guests' extended state takes at most.
         self.xstate_size = 0xC00
         self._engine: Engine | None = None
-        self._watch = CodeWatch()
         count = Topology(config.packages, config.processors_per_package).processors
         self.processors = [
             LogicalProcessor(self, index, index // config.processors_per_package) for index in range(count)
@@ -107,16 +103,16 @@ class Machine:
         return round(self.engine.tsc_hz / CRYSTAL_HZ) * CRYSTAL_HZ
 
     # ------------------------------------------------------------------ frames and the engine
-    def frames_mapped(self, vmcs: Vmcs, gpa: int, hpa: int, size: int, *, code: bool, space: Any) -> None:
-        """The engine is about to map these frames for a guest."""
-        owner = self.memory.keys.key(vmcs.controls[HKID]).serial
-        if code and self._watch.mapped(owner, gpa, hpa, size):
-            self.engine.rewrite(hpa, size)
+    def frames_mapped(self, hpa: int, size: int) -> None:
+        """The engine is about to map these frames for a guest that may execute them."""
+        for stale in self.memory.executed(hpa, size):
+            self.engine.rewrite(*stale)
 
     def code_written(self, hpa: int, size: int) -> None:
         """Software outside the engine wrote to frames that a guest may have executed."""
-        if self._engine is not None and self._watch.ever_mapped(hpa, size):
-            self._engine.rewrite(hpa & -8, size + 7 & -8)
+        if self._engine is not None and self.memory.written(hpa, size):
+            start = hpa & -8
+            self._engine.rewrite(start, (hpa + size + 7 & -8) - start)
 
     def _frames_leave(self, hpa: int, size: int) -> None:
         """Frames leave the cache: no translation may reach them any more."""

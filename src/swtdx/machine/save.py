@@ -237,6 +237,7 @@ def _save_vmcss(machine: Machine, out: SectionWriter) -> None:
     for lp in machine.processors:
         out.u32(len(lp.vmx.active))
         for pa, vmcs in lp.vmx.active.items():
+            machine.engine.attend(lp.index, vmcs.context)
             out.u64(pa)
             out.u8(vmcs is lp.vmx.current)
             _save_context(vmcs, out)

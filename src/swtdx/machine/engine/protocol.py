@@ -60,6 +60,9 @@ class Stop(enum.IntEnum):
     TASK_SWITCH = 17
     RDTSCP = 18
     DEAD = 19  #: the entry failed or the context is not valid
+    DR_ACCESS = 20  #: a debug register access with CPL 0, not decoded
+    ICEBP = 21  #: INT1
+    UNLOADABLE = 22  #: the context holds an extended state or XCR0 that the processor does not take
 
 
 class Access(enum.IntFlag):
@@ -82,7 +85,7 @@ class Event:
         #: Guest-physical address of a miss, page offset included where known.
         self.gpa = 0
         self.access = Access.READ
-        #: VMX exit qualification (I/O), or an engine's diagnostic code.
+        #: VMX exit qualification (I/O), the linear address of a #PF, or an engine's diagnostic code.
         self.qualification = 0
         #: Instruction length in bytes, 0 where the engine does not know it.
         self.length = 0
@@ -91,6 +94,18 @@ class Event:
         self.error_code: int | None = None
         #: Host TSC at the stop.
         self.tsc = 0
+
+
+#: DR6 and DR7 (SDM volume 3, section 18.2): the bits that can be changed, and those that are always 1.
+_DR_BITS: Final = {6: (0xE00F, 0xFFFF0FF0), 7: (0xFFFF23FF, 0x400)}
+
+
+def debug_register(number: int, value: int) -> int:
+    """What debug register ``number`` (0-3, 6, 7) holds once ``value`` was written to it."""
+    if number < 4:
+        return value
+    changeable, ones = _DR_BITS[number]
+    return value & changeable | ones
 
 
 class TranslationCache(Protocol):
@@ -107,6 +122,12 @@ class TranslationCache(Protocol):
 
     def drop(self, hpa: int, size: int) -> None:
         """Forget whatever maps these frames."""
+
+    def serve(self, context: Any) -> None:
+        """``context`` runs next with this cache."""
+
+    def close(self) -> None:
+        """It will not be used again."""
 
 
 class GuestContext(Protocol):
@@ -180,10 +201,10 @@ class GuestContext(Protocol):
         """Load CR0 and EFER together."""
 
     def read_dr(self, number: int) -> int:
-        """DR0-DR3 or DR6."""
+        """DR0-DR3, DR6 or DR7."""
 
     def write_dr(self, number: int, value: int) -> None:
-        """Store DR0-DR3 or DR6."""
+        """Store DR0-DR3, DR6 or DR7; reserved bits keep their values."""
 
     def set_tsc_offset(self, offset: int) -> None:
         """What RDTSC adds to the machine's TSC."""
@@ -222,6 +243,12 @@ class Engine(Protocol):
 
     def context(self, lp: int) -> GuestContext:
         """A fresh context on logical processor ``lp``."""
+
+    def attend(self, lp: int, context: Any) -> None:
+        """Processor ``lp`` is going to use ``context``, and no other until it says so.
+
+        An engine may put contexts aside that no processor attends to.
+        """
 
     def release(self, context: Any) -> None:
         """The context will not be used again."""

@@ -243,6 +243,7 @@ class Cache:
             self.store.initialise(page)
             base = page << PAGE_SHIFT
             pages.flag[page] |= FILLED
+            pages.changed(page, page + 1)
             try:
                 for line, count in line_runs(fetch):
                     start, stop = base + (line << LINE_SHIFT), base + (line + count << LINE_SHIFT)
@@ -304,6 +305,7 @@ class Cache:
         pages = self.pages
         if not key.owner and any(self.store.owned_lines(page) for page in range(first, end)):
             return  # take_page sorts out which lines belong to a TD
+        pages.changed(first, end)
         try:
             for at in range(start, stop, 1 << 20):
                 after = min(at + (1 << 20), stop)
@@ -325,6 +327,7 @@ class Cache:
         pages, window = self.pages, slice(first, end)
         if pages.valids[window].any() or pages.pends[window].any():
             return False
+        pages.changed(first, end)
         self.frames.map[first << PAGE_SHIFT : end << PAGE_SHIFT] = data
         pages.touch(first, end)
         pages.tags[window] = key.keyid
@@ -348,6 +351,7 @@ class Cache:
             self.evict(page, page + 1)
         if pages.pend[page] and pages.pkey[page] != key.serial:
             self.materialise(page, page + 1)
+        pages.changed(page, page + 1)
         start = (page << PAGE_SHIFT) + ((mask & -mask).bit_length() - 1 << LINE_SHIFT)
         self.frames.view[start : start + len(data)] = data
         pages.touch(page, page + 1)
@@ -381,6 +385,7 @@ class Cache:
         return self.frames.view[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE]
 
     def _free(self, first: int, end: int) -> None:
+        self.pages.changed(first, end)
         self.frames.punch(first << PAGE_SHIFT, end - first << PAGE_SHIFT)
         self.pages.flags[first:end] &= 0xFF ^ FILLED
 

@@ -150,6 +150,7 @@ class LineAccess:
         if pages.pend[page] & mask & ~pages.dirty[page]:
             self.cache.materialise(page, page + 1)
         self.cache.unghost(page, mask)
+        pages.changed(page, page + 1)
         start = (page << PAGE_SHIFT) + offset
         self.cache.frames.map[start : start + len(data)] = data
         pages.touch(page, page + 1)

@@ -31,6 +31,10 @@ WRITTEN: Final = 2
 MAPPED: Final = 4
 #: ``map_page`` gave out a view of it; the epoch must change before its frame changes meaning.
 VIEWED: Final = 8
+#: An engine may have translated code out of the frame.
+EXECUTED: Final = 16
+#: The frame has been changed since, in a way that the engine does not see.
+STALE: Final = 32
 
 #: Pages of a chunk (64 MiB), the granularity in which whole-cache operations skip untouched memory.
 CHUNK: Final = 1 << 14
@@ -85,7 +89,22 @@ class PageTable:
         for chunk in np.flatnonzero(self._touched).tolist():
             yield chunk * CHUNK, min(chunk * CHUNK + CHUNK, self.count)
 
+    def changed(self, first: int, end: int) -> None:
+        """The frames of pages ``first .. end-1`` were, or will be, written to behind an engine's back."""
+        if end - first == 1:
+            flag = self.flag[first]
+            if flag & EXECUTED:
+                self.flag[first] = flag | STALE
+        else:
+            flags = self.flags[first:end]
+            if (flags & EXECUTED).any():
+                flags |= (flags & EXECUTED) << 1
+
     def forget(self, first: int, end: int) -> None:
-        """Make pages ``first .. end-1`` untouched again."""
+        """Make pages ``first .. end-1`` untouched again; what engines know of the frames stays."""
+        known = self.flags[first:end] & (EXECUTED | STALE)
         for store in self._store.values():
             store.clear(first, end - first)
+        kept = np.flatnonzero(known)
+        if len(kept):
+            self.flags[first + kept] = known[kept]

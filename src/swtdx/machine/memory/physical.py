@@ -34,7 +34,7 @@ from swtdx.machine.memory.cache import Cache, Subscriber
 from swtdx.machine.memory.faults import BusAbort, MachineCheck, Requestor
 from swtdx.machine.memory.keys import Algorithm, Integrity, KeyTable
 from swtdx.machine.memory.lines import LineAccess
-from swtdx.machine.memory.pages import MAPPED, VIEWED, PageTable
+from swtdx.machine.memory.pages import EXECUTED, MAPPED, STALE, VIEWED, PageTable, runs
 from swtdx.machine.memory.sparse import SparseFile
 from swtdx.machine.memory.store import DramStore
 
@@ -193,6 +193,7 @@ class PhysicalMemory:
         size = len(data)
         with self.lock:
             if self._hits(self.pages.dirty, hpa, keyid, size, requestor):
+                self.pages.changed(hpa >> PAGE_SHIFT, (hpa >> PAGE_SHIFT) + 1)
                 self._file.map[hpa : hpa + size] = data
                 return
             self._write(hpa, keyid, memoryview(data).cast("B"), requestor)
@@ -290,6 +291,9 @@ class PhysicalMemory:
         with self.lock:
             page = self._mappable(hpa, PAGE, keyid, SEAM)
             self.cache.take_page(page, keyid)
+            if not self.pages.flag[page] & MAPPED:
+                # Else the guest goes on running on it: who writes says so (executed, written).
+                self.pages.changed(page, page + 1)
             self.pages.flag[page] |= VIEWED
             view = self.frames[hpa : hpa + PAGE]
             self._views[hpa | keyid << self._bits] = view
@@ -327,6 +331,38 @@ class PhysicalMemory:
             if not mapped.all():
                 self.cache.take(page, end, keyid)
                 pages.flags[page:end] |= MAPPED
+
+    def executed(self, hpa: int, size: int) -> list[tuple[int, int]]:
+        """An engine is about to execute code out of acquired frames.
+
+        Returns the ``(hpa, size)`` of those that were changed behind its back since it did that last, all
+        of which it has to look at anew.
+        """
+        first, end = hpa >> PAGE_SHIFT, hpa + size >> PAGE_SHIFT
+        pages = self.pages
+        if size == PAGE:
+            flag = pages.flag[first]
+            pages.flag[first] = (flag | EXECUTED) & ~STALE
+            return [(hpa, PAGE)] if flag & STALE else []
+        flags = pages.flags[first:end]
+        stale = runs((flags & STALE) != 0) if (flags & STALE).any() else []
+        flags |= EXECUTED
+        flags &= 0xFF ^ STALE
+        return [(hpa + start * PAGE, (stop - start) * PAGE) for start, stop in stale]
+
+    def written(self, hpa: int, size: int) -> bool:
+        """Whether ``size`` bytes at ``hpa`` that SEAM has just stored lie where a guest may be executing.
+
+        If so, the engine has to look at them anew at once.
+        """
+        pages = self.pages
+        first, end = hpa >> PAGE_SHIFT, hpa + size - 1 >> PAGE_SHIFT
+        running = False
+        for page in range(first, end + 1):
+            if pages.flag[page] & (MAPPED | EXECUTED) == MAPPED | EXECUTED:
+                running = True
+                pages.flag[page] &= ~STALE
+        return running
 
     def subscribe(self, callback: Subscriber) -> None:
         """Have ``callback(hpa, size)`` called before acquired frames leave the cache or change KeyID.

@@ -69,6 +69,11 @@ def is_invd(code: bytes, bits: int) -> bool:
     return bool(decode(code, 0, bits).mnemonic == _iced().Mnemonic.INVD)
 
 
+def is_int1(code: bytes, bits: int) -> bool:
+    """Whether ``code`` starts with INT1 (ICEBP)."""
+    return 0xF1 in code and bool(decode(code, 0, bits).mnemonic == _iced().Mnemonic.INT1)
+
+
 def undefined_reason(code: bytes, bits: int) -> tuple[int | None, int]:
     """The exit reason and length of an instruction that the engine does not know.
 
@@ -145,6 +150,21 @@ def control_register_access(code: bytes, bits: int) -> tuple[str, int, int, int]
         return "to", first - registers.CR0, _gpr_number(registers, second), int(instruction.len)
     if registers.CR0 <= second <= registers.CR15:
         return "from", second - registers.CR0, _gpr_number(registers, first), int(instruction.len)
+    return None
+
+
+def debug_register_access(code: bytes, bits: int) -> tuple[bool, int, int, int] | None:
+    """Decode MOV to/from DRn as (whether it writes, DR, GPR, length); None: it is another instruction."""
+    iced = _iced()
+    instruction = decode(code, 0, bits)
+    registers = iced.Register
+    if instruction.mnemonic != iced.Mnemonic.MOV:
+        return None
+    first, second = instruction.op0_register, instruction.op1_register
+    if registers.DR0 <= first <= registers.DR15:
+        return True, first - registers.DR0, _gpr_number(registers, second), int(instruction.len)
+    if registers.DR0 <= second <= registers.DR15:
+        return False, second - registers.DR0, _gpr_number(registers, first), int(instruction.len)
     return None
 
 

@@ -24,6 +24,7 @@ RDTSC: Final = ExitReason.RDTSC.value
 RSM: Final = ExitReason.RSM.value
 VMCALL: Final = ExitReason.VMCALL.value
 CR_ACCESS: Final = ExitReason.CR_ACCESS.value
+DR_ACCESS: Final = ExitReason.DR_ACCESS.value
 IO: Final = ExitReason.IO_INSTRUCTION.value
 RDMSR: Final = ExitReason.RDMSR.value
 WRMSR: Final = ExitReason.WRMSR.value

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
-from swtdx.arch.x86 import VECTOR_PF, VECTOR_UD
+from swtdx.arch.x86 import VECTOR_DB, VECTOR_PF, VECTOR_UD
 from swtdx.machine.engine.protocol import Event, Stop
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.vmx import decode
 from swtdx.machine.vmx import exit as reason
+from swtdx.machine.vmx.debug import DebugRegisters
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.machine.vmx.msrs import GuestMsrs
 from swtdx.machine.vmx.vmcs import Vmcs
@@ -30,6 +31,7 @@ class Instructions:
 
     def __init__(self, unit: VmxUnit, msrs: GuestMsrs) -> None:
         self._unit = unit
+        self._debug = DebugRegisters(unit)
         self._msrs = msrs
         self.handlers: dict[Stop, Handler] = {
             Stop.UNDEFINED: self._undefined,
@@ -48,7 +50,10 @@ class Instructions:
             Stop.SHUTDOWN: self._shutdown,
             Stop.EXCEPTION: self._exception,
             Stop.TASK_SWITCH: self._task_switch,
+            Stop.DR_ACCESS: self._debug.access,
+            Stop.ICEBP: self._debug.int1,
             Stop.DEAD: self._dead,
+            Stop.UNLOADABLE: self._unloadable,
         }
 
     def _plain(self, why: int, usual: bytes) -> Handler:
@@ -66,12 +71,16 @@ class Instructions:
         why = reason.INVD if decode.is_invd(code, bits) else reason.WBINVD
         return self._unit.exit.set(why, 0, decode.length(code, vmcs.context.rip, bits))
 
-    def _undefined(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+    def _undefined(self, vmcs: Vmcs, event: Event) -> VmExit | None:
         code = self._unit.fetch(vmcs)
         if not code:
             # The guest's own tables have changed under the instruction: it will fault by itself.
             return None
-        why, length = decode.undefined_reason(code, self._unit.code_bits(vmcs))
+        bits = self._unit.code_bits(vmcs)
+        if decode.is_int1(code, bits):
+            # QEMU before 9.1 does not know it.
+            return self._debug.int1(vmcs, event)
+        why, length = decode.undefined_reason(code, bits)
         if why is None:
             if vmcs.controls[f.EXCEPTION_BITMAP] >> VECTOR_UD & 1:
                 outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI)
@@ -138,11 +147,16 @@ class Instructions:
             outcome.intr_error = event.error_code or 0
         outcome.intr_info = info
         if event.vector == VECTOR_PF:
-            outcome.qualification = vmcs.context.cr2
+            outcome.qualification = event.qualification
+        elif event.vector == VECTOR_DB:
+            outcome.qualification = DebugRegisters.pending(vmcs)
         return outcome
 
     def _task_switch(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:
         return self._unit.exit.set(reason.TASK_SWITCH)
+
+    def _unloadable(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:
+        return self._unit.exit.set(reason.INVALID_GUEST_STATE)
 
     def _dead(self, vmcs: Vmcs, event: Event) -> VmExit | None:
         # QEMU leaves the guest this way when it loads CR3 or CR4 with reserved bits.

@@ -127,7 +127,8 @@ class Translator:
             # In a shared EPT the bits of private KeyIDs are reserved, for TDs as for everybody else.
             raise ReservedBitFault(hpa, keyid, "a private KeyID in a shared EPT")
         unit.memory.acquire(hpa, size, keyid, unit.guest)
-        unit.claim(vmcs, gpa, hpa, size, code=not shared)
+        if not shared:
+            unit.machine.frames_mapped(hpa, size)
         vmcs.space.map(gpa, hpa, size, Access(entry & 7), code=not shared)
 
     def _fill_small(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int, shared: bool) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from swtdx.machine.processor import LogicalProcessor
 
 #: MSRs that an engine runs natively when the MSR bitmap lets them through.
+#: Address spaces of which a processor keeps translations.
+MOST_SPACES: Final = 64
 _TSC_UNIT: Final = 1 << 48
 
 
@@ -69,6 +71,7 @@ class VmxUnit:
             vmcs = Vmcs(pa, self.machine.engine.context(self.lp.index))
             vmcs.load(self.memory.map_page(*self.split(pa)))
             self.active[pa] = vmcs
+        self.machine.engine.attend(self.lp.index, vmcs.context)
         self.current = vmcs
         return vmcs
 
@@ -77,6 +80,7 @@ class VmxUnit:
         vmcs = self.active.pop(pa, None)
         if vmcs is None:
             return
+        self.machine.engine.attend(self.lp.index, vmcs.context)
         vmcs.store(self.memory.map_page(*self.split(pa)))
         self.machine.engine.release(vmcs.context)
         if self.current is vmcs:
@@ -84,6 +88,7 @@ class VmxUnit:
 
     def write_back(self, vmcs: Vmcs) -> None:
         """Copy an active VMCS to its region without clearing it (for snapshots)."""
+        self.machine.engine.attend(self.lp.index, vmcs.context)
         vmcs.store(self.memory.map_page(*self.split(vmcs.pa)))
 
     # ------------------------------------------------------------------ addresses
@@ -114,10 +119,6 @@ class VmxUnit:
         space = self.lp.spaces.get(key)
         if space is not None:
             space.flush()
-
-    def claim(self, vmcs: Vmcs, gpa: int, hpa: int, size: int, *, code: bool) -> None:
-        """Note who maps these frames, so that an engine can drop code it translated from them."""
-        self.machine.frames_mapped(vmcs, gpa, hpa, size, code=code, space=vmcs.space)
 
     # ------------------------------------------------------------------ guest memory for microcode
     def code_bits(self, vmcs: Vmcs) -> int:
@@ -237,6 +238,7 @@ class VmxUnit:
             if shadow:
                 # Give the guest its one instruction: interrupts are offered again soon after.
                 deadline = self.machine.tsc() + 100_000
+            vmcs.space.serve(context)
             memory.lock.release()
             try:
                 event = engine.run(lp.index, context, vmcs.space, deadline)
@@ -280,27 +282,36 @@ class VmxUnit:
         """Derive what the engine needs from control fields that have changed."""
         controls = vmcs.controls
         key = (controls[f.EPTP], controls[f.HKID], controls[f.SHARED_EPTP])
-        if vmcs.address_key != key:
-            vmcs.address_key = key
-            spaces = self.lp.spaces
-            engine = self.machine.engine
-            if self.shared_bit(vmcs) >> engine.gpa_bits:
-                raise EngineError(
-                    f"the {engine.name} engine reaches guest-physical addresses of {engine.gpa_bits} bits:"
-                    " give the TD a GPAW of 48, or use the scripted engine"
-                )
-            if key not in spaces:
-                spaces[key] = self.machine.engine.space(self.lp.index)
-            vmcs.space = spaces[key]
+        space = self.lp.spaces.get(key)
+        if space is None:
+            space = self._new_space(vmcs, key)
+        vmcs.address_key, vmcs.space = key, space
         if vmcs.offset_set is None:
             scaled = controls[f.TSC_MULTIPLIER] != _TSC_UNIT
             vmcs.context.intercept_tsc(scaled)
             vmcs.context.set_tsc_offset(controls[f.TSC_OFFSET])
             vmcs.offset_set = controls[f.TSC_OFFSET]
+        if not vmcs.exceptions_set:
+            vmcs.context.intercept_exceptions(controls[f.EXCEPTION_BITMAP])
+            vmcs.exceptions_set = True
         if vmcs.msr_bitmap is None:
             self._load_msr_bitmap(vmcs)
         if vmcs.apic_page is None or self.memory.epoch != vmcs.apic_epoch:
             self._map_apic_page(vmcs)
+
+    def _new_space(self, vmcs: Vmcs, key: tuple[int, ...]) -> Any:
+        """A translation cache for an address space; the oldest of too many goes."""
+        spaces = self.lp.spaces
+        engine = self.machine.engine
+        if self.shared_bit(vmcs) >> engine.gpa_bits:
+            raise EngineError(
+                f"the {engine.name} engine reaches guest-physical addresses of {engine.gpa_bits} bits:"
+                " give the TD a GPAW of 48, or use the scripted engine"
+            )
+        if len(spaces) >= MOST_SPACES:
+            spaces.pop(next(iter(spaces))).close()
+        spaces[key] = space = engine.space(self.lp.index)
+        return space
 
     def _map_apic_page(self, vmcs: Vmcs) -> None:
         """Look at the virtual-APIC page anew, after some page has left the cache."""
@@ -318,7 +329,6 @@ class VmxUnit:
                 read=not self.msr_exits(vmcs, index, False),
                 write=not self.msr_exits(vmcs, index, True),
             )
-        vmcs.context.intercept_exceptions(vmcs.controls[f.EXCEPTION_BITMAP])
 
     @staticmethod
     def msr_exits(vmcs: Vmcs, index: int, write: bool) -> bool:

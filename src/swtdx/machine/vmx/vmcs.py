@@ -25,7 +25,8 @@ class Vmcs:
     """
 
     __slots__ = (
-        "address_key", "apic_epoch", "apic_page", "context", "controls", "cr0_owned", "cr4_owned", "launched",
+        "address_key", "apic_epoch", "apic_page", "context", "controls", "cr0_owned", "cr4_owned",
+        "exceptions_set", "launched",
         "msr_bitmap", "offset_set", "pa", "scaled", "space",
     )  # fmt: skip
 
@@ -48,6 +49,7 @@ class Vmcs:
         self.apic_page: memoryview | None = None
         self.apic_epoch = -1
         self.offset_set: int | None = None
+        self.exceptions_set = False
         self.scaled = False
 
     def read(self, encoding: int) -> int:
@@ -100,6 +102,8 @@ class Vmcs:
             self.apic_page = None
         elif encoding in (f.TSC_OFFSET, f.TSC_MULTIPLIER):
             self.offset_set = None
+        elif encoding == f.EXCEPTION_BITMAP:
+            self.exceptions_set = False
         elif encoding in (f.EPTP, f.SHARED_EPTP, f.HKID):
             self.address_key = ()
         elif encoding in (f.CR0_GUEST_HOST_MASK, f.CR0_READ_SHADOW):
@@ -128,6 +132,7 @@ class Vmcs:
                 self.write(encoding, value)
         self.msr_bitmap = self.apic_page = self.offset_set = None
         self.address_key = ()
+        self.exceptions_set = False
 
     def take_entry_event(self) -> tuple[int, int, int | None] | None:
         """The event to inject at this entry (vector, type, error code); its valid bit is cleared."""

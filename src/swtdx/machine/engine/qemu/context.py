@@ -1,8 +1,11 @@
 """A vCPU's registers in QEMU's format: a VMCB, a page of GPRs, a page of other state.
 
 While a context is *live* on a processor, the part of its state that VM entry does not load (FS, GS,
-LDTR, TR, the SYSCALL and SYSENTER MSRs, the extended state, DR0-3, TSC_AUX) is in the processor;
+LDTR, TR, the SYSCALL and SYSENTER MSRs, the extended state, TSC_AUX) is in the processor;
 reading it makes the stub save it first, writing it makes the stub load it before the next entry.
+
+Debug registers are written by us alone (all accesses of guests stop): what QEMU derives from them must be
+the guest's while it runs, and gone when it does not.
 """
 
 from __future__ import annotations
@@ -14,17 +17,35 @@ from typing import Final
 from swtdx.arch import msrs, vmcs
 from swtdx.arch.msrs import IA32_TSC_AUX
 from swtdx.arch.units import PAGE
-from swtdx.arch.x86 import AR_UNUSABLE, CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA, EFER_LME
-from swtdx.machine.engine.protocol import Event
+from swtdx.arch.x86 import (
+    AR_UNUSABLE,
+    CR0_PG,
+    CR4_CET,
+    CR4_PAE,
+    CR4_PCIDE,
+    CR4_PKE,
+    CR4_PKS,
+    CR4_SMAP,
+    CR4_SMEP,
+    EFER_LMA,
+    EFER_LME,
+)
+from swtdx.machine.engine.protocol import Event, debug_register
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu import vmcb
 from swtdx.machine.engine.qemu.npt import IDENTITY_GPA
 
+#: What has a meaning only with paging, and would act on a stand-in.
+_CR4_PAGING: Final = CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_CET | CR4_PKS
 _EFER_SVME: Final = 1 << 12
 #: Control register intercepts: CR0, CR4 and CR8 writes and CR8 reads always; all of CR0, CR3, CR4
 #: while paging is off, because the VMCB then holds a stand-in.
 _CR_PAGED: Final = (0x0100, 0x0111)
 _CR_UNPAGED: Final = (0x0119, 0x0119)
+_DR_ALL: Final = 0xFFFF
+
+#: The type of a breakpoint on I/O in DR7.
+_DR7_IO: Final = 2
 
 _SEGMENTS: Final = {
     "ES": vmcb.ES, "CS": vmcb.CS, "SS": vmcb.SS, "DS": vmcb.DS, "FS": vmcb.FS, "GS": vmcb.GS,
@@ -42,7 +63,6 @@ def _plain_fields() -> dict[int, tuple[struct.Struct, int, bool]]:
     table: dict[int, tuple[struct.Struct, int, bool]] = {
         vmcs.GUEST_RIP: (_U64, vmcb.RIP, False),
         vmcs.GUEST_RFLAGS: (_U64, vmcb.RFLAGS, False),
-        vmcs.GUEST_DR7: (_U64, vmcb.DR7, False),
         vmcs.GUEST_SYSENTER_CS: (_U64, vmcb.SYSENTER_CS, True),
         vmcs.GUEST_SYSENTER_ESP: (_U64, vmcb.SYSENTER_ESP, True),
         vmcs.GUEST_SYSENTER_EIP: (_U64, vmcb.SYSENTER_EIP, True),
@@ -83,25 +103,19 @@ class QemuContext:
     """See :class:`swtdx.machine.engine.protocol.GuestContext`."""
 
     __slots__ = (
-        "_b", "_cr0", "_cr3", "_cr4", "_efer", "_i", "_memory", "_other", "_q", "_save", "_vq",
-        "base", "event", "extra_msrs", "gpr", "gpr_bytes", "live_on", "needs_load", "saved", "unpaged",
-        "virq",
+        "_b", "_cr0", "_cr3", "_cr4", "_dr", "_dr7", "_efer", "_i", "_image", "_memory", "_other", "_q",
+        "_save", "armed", "base", "event", "extra_msrs", "gpr", "gpr_bytes", "live_on",
+        "needs_load", "parked", "saved", "unpaged", "virq",
     )  # fmt: skip
     #: Instructions are in guest memory.
     code: Final[bytes | None] = None
 
     def __init__(self, memory: memoryview, base: int, save: Callable[[QemuContext], None]) -> None:
         """``base``: the context's pages in engine memory; ``save`` brings live state to them."""
-        memory[base : base + at.CONTEXT_SIZE] = bytes(at.CONTEXT_SIZE)
-        self.base = base
         self._save = save
         self._memory = memory
-        self._b = memory[base : base + PAGE]
-        self._q = self._b.cast("Q")
-        self._i = self._b.cast("I")
-        registers = memory[base + at.CTX_GPRS : base + at.CTX_GPRS + 128]
-        self.gpr: MutableSequence[int] = registers.cast("Q")  # type: ignore[assignment]
-        self.gpr_bytes = registers
+        self._image = bytes(at.CONTEXT_SIZE)
+        self.unpark(base)
         self.event = Event()
         self.live_on: int | None = None
         #: Whether the pages hold the live state (else it is only in the processor).
@@ -116,7 +130,32 @@ class QemuContext:
         self._cr3 = 0
         self._cr4 = 0
         self._efer = 0
+        self._dr = [0] * 4
+        self._dr7 = at.DR7_OFF
+        #: DR7 if QEMU is to watch for a breakpoint while the guest runs, else 0.
+        self.armed = 0
         self._initialise()
+
+    def unpark(self, base: int) -> None:
+        """Lie at ``base`` in engine memory from now on."""
+        memory = self._memory
+        memory[base : base + at.CONTEXT_SIZE] = self._image
+        self._image = b""
+        self.parked = False
+        self.base = base
+        self._b = memory[base : base + PAGE]
+        self._q = self._b.cast("Q")
+        self._i = self._b.cast("I")
+        registers = memory[base + at.CTX_GPRS : base + at.CTX_GPRS + 128]
+        self.gpr: MutableSequence[int] = registers.cast("Q")  # type: ignore[assignment]
+        self.gpr_bytes = registers
+        self._q[vmcb.MSRPM_PA >> 3] = base + at.CTX_MSRPM
+
+    def park(self) -> int:
+        """Leave engine memory; where it was there.  It must not be live, and not be used until unparked."""
+        self._image = bytes(self._memory[self.base : self.base + at.CONTEXT_SIZE])
+        self.parked = True
+        return self.base
 
     def _initialise(self) -> None:
         b, base = self._b, self.base
@@ -124,13 +163,14 @@ class QemuContext:
         # #UD is how instructions that QEMU does not know arrive; #MC would be QEMU's own.
         _U32.pack_into(b, vmcb.INTERCEPT_EXCEPTIONS, 1 << 6 | 1 << 18)
         _U64.pack_into(b, vmcb.IOPM_PA, at.IOPM)
-        _U64.pack_into(b, vmcb.MSRPM_PA, base + at.CTX_MSRPM)
         self._memory[base + at.CTX_MSRPM : base + at.CTX_MSRPM + 0x2000] = b"\xff" * 0x2000
         _U32.pack_into(b, vmcb.ASID, 1)
         _U32.pack_into(b, vmcb.INT_CTL, vmcb.V_INTR_MASKING | vmcb.V_IGN_TPR)
         _U64.pack_into(b, vmcb.NESTED_CTL, vmcb.NESTED_PAGING)
-        _U64.pack_into(b, vmcb.DR6, 0xFFFF0FF0)
-        _U64.pack_into(b, vmcb.DR7, 0x400)
+        _U16.pack_into(b, vmcb.INTERCEPT_DR, _DR_ALL)
+        _U16.pack_into(b, vmcb.INTERCEPT_DR + 2, _DR_ALL)
+        _U64.pack_into(b, vmcb.DR6, debug_register(6, 0))
+        _U64.pack_into(b, vmcb.DR7, at.DR7_OFF)
         _U64.pack_into(b, vmcb.RFLAGS, 2)
         extra = base + at.CTX_EXTRA
         _U64.pack_into(self._memory, extra + at.EX_XCR0, 1)
@@ -143,8 +183,8 @@ class QemuContext:
         """Write CR0, CR3, CR4, EFER to the VMCB.
 
         QEMU 7.2 does not walk the nested table while CR0.PG is 0 (``excp_helper.c``), so a guest
-        with paging off runs on an identity page directory of ours with 4 MiB pages; it cannot tell,
-        since its accesses to the control registers exit.
+        with paging off runs on identity page tables of ours (npt.py); it cannot tell, since its accesses
+        to the control registers exit.
         """
         q = self._q
         if self._cr0 & CR0_PG:
@@ -159,7 +199,7 @@ class QemuContext:
             reads, writes = _CR_UNPAGED
             q[vmcb.CR0 >> 3] = self._cr0 | CR0_PG
             q[vmcb.CR3 >> 3] = IDENTITY_GPA
-            q[vmcb.CR4 >> 3] = self._cr4 & ~CR4_PAE | CR4_PSE
+            q[vmcb.CR4 >> 3] = self._cr4 & ~_CR4_PAGING | CR4_PAE
             q[vmcb.EFER >> 3] = self._efer & ~(EFER_LME | EFER_LMA) | _EFER_SVME
         _U16.pack_into(self._b, vmcb.INTERCEPT_CR, reads)
         _U16.pack_into(self._b, vmcb.INTERCEPT_CR + 2, writes)
@@ -318,6 +358,8 @@ class QemuContext:
                 return self.cr4
             case vmcs.GUEST_EFER:
                 return self.efer
+            case vmcs.GUEST_DR7:
+                return self._dr7
             case vmcs.GUEST_INTERRUPTIBILITY:
                 return int(self.in_shadow)
         return self._other.get(encoding, 0)
@@ -354,6 +396,8 @@ class QemuContext:
                 self.cr4 = value
             case vmcs.GUEST_EFER:
                 self.efer = value
+            case vmcs.GUEST_DR7:
+                self.write_dr(7, value)
             case vmcs.GUEST_INTERRUPTIBILITY:
                 self._b[vmcb.INT_STATE] = value & 1
             case _:
@@ -386,21 +430,40 @@ class QemuContext:
         return True
 
     def read_dr(self, number: int) -> int:
-        """DR0-DR3 or DR6."""
+        """DR0-DR3, DR6 or DR7."""
         if number == 6:
             return self._q[vmcb.DR6 >> 3]
-        self._live()
-        value: int = _U64.unpack_from(self._memory, self.base + at.CTX_EXTRA + at.EX_DR0 + 8 * number)[0]
-        return value
+        return self._dr7 if number == 7 else self._dr[number]
 
     def write_dr(self, number: int, value: int) -> None:
-        """Store DR0-DR3 or DR6."""
+        """Store DR0-DR3, DR6 or DR7; reserved bits keep their values."""
         if number == 6:
-            self._q[vmcb.DR6 >> 3] = value
+            self._q[vmcb.DR6 >> 3] = debug_register(6, value)
             return
+        if number == 7:
+            self._dr7 = debug_register(7, value)
+        else:
+            self._dr[number] = value
         self._live()
-        _U64.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_DR0 + 8 * number, value)
+        self._set_breakpoints()
         self.needs_load = True
+
+    def _set_breakpoints(self) -> None:
+        """Choose those breakpoints that QEMU is to watch for, and give their addresses to the stub.
+
+        Not those on I/O, which leaves the guest before they could hit, nor those that the stub itself would
+        hit on its way into the guest and out of it.  Addresses are aligned as a processor does it.
+        """
+        dr7 = self._dr7
+        for number in range(4):
+            kind, size = dr7 >> 16 + 4 * number & 3, (1, 2, 8, 4)[dr7 >> 18 + 4 * number & 3]
+            address = self._dr[number] & -size if kind else self._dr[number]
+            ours = at.STUB_STACKS if kind else at.STUB_CODE
+            if kind == _DR7_IO or (address < ours.stop and address + size > ours.start):
+                dr7 &= ~(3 << 2 * number)
+            _U64.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_DR0 + 8 * number, address)
+        self.armed = dr7 if dr7 & 0xFF else 0
+        self._q[vmcb.DR7 >> 3] = self.armed or at.DR7_OFF
 
     @property
     def xcr0(self) -> int:
@@ -474,6 +537,10 @@ class QemuContext:
             return None
         error = self._i[vmcb.EXIT_INT_INFO_ERROR >> 2] if word & vmcb.EVENT_HAS_ERROR else None
         return vector, kind, error
+
+    def nothing_undelivered(self) -> None:
+        """The guest has not run, and so nothing was being delivered."""
+        self._i[vmcb.EXIT_INT_INFO >> 2] = 0
 
     def offer_interrupt(self, vector: int | None) -> None:
         """Set or withdraw the virtual interrupt."""

@@ -16,7 +16,7 @@ from swtdx.machine.engine.protocol import Access, EngineError, Event, Stop
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu import vmcb
 from swtdx.machine.engine.qemu.context import QemuContext
-from swtdx.machine.engine.qemu.npt import NestedTable, PagePool
+from swtdx.machine.engine.qemu.npt import IDENTITY_GPA, NestedTable, PagePool, guest_gpa
 from swtdx.machine.engine.qemu.process import QemuProcess
 
 #: Polls of the mailbox before going to sleep until the doorbell rings (about 60 ns each): at most, and at
@@ -45,6 +45,7 @@ _SIMPLE: Final = {
     vmcb.EXIT_RDTSCP: Stop.RDTSCP,
     vmcb.EXIT_SHUTDOWN: Stop.SHUTDOWN,
     vmcb.EXIT_TASK_SWITCH: Stop.TASK_SWITCH,
+    vmcb.EXIT_ICEBP: Stop.ICEBP,
     vmcb.EXIT_INTR: Stop.INTERRUPT,
     vmcb.EXIT_NMI: Stop.INTERRUPT,
     vmcb.EXIT_INIT: Stop.INTERRUPT,
@@ -125,6 +126,9 @@ class QemuEngine:
         self._contexts = list(
             range(at.CONTEXTS + (at.MAX_CONTEXTS - 1) * at.CONTEXT_SIZE, at.CONTEXTS - 1, -at.CONTEXT_SIZE)
         )
+        #: Contexts that have a place there, first come first.
+        self._resident: dict[QemuContext, None] = {}
+        self._attended: dict[int, QemuContext] = {}
         self._ports: list[_Port] = []
         self._lock = threading.Lock()
         self._host_tsc = host_tsc()
@@ -211,23 +215,35 @@ class QemuEngine:
 
     # ------------------------------------------------------------------ contexts and spaces
     def context(self, lp: int) -> QemuContext:
-        """A fresh context.
-
-        Raises:
-            EngineError: all contexts are in use.
-        """
+        """A fresh context.  If there is no room for it, one that no processor uses is put aside."""
         self._ready()
-        with self._lock:
-            if not self._contexts:
-                raise EngineError(f"the QEMU engine holds at most {at.MAX_CONTEXTS} vCPUs at once")
-            return QemuContext(self._process.memory, self._contexts.pop(), self._save)
+        context = QemuContext(self._process.memory, self._room(), self._save)
+        self._resident[context] = None
+        return context
+
+    def _room(self) -> int:
+        """Where a context can be, in engine memory."""
+        if self._contexts:
+            return self._contexts.pop()
+        attended = self._attended.values()
+        idle = next(each for each in self._resident if each.live_on is None and each not in attended)
+        del self._resident[idle]
+        return idle.park()
+
+    def attend(self, lp: int, context: QemuContext) -> None:
+        """Processor ``lp`` is going to use ``context``; give it its place in engine memory back."""
+        self._attended[lp] = context
+        if context.parked:
+            context.unpark(self._room())
+            self._resident[context] = None
 
     def release(self, context: QemuContext) -> None:
         """Free a context."""
         for port in self._ports:
             if port.live is context:
                 port.live = None
-        with self._lock:
+        if not context.parked:
+            del self._resident[context]
             self._contexts.append(context.base)
 
     def space(self, lp: int) -> NestedTable:
@@ -264,8 +280,11 @@ class QemuEngine:
         port.q[at.MB_GPRS >> 3] = base + at.CTX_GPRS
         port.q[at.MB_EXTRA >> 3] = base + at.CTX_EXTRA
 
-    def _make_live(self, port: _Port, context: QemuContext) -> None:
-        """Give the processor to ``context``: save what it held, load what this one needs."""
+    def _make_live(self, port: _Port, context: QemuContext) -> bool:
+        """Give the processor to ``context``: save what it held, load what this one needs.
+
+        False: the context holds something that the processor does not take.
+        """
         previous = port.live
         if previous is not None and previous is not context:
             if not previous.saved:
@@ -281,9 +300,15 @@ class QemuEngine:
             self._address(port, context)
             if context.needs_load:
                 self._command(port, at.CMD_LOAD)
+                if port.w[at.MB_FAILED >> 2]:
+                    port.w[at.MB_FAILED >> 2] = 0
+                    port.live = context.live_on = None
+                    return False
                 context.needs_load = False
+            port.w[at.MB_DR7 >> 2] = context.armed
             port.live = context
             context.live_on = port.index
+        return True
 
     # ------------------------------------------------------------------ code that Python wrote
     def rewrite(self, hpa: int, size: int) -> None:
@@ -348,9 +373,12 @@ class QemuEngine:
     def run(self, lp: int, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
         """Run the guest until it stops; see the protocol."""
         port = self._ports[lp]
-        if port.live is not context or context.needs_load:
-            # Not with the lock held: it may need another port's.
-            self._make_live(port, context)
+        is_live = port.live is context and not context.needs_load
+        # Not with the lock held: it may need another port's.
+        if not is_live and not self._make_live(port, context):
+            context.event.stop = Stop.UNLOADABLE
+            context.event.tsc = self.tsc()
+            return context.event
         while port.wanted:
             time.sleep(0)
         with port.lock:
@@ -362,12 +390,13 @@ class QemuEngine:
             # It fired while the guest was not running: no stop has told of it.
             port.w[at.MB_TIMER_FIRED >> 2] = 0
             port.armed = None
-        if deadline != port.armed and not self._arm(port, deadline):
+        late = deadline != port.armed and not self._arm(port, deadline)
+        # Another processor may have made the cache forget everything since it was to serve this context.
+        if late or context.unpaged is not space.identity:
             event.stop = Stop.INTERRUPT
             event.tsc = self.tsc()
+            context.nothing_undelivered()
             return event
-        if context.unpaged is not space.identity:
-            space.set_identity(context.unpaged)
         context._q[vmcb.NESTED_CR3 >> 3] = space.root
         context.saved = False
         self.runs += 1
@@ -405,6 +434,11 @@ class QemuEngine:
         q = context._q
         code = q[vmcb.EXIT_CODE >> 3]
         event.length = 0
+        if context.unpaged and q[vmcb.CR3 >> 3] != IDENTITY_GPA:
+            # QEMU does not stop at a task switch, and this one has loaded CR3 over our stand-in.
+            q[vmcb.CR3 >> 3] = IDENTITY_GPA
+            event.stop = Stop.TASK_SWITCH
+            return
         if code == vmcb.EXIT_EXCEPTION + 6:
             event.stop = Stop.UNDEFINED
             return
@@ -423,6 +457,8 @@ class QemuEngine:
             info = q[vmcb.EXIT_INFO_1 >> 3]
             event.stop = Stop.MISS
             event.gpa = q[vmcb.EXIT_INFO_2 >> 3]
+            if context.unpaged:
+                event.gpa = guest_gpa(event.gpa)
             if info & vmcb.NPF_WALK:
                 event.access = Access.READ | Access.WALK
             elif info & vmcb.NPF_WRITE:
@@ -438,13 +474,17 @@ class QemuEngine:
             event.qualification = (
                 (info >> 4 & 7) - 1 | (info & 1) << 3 | (info & 0xC) << 2 | info & 0xFFFF0000
             )
-        elif code < 0x20:
+        elif code < vmcb.EXIT_READ_DR0:
             event.stop = Stop.CR_ACCESS
             event.qualification = code
+        elif code < vmcb.EXIT_EXCEPTION:
+            event.stop = Stop.DR_ACCESS
         elif vmcb.EXIT_EXCEPTION <= code < vmcb.EXIT_EXCEPTION + 32:
             event.stop = Stop.EXCEPTION
             event.vector = code - vmcb.EXIT_EXCEPTION
             event.error_code = q[vmcb.EXIT_INFO_1 >> 3] & 0xFFFFFFFF
+            # Of a #PF: QEMU leaves CR2 as it was.
+            event.qualification = q[vmcb.EXIT_INFO_2 >> 3]
         else:
             event.stop = Stop.DEAD
             event.qualification = code

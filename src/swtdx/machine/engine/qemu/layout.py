@@ -26,8 +26,6 @@ STACK: Final = 0x80000
 #: At most this many logical processors (mailboxes, stacks and host save pages are reserved for it).
 MAX_CPUS: Final = 32
 
-#: The identity page directory for guests that run with paging off (one 4 KiB page).
-IDENTITY_PD: Final = 0x30000
 #: I/O permission map (3 pages), all ones: every IN and OUT exits.
 IOPM: Final = 0x32000
 #: A page to stage copies in.
@@ -59,6 +57,9 @@ MB_LEN: Final = 0x50
 MB_INDEX: Final = 0x58
 MB_TIMER_FIRED: Final = 0x5C
 MB_RESULT: Final = 0x60
+MB_DR7: Final = 0x70
+MB_LOADING: Final = 0x74
+MB_FAILED: Final = 0x78
 
 CMD_RUN: Final = 1
 CMD_SAVE: Final = 2
@@ -82,6 +83,12 @@ EX_DR0: Final = 0xF10
 DOORBELL_PORT: Final = 0xE9
 #: Flag in a byte to the UART: wake the processor from HLT, but do not make it leave its guest.
 WAKE_ONLY: Final = 0x80
+
+#: DR7 with no breakpoint enabled.
+DR7_OFF: Final = 0x400
+#: Linear addresses that the stub touches while a guest's breakpoints are set: its code and its stacks.
+STUB_CODE: Final = range(0xF0000, 0x100000)
+STUB_STACKS: Final = range(STACK, 0xA0000)
 
 assert CONTEXTS + MAX_CONTEXTS * CONTEXT_SIZE <= POOL
 assert STACK + MAX_CPUS * 1024 <= 0xA0000

@@ -6,11 +6,12 @@ They are filled on demand and hold only what was filled, stale entries included,
 
 from __future__ import annotations
 
+import struct
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import Any, Final
 
 from swtdx.arch.units import LARGE_PAGE, PAGE
-from swtdx.machine.engine.protocol import Access, EngineError
+from swtdx.machine.engine.protocol import Access
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu.process import QemuProcess
 
@@ -24,24 +25,79 @@ _NO_EXECUTE: Final = 1 << 63
 _TABLE: Final = _PRESENT | _WRITE | 0x064
 
 
-#: Where guests with paging off find their identity page directory: the local APIC's page, which is
-#: never memory.  It must lie below 4 GiB, and is mapped only while paging is off.
+#: A guest with paging off runs on page tables of ours that map all 4 GiB to themselves.  They are in PAE
+#: format, so that only the root must lie below 4 GiB, where the guest's own accesses go: it takes the local
+#: APIC's page, which is hardly ever memory.  There the tables lead to another address, ALIAS, so that the
+#: guest does not see the root, nor write to it; the others lie where no 32-bit address leads.  They are
+#: mapped only while paging is off.
 IDENTITY_GPA: Final = 0xFEE00000
+_HIDDEN_GPA: Final = 0x7FFF_FFE0_0000
+_ALIAS: Final = _HIDDEN_GPA + 0x10000
+_REGION: Final = IDENTITY_GPA >> 21
+_HIDDEN: Final = _HIDDEN_GPA >> 21
+
+
+def _identity_pages() -> bytes:
+    """The root, four page directories, and the page table for the root's 2 MiB.
+
+    Accessed and dirty flags are set already, so that QEMU writes none.
+    """
+    table = _HIDDEN_GPA + 4 * PAGE
+    root = [_HIDDEN_GPA + number * PAGE | 0x21 for number in range(4)]
+    directories = [number * LARGE_PAGE | 0xE7 for number in range(4 * 512)]
+    directories[_REGION] = table | 0x67
+    pages = [_REGION * LARGE_PAGE + number * PAGE | 0x67 for number in range(512)]
+    pages[IDENTITY_GPA >> 12 & 511] = _ALIAS | 0x67
+    return b"".join(
+        struct.pack(f"<{len(part)}Q", *part) for part in ([*root, *[0] * 508], directories, pages)
+    )
+
+
+_IDENTITY: Final = _identity_pages()
+
+
+def guest_gpa(gpa: int) -> int:
+    """Where a guest with paging off wanted to go that missed at ``gpa``."""
+    return IDENTITY_GPA | gpa & PAGE - 1 if gpa >> 12 == _ALIAS >> 12 else gpa
+
+
+#: Pages that one call may need: the identity tables, and tables to three places.
+_RESERVE: Final = 16
+#: Translations of small pages that a table has at most: what Python keeps of them takes memory, too.
+_MOST_SMALL: Final = 1 << 19
 
 
 class PagePool:
-    """4 KiB pages of the engine's memory, for nested tables."""
+    """4 KiB pages of the engine's memory, for nested tables.
+
+    All tables of a machine take from it.  When little is left the largest forgets its translations, as a TLB
+    may at any time: no guest can take them away for good.
+    """
 
     def __init__(self) -> None:
-        self._free = list(range(at.ENGINE_SIZE - PAGE, at.POOL - 1, -PAGE))
+        self.free = list(range(at.ENGINE_SIZE - PAGE, at.POOL - 1, -PAGE))
+        self._tables: list[NestedTable] = []
 
-    def take(self) -> int | None:
-        """The address of a free page, or None when there is none."""
-        return self._free.pop() if self._free else None
+    def join(self, table: NestedTable) -> None:
+        """``table`` takes pages."""
+        self._tables.append(table)
+
+    def leave(self, table: NestedTable) -> None:
+        """``table`` takes no more."""
+        self._tables.remove(table)
+
+    def make_room(self) -> None:
+        """Have the largest table forget everything, until there is room."""
+        while len(self.free) < _RESERVE:
+            max(self._tables, key=lambda table: table.pages).flush()
+
+    def take(self) -> int:
+        """The address of a free page."""
+        return self.free.pop()
 
     def give(self, pages: list[int]) -> None:
         """Return pages to the pool."""
-        self._free.extend(pages)
+        self.free.extend(pages)
 
 
 class NestedTable:
@@ -53,6 +109,7 @@ class NestedTable:
 
     __slots__ = (
         "_directories",
+        "_identity",
         "_large",
         "_outside",
         "_pool",
@@ -77,13 +134,21 @@ class NestedTable:
         self._large: dict[int, int] = {}  # gpa >> 21 -> HPA
         self._small: dict[int, int] = {}  # gpa >> 12 -> HPA
         self._units: set[int] = set()  # HPA >> 21 of everything mapped
+        #: The pages of the identity tables.
+        self._identity: list[int] = []
         self.identity = False
+        if len(pool.free) < _RESERVE:
+            pool.make_room()
         self.root = self._page()
+        pool.join(self)
+
+    @property
+    def pages(self) -> int:
+        """How many pages it has taken, besides its root."""
+        return len(self._used) - 1
 
     def _page(self) -> int:
         page = self._pool.take()
-        if page is None:
-            raise EngineError("the engine's nested page tables are full")
         self._used.append(page)
         self._process.memory[page : page + PAGE] = bytes(PAGE)
         return page
@@ -121,6 +186,10 @@ class NestedTable:
 
         ``gpa`` and ``hpa`` are aligned to ``size``, which is 4 KiB or 2 MiB.
         """
+        if len(self._pool.free) < _RESERVE:
+            self._pool.make_room()
+        if len(self._small) >= _MOST_SMALL:
+            self.flush()
         bits = _BASE
         if access & Access.WRITE:
             bits |= _WRITE
@@ -128,7 +197,9 @@ class NestedTable:
             bits |= _NO_EXECUTE
         entry = self._process.physical(hpa) | bits
         self._units.add(hpa >> 21)
-        if size == LARGE_PAGE:
+        if self.identity and gpa >> 21 == _REGION:
+            self._map_beside_root(gpa, hpa, size, entry)
+        elif size == LARGE_PAGE:
             if gpa >> 21 in self._tables:
                 del self._tables[gpa >> 21]
                 first = gpa >> 12
@@ -140,6 +211,14 @@ class NestedTable:
             self._q[self._table(gpa) + (gpa >> 12 & 511)] = entry
             self._small[gpa >> 12] = hpa
 
+    def _map_beside_root(self, gpa: int, hpa: int, size: int, entry: int) -> None:
+        """Map what lies in the same 2 MiB as the root of the identity tables, in small pages."""
+        for offset in range(0, size, PAGE):
+            page = gpa + offset
+            place = _ALIAS if page == IDENTITY_GPA else page
+            self._q[self._table(place) + (place >> 12 & 511)] = entry + offset
+            self._small[page >> 12] = hpa + offset
+
     def lookup(self, gpa: int) -> int | None:
         """The HPA of byte ``gpa``, or None when it is not cached."""
         base = self._large.get(gpa >> 21)
@@ -150,7 +229,7 @@ class NestedTable:
 
     def flush(self) -> None:
         """Forget every translation."""
-        if not (self._large or self._small):
+        if not self.pages:
             return
         with self._outside:
             self._drop()
@@ -168,15 +247,44 @@ class NestedTable:
         if hit:
             self.flush()
 
-    def set_identity(self, on: bool) -> None:
-        """Map, or unmap, the identity page directory for a guest with paging off."""
-        slot = self._table(IDENTITY_GPA) + (IDENTITY_GPA >> 12 & 511)
-        self._q[slot] = (at.IDENTITY_PD | _BASE | _WRITE | _NO_EXECUTE) if on else 0
+    def serve(self, context: Any) -> None:
+        """``context`` runs next: with paging on, or off and on the identity tables."""
+        if context.unpaged is not self.identity:
+            self._set_identity(context.unpaged)
+
+    def _set_identity(self, on: bool) -> None:
+        """Map, or unmap, the identity page tables for a guest with paging off."""
+        if len(self._pool.free) < _RESERVE:
+            self._pool.make_room()
+        self._forget(_REGION)
+        self._forget(_HIDDEN)
         self.identity = on
+        if not on:
+            return
+        while len(self._identity) < len(_IDENTITY) // PAGE:
+            self._identity.append(self._page())
+        # Anew each time: it may have been another guest that ran here.
+        for number, page in enumerate(self._identity):
+            self._process.memory[page : page + PAGE] = _IDENTITY[number * PAGE : (number + 1) * PAGE]
+            gpa = _HIDDEN_GPA + (number - 1) * PAGE if number else IDENTITY_GPA
+            self._q[self._table(gpa) + (gpa >> 12 & 511)] = page | _BASE | _WRITE | _NO_EXECUTE
+
+    def _forget(self, region: int) -> None:
+        """Forget the translations of 2 MiB, whose GPA >> 21 is ``region``."""
+        self._large.pop(region, None)
+        slot = self._directory(region << 21) + (region & 511)
+        table = self._tables.get(region)
+        if table is None:
+            self._q[slot] = 0
+            return
+        self._process.memory[table << 3 : (table << 3) + PAGE] = bytes(PAGE)
+        for number in range(region << 9, (region + 1) << 9):
+            self._small.pop(number, None)
 
     def _drop(self) -> None:
         self._pool.give(self._used)
         self._used = []
+        self._identity.clear()
         self._directories.clear()
         self._tables.clear()
         self._large.clear()
@@ -185,5 +293,6 @@ class NestedTable:
 
     def close(self) -> None:
         """Give the pages back; the table cannot be used again."""
+        self._pool.leave(self)
         with self._outside:
             self._drop()

@@ -120,6 +120,10 @@ class QemuProcess:
         for bell in self.bells:
             bell.setblocking(False)
         peers = [kick_peer, *(theirs for _, theirs in pairs)]
+        # Nobody reads QEMU's words before it ends, so it must not wait for that: what does not fit is lost.
+        self._words, words = os.pipe()
+        os.set_blocking(words, False)
+        os.set_blocking(self._words, False)
         command = self._command(path, frames_fd, rom, kick_peer, [theirs for _, theirs in pairs])
         try:
             self._process = subprocess.Popen(
@@ -127,7 +131,7 @@ class QemuProcess:
                 pass_fds=(self._fd, frames_fd, rom, *(peer.fileno() for peer in peers)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=words,
                 preexec_fn=_die_with_parent,
                 # The terminal's Ctrl-C is for us alone: we end QEMU in order.
                 process_group=0,
@@ -136,19 +140,19 @@ class QemuProcess:
             raise EngineError(f"{path} could not be started: {error}") from None
         finally:
             os.close(rom)
+            os.close(words)
             for peer in peers:
                 peer.close()
         self._kick_lock = threading.Lock()
 
     def _prepare_memory(self) -> None:
-        """Identity page tables of 1 GiB pages, the unpaged guests' page directory, the I/O map."""
+        """Identity page tables of 1 GiB pages, and the I/O map."""
         memory = self.memory
         struct.pack_into("<I", memory, at.NUM_CPUS, self.cpus)
         for index in range(4):
             struct.pack_into("<Q", memory, at.PML4 + 8 * index, at.PDPT + PAGE * index | 7)
         entries = [(number << 30) | 0xE7 for number in range(4 * 512)]
         struct.pack_into("<2048Q", memory, at.PDPT, *entries)
-        struct.pack_into("<1024I", memory, at.IDENTITY_PD, *((number << 22) | 0xE7 for number in range(1024)))
         memory[at.IOPM : at.IOPM + 3 * PAGE] = b"\xff" * (3 * PAGE)
 
     def _command(
@@ -197,9 +201,10 @@ class QemuProcess:
     def check_alive(self) -> None:
         """Raises EngineError with QEMU's own words if it has ended."""
         if self._process.poll() is not None:
-            words = (
-                self._process.stderr.read().decode(errors="replace").strip() if self._process.stderr else ""
-            )
+            try:
+                words = os.read(self._words, 1 << 16).decode(errors="replace").strip()
+            except BlockingIOError:
+                words = ""
             raise EngineError(f"QEMU ended (status {self._process.returncode}): {words or 'no message'}")
 
     def wake(self, cpu: int, *, kick: bool) -> None:
@@ -227,8 +232,7 @@ class QemuProcess:
             return
         self._process.kill()
         self._process.wait()
-        if self._process.stderr:
-            self._process.stderr.close()
+        os.close(self._words)
         for link in (self._kick, *self.bells):
             link.close()
         os.close(self._fd)

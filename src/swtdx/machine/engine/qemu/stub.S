@@ -39,12 +39,17 @@
         .equ    MB_INDEX,       0x58            # u32 this processor's number
         .equ    MB_TIMER_FIRED, 0x5C            # u32
         .equ    MB_RESULT,      0x60            # u64 CPUID etc.: results of PROBE
+        .equ    MB_DR7,         0x70            # u32 DR7 of a guest with breakpoints, else 0
+        .equ    MB_LOADING,     0x74            # u32 1: LOAD goes on, and may fail
+        .equ    MB_FAILED,      0x78            # u32 1: the last LOAD did, its context cannot be loaded
 
         .equ    CMD_RUN,        1
         .equ    CMD_SAVE,       2
         .equ    CMD_LOAD,       3
         .equ    CMD_COPY,       4
         .equ    CMD_PROBE,      5
+
+        .equ    DR7_OFF,        0x400           # DR7 without breakpoints
 
         # Context extra page
         .equ    EX_XSAVE,       0x000           # up to 0xC00 bytes
@@ -269,6 +274,8 @@ run:
         push    rax
         mov     rdx, [r12 + MB_VMCB]
         push    rdx
+        mov     ecx, [r12 + MB_DR7]
+        push    rcx
         mov     rcx, [rax]
         mov     [rdx + VMCB_RAX], rcx
         mov     rcx, [rax + 4*8]
@@ -287,10 +294,22 @@ run:
         mov     r13, [rax + 13*8]
         mov     r14, [rax + 14*8]
         mov     r15, [rax + 15*8]
+        # VMRUN and #VMEXIT do not touch the lists that QEMU derives from DR0-3 and DR7, so a guest's
+        # breakpoints are put there just before it and taken back just behind it.  In between nothing is
+        # touched but this page of code and our stack: no breakpoint lies there (context.py).
         mov     rax, [rsp]
+        test    eax, eax
+        jz      1f
+        mov     dr7, rax
+1:      mov     rax, [rsp + 8]
         vmrun   rax
         # RSP and RAX are ours again, the rest is the guest's
-        mov     rax, [rsp + 8]
+        pop     rax
+        test    eax, eax
+        jz      1f
+        mov     eax, DR7_OFF
+        mov     dr7, rax
+1:      mov     rax, [rsp + 8]
         mov     [rax + 1*8], rcx
         mov     [rax + 2*8], rdx
         mov     [rax + 3*8], rbx
@@ -348,18 +367,12 @@ save:
         mov     ecx, 0xC0000103
         rdmsr
         mov     [rdi + EX_TSC_AUX], eax
-        mov     rax, dr0
-        mov     [rdi + EX_DR0], rax
-        mov     rax, dr1
-        mov     [rdi + EX_DR0 + 8], rax
-        mov     rax, dr2
-        mov     [rdi + EX_DR0 + 16], rax
-        mov     rax, dr3
-        mov     [rdi + EX_DR0 + 24], rax
         jmp     done
 
-# ---- LOAD: the reverse
+# ---- LOAD: the reverse, and DR0-3, which no guest writes itself.  XRSTOR and XSETBV fault where the context
+# does not hold what the processor takes: isr_gp.
 load:
+        mov     dword ptr [r12 + MB_LOADING], 1
         mov     rax, [r12 + MB_VMCB]
         vmload  rax
         mov     rdi, [r12 + MB_EXTRA]
@@ -383,6 +396,7 @@ load:
         mov     dr2, rax
         mov     rax, [rdi + EX_DR0 + 24]
         mov     dr3, rax
+        mov     dword ptr [r12 + MB_LOADING], 0
         jmp     done
 
 # ---- COPY: so that QEMU sees the write (it does not see Python's) and drops translated code
@@ -469,6 +483,23 @@ my_mailbox:
         shr     eax, 12
         add     eax, MAILBOX
         ret
+# #DB: a data breakpoint of a guest was hit by an instruction that then left the guest.  QEMU delivers what
+# is left over to us.  The guest will execute the instruction again.
+isr_debug:
+        iretq
+# #GP in LOAD is the context's fault, and the command's result.
+isr_gp:
+        call    my_mailbox
+        cmp     dword ptr [rax + MB_LOADING], 0
+        je      1f
+        mov     dword ptr [rax + MB_LOADING], 0
+        mov     dword ptr [rax + MB_FAILED], 1
+        mov     eax, [rax + MB_INDEX]
+        shl     eax, 10
+        lea     rsp, [rax + STACK + 1024]
+        sti
+        jmp     done
+1:      pop     rcx                             # the error code
 # An exception in the stub is a defect of the engine: leave a mark that Python reports.
 isr_fatal:
         call    my_mailbox
@@ -499,7 +530,13 @@ gdt_ptr:
         .long   0
         .endm
 idt:
-        .rept   0x40
+        gate    isr_fatal
+        gate    isr_debug
+        .rept   11
+        gate    isr_fatal
+        .endr
+        gate    isr_gp
+        .rept   0x40 - 14
         gate    isr_fatal
         .endr
         gate    isr_timer

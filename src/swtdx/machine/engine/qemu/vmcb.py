@@ -66,6 +66,8 @@ CR2: Final = 0x640
 # Exit codes
 EXIT_READ_CR0: Final = 0x000
 EXIT_WRITE_CR0: Final = 0x010
+EXIT_READ_DR0: Final = 0x020
+EXIT_WRITE_DR0: Final = 0x030
 EXIT_EXCEPTION: Final = 0x040
 EXIT_INTR: Final = 0x060
 EXIT_NMI: Final = 0x061
@@ -151,6 +153,7 @@ INTERCEPTS: Final = intercept(
     EXIT_STGI,
     EXIT_CLGI,
     EXIT_SKINIT,
+    EXIT_ICEBP,
     EXIT_WBINVD,
     EXIT_MONITOR,
     EXIT_MWAIT,

@@ -10,7 +10,7 @@ from swtdx.arch import msrs
 from swtdx.arch import vmcs as f
 from swtdx.arch.msrs import IA32_TSC_AUX
 from swtdx.arch.x86 import EFER_LMA, EFER_LME, RFLAGS_IF
-from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, Event
+from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, Event, debug_register
 
 #: An event to deliver: vector, VMX interruption type, error code.
 Injection = tuple[int, int, int | None]
@@ -58,9 +58,9 @@ class ScriptedContext:
         self.tsc_intercepted = False
         self.exceptions_intercepted = 0
         self._taken = False
-        self._fields: dict[int, int] = {f.GUEST_DR7: 0x400}
+        self._fields: dict[int, int] = {}
         self._msrs = dict.fromkeys((*OTHER_MSRS, msrs.IA32_CSTAR), 0)
-        self._dr = {0: 0, 1: 0, 2: 0, 3: 0, 6: 0xFFFF0FF0}
+        self._dr = {number: debug_register(number, 0) for number in (0, 1, 2, 3, 6, 7)}
         self._xstate = bytearray(XSTATE_SIZE)
         struct.pack_into("<H", self._xstate, 0, 0x37F)  # FCW
         struct.pack_into("<I", self._xstate, 24, 0x1F80)  # MXCSR
@@ -83,6 +83,8 @@ class ScriptedContext:
                 return self.cr4
             case f.GUEST_EFER:
                 return self.efer
+            case f.GUEST_DR7:
+                return self._dr[7]
             case f.GUEST_INTERRUPTIBILITY:
                 return int(self.shadow)
         return self._fields.get(encoding, 0)
@@ -104,6 +106,8 @@ class ScriptedContext:
                 self.cr4 = value
             case f.GUEST_EFER:
                 self.efer = value
+            case f.GUEST_DR7:
+                self.write_dr(7, value)
             case f.GUEST_INTERRUPTIBILITY:
                 self.shadow = bool(value & 1)
             case _:
@@ -169,12 +173,12 @@ class ScriptedContext:
         """Nothing: every RDMSR and WRMSR stops, and the microcode carries out what is allowed."""
 
     def read_dr(self, number: int) -> int:
-        """DR0-DR3 or DR6."""
+        """DR0-DR3, DR6 or DR7."""
         return self._dr[number]
 
     def write_dr(self, number: int, value: int) -> None:
-        """Store DR0-DR3 or DR6."""
-        self._dr[number] = value
+        """Store DR0-DR3, DR6 or DR7; reserved bits keep their values."""
+        self._dr[number] = debug_register(number, value)
 
     def read_xstate(self) -> bytes:
         """The extended state as a standard-format XSAVE image of 3 KiB."""

@@ -115,6 +115,9 @@ class ScriptedEngine:
         """A fresh context."""
         return ScriptedContext()
 
+    def attend(self, lp: int, context: ScriptedContext) -> None:
+        """Nothing: no context is ever put aside."""
+
     def release(self, context: ScriptedContext) -> None:
         """Nothing: a context is only memory."""
 

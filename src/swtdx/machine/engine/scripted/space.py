@@ -45,6 +45,12 @@ class ScriptedSpace:
                 self._large.pop(gpa >> 21, None)
                 self._small[gpa >> 12] = (hpa, rights)
 
+    def serve(self, context: object) -> None:
+        """Nothing: any context can use it."""
+
+    def close(self) -> None:
+        """Nothing: a cache is only memory."""
+
     def _find(self, gpa: int) -> tuple[int, int] | None:
         """(HPA of the byte, rights) or None."""
         found = self._small.get(gpa >> 12)
