@@ -14,8 +14,7 @@ from typing import Final
 from swtdx.arch.layout import Array, Blob, Field, Struct
 from swtdx.arch.states import LastTdExit, Lifecycle, OpState, PageType, VcpuState
 from swtdx.arch.td_config import ATTRIBUTES, CONFIG_FLAGS, EPTP, TD_CTLS, XFAM
-
-PAGE: Final = 4096
+from swtdx.arch.units import PAGE
 
 
 class PAMT_ENTRY(Struct, size=16, source="pamt_manager.h"):
