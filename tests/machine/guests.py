@@ -28,34 +28,37 @@ def build_machine(engine: str) -> Machine:
 class BareGuest:
     """A vCPU on a VMCS of ours and 8 MiB of memory.
 
-    Its private GPAs 0.. are mapped by 4 KiB pages, except what a test unmaps.
+    Its private GPAs 0.. are mapped by 4 KiB pages, except what a test unmaps.  Guests of one ``origin``,
+    which shifts all their host-physical addresses, take each other's place; others live side by side.
     """
 
-    def __init__(self, machine: Machine, lp: int = 0) -> None:
+    def __init__(self, machine: Machine, lp: int = 0, origin: int = 0) -> None:
+        self.origin = origin
         self.machine = machine
         self.memory = machine.memory
         self.lp = machine.processors[lp]
         self.vmx = self.lp.vmx
         # First: VMCLEAR writes the VMCS of an earlier guest into its region.
-        self.vmx.clear(VMCS | HKID << 46)
+        self.vmx.clear(VMCS + origin | HKID << 46)
         for hpa, size in ((VMCS, EPT + 0x10000 - VMCS), (GUEST, 8 * MIB)):
-            self.memory.direct_zero(hpa | HKID << 46, size, SEAM)
+            self.memory.direct_zero(hpa + origin | HKID << 46, size, SEAM)
         for space in self.lp.spaces.values():
             space.flush()
         self.page(MSR_BITMAP)[:] = b"\xff" * 4096
         self._build_ept()
-        self.vmcs: Vmcs = self.vmx.load(VMCS | HKID << 46)
+        self.vmcs: Vmcs = self.vmx.load(VMCS + origin | HKID << 46)
         self._initial_state()
 
     def page(self, hpa: int) -> memoryview:
-        return self.memory.map_page(hpa, HKID)
+        return self.memory.map_page(hpa + self.origin, HKID)
 
     def write(self, gpa: int, data: bytes) -> None:
-        self.memory.write(GUEST + gpa | HKID << 46, data, SEAM)
-        self.machine.code_written(GUEST + gpa, len(data))
+        hpa = GUEST + self.origin + gpa
+        self.memory.write(hpa | HKID << 46, data, SEAM)
+        self.machine.code_written(hpa, len(data))
 
     def read(self, gpa: int, count: int) -> bytes:
-        return self.memory.read(GUEST + gpa | HKID << 46, count, SEAM)
+        return self.memory.read(GUEST + self.origin + gpa | HKID << 46, count, SEAM)
 
     def entry(self, gpa: int, value: int) -> None:
         """Set the EPT entry of a 4 KiB page (of the first 8 MiB)."""
@@ -64,21 +67,23 @@ class BareGuest:
             space.flush()
 
     def _build_ept(self) -> None:
-        struct.pack_into("<Q", self.page(EPT), 0, EPT + 0x1000 | 7)
-        struct.pack_into("<Q", self.page(EPT + 0x1000), 0, EPT + 0x2000 | 7)
+        origin = self.origin
+        struct.pack_into("<Q", self.page(EPT), 0, EPT + origin + 0x1000 | 7)
+        struct.pack_into("<Q", self.page(EPT + 0x1000), 0, EPT + origin + 0x2000 | 7)
         for table in range(4):
             at = EPT + 0x3000 + table * 0x1000
-            struct.pack_into("<Q", self.page(EPT + 0x2000), table * 8, at | 7)
-            entries = [GUEST + table * 2 * MIB + page * 4096 | 0xF7 for page in range(512)]
+            struct.pack_into("<Q", self.page(EPT + 0x2000), table * 8, at + origin | 7)
+            entries = [GUEST + origin + table * 2 * MIB + page * 4096 | 0xF7 for page in range(512)]
             struct.pack_into("<512Q", self.page(at), 0, *entries)
 
     def _initial_state(self) -> None:
         write = self.vmcs.write
-        write(f.EPTP, EPT | 3 << 3 | 6)
+        origin = self.origin
+        write(f.EPTP, EPT + origin | 3 << 3 | 6)
         write(f.HKID, HKID)
-        write(f.MSR_BITMAP, MSR_BITMAP)
-        write(f.VIRTUAL_APIC_PAGE, VAPIC)
-        write(f.VE_INFORMATION_ADDRESS, VE_INFO)
+        write(f.MSR_BITMAP, MSR_BITMAP + origin)
+        write(f.VIRTUAL_APIC_PAGE, VAPIC + origin)
+        write(f.VE_INFORMATION_ADDRESS, VE_INFO + origin)
         write(f.TSC_MULTIPLIER, 1 << 48)
         write(f.EXCEPTION_BITMAP, 1 << 18)
         write(f.CR0_GUEST_HOST_MASK, 0xFFFFFFFF_7FFAFFE1 & ~0xFFFFFFFF_00050000 | 1 << 5 | 1)
@@ -108,8 +113,8 @@ class BareGuest:
 class Guest(BareGuest):
     """A guest in machine code, assembled from ``source``."""
 
-    def __init__(self, machine: Machine, source: str, bits: int = 32, lp: int = 0) -> None:
-        super().__init__(machine, lp)
+    def __init__(self, machine: Machine, source: str, bits: int = 32, lp: int = 0, origin: int = 0) -> None:
+        super().__init__(machine, lp, origin)
         self.write(CODE, assemble(source, bits, CODE))
 
 
