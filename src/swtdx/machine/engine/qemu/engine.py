@@ -17,6 +17,7 @@ from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu import vmcb
 from swtdx.machine.engine.qemu.context import QemuContext
 from swtdx.machine.engine.qemu.npt import IDENTITY_GPA, NestedTable, PagePool, guest_gpa
+from swtdx.machine.engine.qemu.ordering import IN_ORDER, fence
 from swtdx.machine.engine.qemu.process import QemuProcess
 
 #: Polls of the mailbox before going to sleep until the doorbell rings (about 60 ns each): at most, and at
@@ -65,6 +66,7 @@ class _Port:
         "armed",
         "base",
         "bell",
+        "fence",
         "index",
         "last",
         "live",
@@ -79,6 +81,7 @@ class _Port:
     def __init__(self, process: QemuProcess, index: int) -> None:
         self.index = index
         self.lock = threading.RLock()
+        self.fence = fence()
         #: How many threads want the guest to stop.
         self.wanted = 0
         self._kick = partial(process.wake, index, kick=True)
@@ -329,7 +332,13 @@ class QemuEngine:
         words = port.w
         words[at.MB_CMD >> 2] = command
         port.seq = seq = (port.seq + 1) & 0xFFFFFFFF
+        if not IN_ORDER:
+            with port.fence:
+                pass
         words[at.MB_SEQ >> 2] = seq
+        # The stub says that it sleeps and looks for a command: we the other way round.
+        with port.fence:
+            pass
         if words[at.MB_ASLEEP >> 2]:
             self._process.wake(port.index, kick=False)
         done = at.MB_DONE >> 2
@@ -337,6 +346,9 @@ class QemuEngine:
         spin = spins[after]
         for _ in range(spin):
             if words[done] == seq:
+                if not IN_ORDER:
+                    with port.fence:
+                        pass
                 return
         before = time.perf_counter()
         self._sleep(port, seq)
@@ -351,6 +363,8 @@ class QemuEngine:
         done = at.MB_DONE >> 2
         while words[done] != seq:
             words[at.MB_RING >> 2] = 1
+            with port.fence:
+                pass
             if words[done] == seq:
                 break
             readable, _, _ = select.select([port.bell], [], [], _NAP)
@@ -369,6 +383,8 @@ class QemuEngine:
                 if words[at.MB_ASLEEP >> 2]:
                     self._process.wake(port.index, kick=False)
         words[at.MB_RING >> 2] = 0
+        with port.fence:
+            pass
 
     def run(self, lp: int, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
         """Run the guest until it stops; see the protocol."""
