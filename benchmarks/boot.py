@@ -97,7 +97,11 @@ def plain_command(guest: Guest, initrd: Path) -> list[str]:
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", f"{MEMORY_MIB}M",
         "-kernel", str(guest.kernel), "-initrd", str(initrd), "-append", default_cmdline(JOB),
         "-display", "none", "-nodefaults", "-no-reboot", "-device", "virtio-serial-pci",
-        "-chardev", "stdio,id=console", "-device", "virtconsole,chardev=console",
+        "-chardev", "null,id=null", "-device", "virtconsole,chardev=null",
+        # The channels of swtdx.guests.exec_channels.
+        "-chardev", "stdio,id=out", "-device", "virtserialport,chardev=out,name=swtdx.out",
+        "-device", "virtserialport,chardev=null,name=swtdx.err",
+        "-device", "virtserialport,chardev=null,name=swtdx.ctl",
     ]  # fmt: skip
 
 
@@ -140,12 +144,8 @@ def watch(guest: Guest) -> dict[str, float]:
     # Here, for the other side must not pay for it.
     from swtdx.cli.run import platform_config
     from swtdx.platform import Platform
-    from swtdx.vmm.console import Stream
+    from swtdx.vmm.command_io import CommandIo
     from swtdx.vmm.launch import LaunchConfig, launch
-
-    class Silent(Stream):
-        def write(self, data: bytes) -> None:
-            """Nobody reads this one."""
 
     seen: Counter[str] = Counter()
 
@@ -159,13 +159,13 @@ def watch(guest: Guest) -> dict[str, float]:
             guest.initramfs(JOB),
             default_cmdline(JOB),
             memory=MEMORY_MIB << 20,
-            exec_token=JOB.marker_token,
+            command=CommandIo(JOB.marker_token, lambda _data: None),
             teardown=False,
         )
         signal.signal(signal.SIGALRM, sample)
         signal.setitimer(signal.ITIMER_REAL, SAMPLE_SECONDS, SAMPLE_SECONDS)
         try:
-            launch(platform.host, config, Silent())
+            launch(platform.host, config)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     total = sum(seen.values())

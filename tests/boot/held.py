@@ -9,6 +9,7 @@ from typing import Any
 
 from swtdx.guests.guest import Guest
 from swtdx.guests.initramfs import Exec, default_cmdline
+from swtdx.vmm.command_io import CommandIo
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.launch import Launch, LaunchConfig
 from swtdx.vmm.processor import Processor
@@ -46,7 +47,7 @@ class Held:
             default_cmdline(job),
             memory=memory,
             td=TdConfig(vcpus=config.pop("vcpus", 1), **config),
-            exec_token=job.marker_token,
+            command=CommandIo(job.marker_token, self.write),
             log=self.log.extend,
         )
         self.launch = Launch(hypervisor, settings, self, processors)

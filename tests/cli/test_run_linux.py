@@ -6,6 +6,7 @@ What Linux finds inside the TD is tests/boot/test_linux.py's.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
 import os
 import pty
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.guests import cpio
 from swtdx.guests.errors import FetchError
 from swtdx.guests.fetch import available_kernels, fetch_guest
 from swtdx.guests.guest import Guest
@@ -46,7 +48,9 @@ def guests() -> list[Guest]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*RUN, *arguments], capture_output=True, timeout=280, check=False)
+    return subprocess.run(
+        [*RUN, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=280, check=False
+    )
 
 
 def test_without_a_terminal_it_shows_what_a_td_is(guests: list[Guest]) -> None:
@@ -71,20 +75,61 @@ def test_a_kernel_of_the_users_own_and_output_byte_for_byte(guests: list[Guest],
     done = run("--kernel", str(kernel), "--log", str(log), "--append", "loglevel=7", "--exec", command)
     assert done.returncode == 0, done.stderr
     numbers = b"".join(b"%d\n" % number for number in range(1, 3001))
-    assert done.stdout == b"a\r\n\0\xff" + numbers + b"err\n"
+    assert done.stdout == b"a\r\n\0\xff" + numbers
+    assert done.stderr == b"err\n"
     assert (
         b"Linux version " + guests[0].version.encode() in log.read_bytes() or b"Run /init" in log.read_bytes()
     )
 
 
-def test_bad_ends_are_told_apart() -> None:
-    crash = run("--exec", "echo before; echo c >/proc/sysrq-trigger; sleep 9")
+def test_bad_ends_are_told_apart(tmp_path: Path) -> None:
+    crash = run("--log", str(tmp_path / "log"), "--exec", "echo before; echo c >/proc/sysrq-trigger; sleep 9")
     assert crash.returncode == 126
-    assert crash.stdout.startswith(b"before\n")
+    assert crash.stdout == b"before\n", "the kernel's last words are no output of the command"
+    assert b"sysrq triggered crash" in (tmp_path / "log").read_bytes()
     assert b"kernel panic: sysrq triggered crash" in crash.stderr
     late = run("--timeout", "1", "--exec", "true")
     assert late.returncode == 124
     assert b"the time was over" in late.stderr
+
+
+@pytest.mark.parametrize("console", ["ttyS0", "tty0", "ttyS0 console=tty0", "null"])
+def test_a_command_whatever_the_console_is(guests: list[Guest], console: str) -> None:
+    done = run("--append", f"console={console}", "--exec", "uname -r; echo e >/dev/stderr; exit 5")
+    assert (done.stdout, done.stderr) == (guests[0].version.encode() + b"\n", b"e\n")
+    assert done.returncode == 5
+
+
+def test_input_files_and_an_initrd_of_the_users_own(guests: list[Guest], tmp_path: Path) -> None:
+    """The user's init is process 1, and the command runs beside it."""
+    guest = guests[0]
+    init = (
+        "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nmkdir /proc /dev /mine\n"
+        "mount -t proc proc /proc && mount -t devtmpfs dev /dev && echo theirs >/mine/file\n"
+        "while :; do sleep 1; done\n"
+    )
+    own = [cpio.directory("bin"), cpio.regular("bin/busybox", guest.busybox.read_bytes(), 0o755)]
+    (tmp_path / "initrd").write_bytes(
+        gzip.compress(cpio.archive([*own, cpio.regular("init", init.encode(), 0o755)]))
+    )
+    (tmp_path / "input").write_bytes(os.urandom(300_000))
+    (tmp_path / "more").write_bytes(b"added\n")
+    with open(tmp_path / "input", "rb") as source:
+        done = subprocess.run(
+            [
+                *RUN, "--kernel", str(guest.kernel), "--initrd", str(tmp_path / "initrd"),
+                "--add", f"{tmp_path}/more:/srv/", "--get", f"/tmp/back:{tmp_path}/back",
+                "--get", f"/nope:{tmp_path}/nope", "--exec",
+                "mkdir -p /tmp; cat >/tmp/back; cat /srv/more /mine/file; tr '\\0' ' ' </proc/1/cmdline",
+            ],
+            stdin=source, capture_output=True, timeout=280, check=False,
+        )  # fmt: skip
+    assert done.stdout == b"added\ntheirs\n/bin/busybox sh /init "
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "input").read_bytes()
+    # A file that does not come is told, and is not a success.
+    assert done.returncode == 1
+    assert b"/nope was not brought out of the guest" in done.stderr
+    assert not (tmp_path / "nope").exists()
 
 
 class Keyboard:

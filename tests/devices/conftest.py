@@ -17,11 +17,16 @@ def board() -> BoardMachine:
     return BoardMachine()
 
 
+def needs_qemu() -> None:
+    """Skip where QEMU is missing."""
+    if _QEMU is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+
+
 @pytest.fixture
 def reference() -> Iterator[QtestMachine]:
     """QEMU's devices."""
-    if _QEMU is None:
-        pytest.skip("qemu-system-x86_64 is not installed")
+    needs_qemu()
     machine = QtestMachine()
     yield machine
     machine.close()

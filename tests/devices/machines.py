@@ -10,10 +10,13 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from swtdx.devices.board import Board, BoardConfig, build_board
 from swtdx.devices.dma import BufferDma, DmaError
+from swtdx.devices.virtio.ports import PortConfig
 
 RAM_SIZE = 8 << 20
 
@@ -65,7 +68,7 @@ class BoardMachine:
 
     console_slot = 1
 
-    def __init__(self, config: BoardConfig | None = None) -> None:
+    def __init__(self, config: BoardConfig | None = None, channels: Sequence[PortConfig] = ()) -> None:
         self.ram = bytearray(RAM_SIZE)
         self.dma = SharedMemory(self.ram)
         self.printed = bytearray()
@@ -77,7 +80,7 @@ class BoardMachine:
         self.seconds = 0.0
         self.accesses = 0
         self.board: Board = build_board(
-            config or BoardConfig(),
+            replace(config or BoardConfig(), channels=tuple(channels)),
             self.dma,
             self._msi,
             console_out=self.printed.extend,
@@ -134,12 +137,14 @@ class QtestMachine:
     """QEMU's Q35 with a UART, a virtio console and a processor that has halted.
 
     Args:
+        more: further arguments for QEMU.
         frozen: stop the machine's clock and processor; timers then never fire.
+        descriptors: file descriptors that ``more`` names.
     """
 
     console_slot = 1
 
-    def __init__(self, *, frozen: bool = False) -> None:
+    def __init__(self, *more: str, frozen: bool = False, descriptors: Sequence[int] = ()) -> None:
         self._near, far = socket.socketpair()
         self._near.settimeout(10)
         bios = os.memfd_create("halt")
@@ -155,12 +160,13 @@ class QtestMachine:
             "-chardev", f"socket,id=console,fd={far.fileno()}",
             "-device", "virtio-serial-pci,id=vs,addr=1,disable-legacy=on,iommu_platform=on",
             "-device", "virtconsole,chardev=console,nr=0",
+            *more,
         ]  # fmt: skip
         self._process = subprocess.Popen(
             arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=[far.fileno(), bios],
+            pass_fds=[far.fileno(), bios, *descriptors],
             text=True,
         )
         os.close(bios)

@@ -12,6 +12,7 @@ from unicorn import x86_const as x
 
 from swtdx.guests.direct_boot import build_direct_boot
 from swtdx.guests.errors import FetchError
+from swtdx.guests.exec_channels import ControlStream
 from swtdx.guests.exec_protocol import ExecStream
 from swtdx.guests.fetch import available_kernels, fetch_guest
 from swtdx.guests.guest import Guest
@@ -83,21 +84,63 @@ def test_the_initramfs_runs_a_command_in_a_plain_vm(guests: list[Guest], index: 
     job = Exec(command)
     (tmp_path / "initrd").write_bytes(guest.initramfs(job))
     console = tmp_path / "console"
+    _plain_vm(
+        guest,
+        tmp_path / "initrd",
+        "-chardev",
+        f"file,id=c,path={console}",
+        "-device",
+        "virtconsole,chardev=c",
+    )
+    stream = ExecStream(job.marker_token)
+    output = stream.feed(console.read_bytes()) + stream.finish()
+    # The end of the command line of the shell: its two newlines and the NUL after them.
+    assert output == guest.version.encode() + b"\na\nb\r\n\0\xfferr\n" + NUMBERS + b"0a0a00\n"
+    assert stream.status == 42
+    assert b"tdx_guest.ko" in stream.log, "this is no TD, and init says so"
+
+
+@pytest.mark.boot
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs QEMU")
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_channels_of_a_command_on_qemus_own_ports(
+    guests: list[Guest], index: int, tmp_path: Path
+) -> None:
+    """QEMU's virtio console instead of ours: what the guest's end does is right for any host."""
+    guest = guests[index]
+    command = (
+        "cat; printf 'a\\r\\n\\000\\377'; echo err >/dev/stderr; seq 20000; (sleep 99; echo late) & "
+        "echo end >/dev/stdout; exit 43"
+    )
+    job = Exec(command, get=("/proc/version", "/nope", "/bin/busybox"))
+    (tmp_path / "initrd").write_bytes(guest.initramfs(job))
+    arguments = ["-chardev", f"file,id=c,path={tmp_path}/console", "-device", "virtconsole,chardev=c"]
+    for name in ("out", "err", "ctl"):
+        arguments += ["-chardev", f"file,id={name},path={tmp_path}/{name}"]
+        arguments += ["-device", f"virtserialport,chardev={name},name=swtdx.{name}"]
+    _plain_vm(guest, tmp_path / "initrd", *arguments, cmdline="console=ttyS0 quiet panic=-1")
+    got: dict[int, bytes] = {}
+    control = ControlStream(3, lambda number, data: got.update({number: got.get(number, b"") + data}))
+    control.feed((tmp_path / "ctl").read_bytes())
+    assert (tmp_path / "out").read_bytes() == b"a\r\n\0\xff" + NUMBERS + b"end\n"
+    assert (tmp_path / "err").read_bytes() == b"err\n"
+    assert control.status == 43
+    assert got[0].startswith(b"Linux version " + guest.version.encode())
+    assert got[2] == guest.busybox.read_bytes()
+    assert list(control.missing) == [1]
+
+
+NUMBERS = b"".join(b"%d\n" % number for number in range(1, 20001))
+
+
+def _plain_vm(guest: Guest, initrd: Path, *more: str, cmdline: str = "console=hvc0 quiet panic=-1") -> None:
+    """Run a guest that is no TD to its end."""
     subprocess.run(
         [
             "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults",
             "-display", "none", "-no-reboot", "-kernel", str(guest.kernel),
-            "-initrd", str(tmp_path / "initrd"),
-            "-append", "console=hvc0 quiet panic=-1", "-device", "virtio-serial-pci",
-            "-chardev", f"file,id=c,path={console}", "-device", "virtconsole,chardev=c",
+            "-initrd", str(initrd), "-append", cmdline, "-device", "virtio-serial-pci", *more,
         ],
         timeout=120,
         check=True,
     )  # fmt: skip
-    stream = ExecStream(job.marker_token)
-    output = stream.feed(console.read_bytes()) + stream.finish()
-    numbers = b"".join(b"%d\n" % number for number in range(1, 20001))
-    # The end of the command line of the shell: its two newlines and the NUL after them.
-    assert output == guest.version.encode() + b"\na\nb\r\n\0\xfferr\n" + numbers + b"0a0a00\n"
-    assert stream.status == 42
-    assert b"tdx_guest.ko" in stream.log, "this is no TD, and init says so"

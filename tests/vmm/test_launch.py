@@ -12,6 +12,7 @@ from swtdx.arch import status as st
 from swtdx.devices.board import Board, BoardConfig
 from swtdx.guests.direct_boot import build_tiny_boot
 from swtdx.guests.plan import GuestPlan
+from swtdx.vmm.command_io import CommandIo
 from swtdx.vmm.console import Guest as ConsoleGuest
 from swtdx.vmm.errors import ConfigError, SeamcallError
 from swtdx.vmm.hypervisor import Hypervisor
@@ -112,15 +113,18 @@ def test_a_panic_is_seen(then: tuple[Any, ...], reason: EndReason) -> None:
 def test_only_the_commands_output_is_shown() -> None:
     log = bytearray()
     text = b"boot\r\n\x1eT BEGIN\nline 1\nline 2\n\x1eT END 3\nbye\r\n"
-    result, screen, _ = run(text, exec_token="T", log=log.extend)
-    assert screen.shown == b"line 1\nline 2\n"
+    shown = bytearray()
+    result, screen, _ = run(text, command=CommandIo("T", shown.extend), log=log.extend)
+    assert screen.shown == b""
+    assert shown == b"line 1\nline 2\n"
     assert result.exit_status == 3
     assert log == b"boot\r\nbye\r\n"
 
 
 def test_a_command_that_did_not_end() -> None:
-    result, screen, _ = run(b"\x1eT BEGIN\nhalf a line\x1eT E", exec_token="T")
-    assert screen.shown == b"half a line\x1eT E"
+    shown = bytearray()
+    result, _, _ = run(b"\x1eT BEGIN\nhalf a line\x1eT E", command=CommandIo("T", shown.extend))
+    assert shown == b"half a line\x1eT E"
     assert result.exit_status is None
 
 

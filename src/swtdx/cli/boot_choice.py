@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from swtdx.guests.added import Addition, entries
+from swtdx.guests.cpio import Entry
 from swtdx.guests.errors import CacheError, FetchError, GuestError
 from swtdx.guests.guest import Guest, newest_guest
-from swtdx.guests.initramfs import Exec, Job, default_cmdline
+from swtdx.guests.initramfs import WRAPPED_INIT, Exec, Job, default_cmdline, wrapped_initrd
 from swtdx.guests.kernel import KernelImage, load_kernel
 from swtdx.guests.tdx_support import config_beside, require_tdx_support
 
@@ -40,6 +42,7 @@ class Wishes:
         cmdline: replaces the command line.
         append: is added to it.
         force: takes a kernel that seems to have no TDX guest support.
+        added: files of the user's own for the guest.
     """
 
     kernel: Path | None = None
@@ -48,6 +51,7 @@ class Wishes:
     cmdline: str | None = None
     append: str = ""
     force: bool = False
+    added: tuple[Addition, ...] = ()
 
 
 def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> Boot:
@@ -63,8 +67,9 @@ def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> B
         GuestError: a file is unusable, the kernel cannot be a TD, or no kernel is to be had that could run
             the command of an exec job.
     """
+    extra = entries(wishes.added)
     if wishes.kernel is not None:
-        return _own_kernel(wishes, wishes.kernel, job, term)
+        return _own_kernel(wishes, wishes.kernel, job, term, extra)
     try:
         guest = _fetched(wishes.version)
     except (FetchError, CacheError) as error:
@@ -74,7 +79,7 @@ def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> B
         return TINY
     return Boot(
         guest.kernel_image(),
-        guest.initramfs(job),
+        guest.initramfs(job, extra),
         _cmdline(wishes, default_cmdline(job, term)),
         guest.version,
     )
@@ -92,16 +97,25 @@ def _fetched(version: str | None) -> Guest:
     return guest
 
 
-def _own_kernel(wishes: Wishes, path: Path, job: Job, term: str) -> Boot:
+def _own_kernel(wishes: Wishes, path: Path, job: Job, term: str, extra: list[Entry]) -> Boot:
     kernel = load_kernel(path)
     require_tdx_support(kernel, config_beside(path, kernel.release), force=wishes.force)
     label = kernel.release or path.name
-    if wishes.initrd is not None:
-        initrd = _read(wishes.initrd)
-        return Boot(kernel, initrd, _cmdline(wishes, OWN_INITRD_CMDLINE), label)
-    from swtdx.guests.host import initramfs_for
+    if wishes.initrd is None:
+        from swtdx.guests.host import initramfs_for
 
-    return Boot(kernel, initramfs_for(kernel, job), _cmdline(wishes, default_cmdline(job, term)), label)
+        initrd = initramfs_for(kernel, job, extra)
+        return Boot(kernel, initrd, _cmdline(wishes, default_cmdline(job, term)), label)
+    initrd = _read(wishes.initrd)
+    if not isinstance(job, Exec):
+        return Boot(kernel, initrd, _cmdline(wishes, OWN_INITRD_CMDLINE), label)
+    from swtdx.guests.host import find_busybox, own_modules
+
+    cmdline = _cmdline(wishes, default_cmdline(job, term))
+    # The user's init is started by ours, which the last rdinit= on the command line names.
+    own_init = next((w[7:] for w in reversed(cmdline.split()) if w.startswith("rdinit=")), "/init")
+    wrapped = wrapped_initrd(initrd, find_busybox(), own_modules(kernel.release), job, extra, own_init)
+    return Boot(kernel, wrapped, f"{cmdline} {WRAPPED_INIT}", label)
 
 
 def _cmdline(wishes: Wishes, default: str) -> str:

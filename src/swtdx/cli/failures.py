@@ -25,10 +25,16 @@ BROKEN_PIPE: Final = 141
 #: What goes wrong with an output that is open already: no space, quota or size limit, a device's error.
 _OUTPUT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
+
+class Unusable(Exception):
+    """What the user gave cannot be used; the message says why and what would do."""
+
+
 #: Classes whose message is written for the user.
 EXPECTED: Final = frozenset(
     {
         "swtdx.attestation.errors.AttestationError",
+        "swtdx.cli.failures.Unusable",
         "swtdx.devices.board.BoardError",
         "swtdx.firmware.errors.FirmwareError",
         "swtdx.guests.errors.GuestError",
@@ -43,6 +49,20 @@ EXPECTED: Final = frozenset(
 def is_expected(error: BaseException) -> bool:
     """Whether ``error`` tells the user what is wrong with what was given."""
     return any(f"{kind.__module__}.{kind.__qualname__}" in EXPECTED for kind in type(error).__mro__)
+
+
+def explanation(error: BaseException) -> str | None:
+    """What an error says to the user; None if it is a mistake of swtdx's own."""
+    if is_expected(error):
+        return str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return "there is not enough memory for that on this computer, or `ulimit -v` does not allow it"
+    if isinstance(error, OSError):
+        if error.errno == errno.EFBIG:
+            return "a file would be larger than `ulimit -f` allows; the guest's memory counts as one"
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror or error}"
+    return None
 
 
 def complain(message: str) -> None:
@@ -67,18 +87,13 @@ def report(error: Exception) -> int:
     if isinstance(error, click.ClickException):
         complain(error.format_message())
         return error.exit_code
-    if is_expected(error):
-        complain(str(error))
+    if isinstance(error, OSError) and not error.filename and error.errno in _OUTPUT:
+        _forget_output()
+        complain(f"the output cannot be written: {error.strerror}")
         return UNUSABLE
-    if isinstance(error, OSError):
-        name = f"{error.filename}: " if error.filename else ""
-        if not name and error.errno in _OUTPUT:
-            name = "the output cannot be written: "
-            _forget_output()
-        complain(f"{name}{error.strerror or error}")
-        return UNUSABLE
-    if isinstance(error, MemoryError):
-        complain("there is not enough memory on this computer for that")
+    words = explanation(error)
+    if words is not None:
+        complain(words)
         return UNUSABLE
     if isinstance(error, ImportError):
         complain(f"this installation of swtdx is incomplete: {error}")

@@ -24,6 +24,7 @@ from swtdx.cli.quote_job import REPORTDATA, Answer, command, parse_output
 from swtdx.cli.run import platform_config
 from swtdx.cli.seeds import BytesParam, Seed
 from swtdx.cli.sizes import Size
+from swtdx.cli.td_options import TdWishes, td_options
 from swtdx.guests.initramfs import Exec
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class NoQuote(click.ClickException):
     show_default=True,
     help="Seconds.",
 )
+@td_options
 def quote(
     nonce: bytes | None,
     report_data: bytes | None,
@@ -97,6 +99,7 @@ def quote(
     version: str | None,
     memory: int,
     timeout: float,
+    td: TdWishes,
 ) -> None:
     """Boot Linux as a TD and have it make a quote, through /sys/kernel/config/tsm/report.
 
@@ -115,7 +118,7 @@ def quote(
     wanted = nonce or report_data or secrets.token_bytes(_NONCE).ljust(REPORTDATA, b"\0")
     job = Exec(command(wanted))
     boot = choose(Wishes(kernel=kernel, version=version), job, "", complain)
-    answer, world = _ask(boot, job, memory, seed, qgs, timeout, 5 if v5 else None, pcs_url)
+    answer, world = _ask(boot, job, memory, seed, qgs, timeout, 5 if v5 else None, pcs_url, td)
     if eventlog and not answer.eventlog:
         raise NoQuote("the kernel shows no event log (/sys/firmware/acpi/tables/data/CCEL)")
     _write(output, answer.quote)
@@ -137,6 +140,7 @@ def _ask(
     timeout: float,
     quote_version: int | None,
     pcs_url: str | None,
+    td: TdWishes,
 ) -> tuple[Answer, World]:
     """Run the TD: what it answered, and what the maker says of its platform now.
 
@@ -151,33 +155,25 @@ def _ask(
         Quoting(platform, qgs, quote_version, pcs_url) as quotes,
     ):
         # Imported only now: QEMU comes up meanwhile.
-        from swtdx.vmm.console import Stream
+        from swtdx.vmm.command_io import CommandIo
         from swtdx.vmm.launch import LaunchConfig, launch
+        from swtdx.vmm.td_params import TdConfig
 
-        class Kept(Stream):
-            """Keeps what the guest prints."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.data = bytearray()
-
-            def write(self, data: bytes) -> None:
-                self.data += data
-
-        console = Kept()
+        output = bytearray()
         config = LaunchConfig(
             boot.kernel,
             boot.initrd,
             boot.cmdline,
             memory,
             timeout=timeout,
-            exec_token=job.marker_token,
+            td=TdConfig(**td.settings()),
+            command=CommandIo(job.marker_token, output.extend),
             quote_service=quotes,
             teardown=False,
         )
-        result = launch(platform.host, config, console)
+        result = launch(platform.host, config)
         world = replace(world_of(platform, pcs_url), now=dt.datetime.now(dt.UTC))
-    answer = parse_output(bytes(console.data))
+    answer = parse_output(bytes(output))
     if isinstance(answer, str):
         ended = "" if result.exit_status is not None else f" ({result})"
         raise NoQuote(f"the TD gave no quote: {answer}{ended}")

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import stat
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from swtdx.arch.td_config import ATTR_DEBUG
 from swtdx.arch.units import MIB
 from swtdx.cli.boot_choice import TINY, Boot, Wishes, choose
-from swtdx.cli.failures import complain, is_expected
-from swtdx.cli.run_report import NOT_STARTED, complaint, document, exit_status
+from swtdx.cli.deadline import Deadline, TimeIsOver
+from swtdx.cli.failures import complain, explanation
+from swtdx.cli.outputs import Outputs
+from swtdx.cli.run_report import NOT_STARTED, TIMED_OUT, complaint, document, exit_status
 from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size
+from swtdx.cli.starting import Starting
+from swtdx.cli.td_options import TdWishes, td_options
+from swtdx.guests.added import Addition
+from swtdx.guests.errors import GuestError
 from swtdx.guests.initramfs import Demo, Exec, Job, Shell
 
 if TYPE_CHECKING:
     from swtdx.platform import PlatformConfig
+    from swtdx.vmm.command_io import CommandIo
     from swtdx.vmm.console import Console
     from swtdx.vmm.result import RunResult
 
@@ -32,6 +40,70 @@ _BESIDES: Final = 256 * MIB
 _SMALLEST_MACHINE: Final = 512 * MIB
 #: How much of a silent guest's messages is shown when it ends badly.
 _LAST_LINES: Final = 12
+
+
+class Added(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """``SRC[:DST]`` of --add."""
+
+    name = "src[:dst]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Addition:
+        """What to add, and where."""
+        if isinstance(value, Addition):
+            return value
+        try:
+            return Addition.parse(str(value))
+        except GuestError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Brought(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """``PATH:FILE`` of --get."""
+
+    name = "path:file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """A path in the guest, and a file of ours."""
+        if isinstance(value, tuple):
+            return value
+        path, colon, file = str(value).partition(":")
+        if not path or not colon or not file:
+            self.fail(f"{value!r}: give a path in the guest, a colon, and a file here", param, ctx)
+        return path, file
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line; names as in :func:`run`."""
+
+    kernel: Path | None
+    initrd: Path | None
+    append: str
+    cmdline: str | None
+    version: str | None
+    tiny: bool
+    force: bool
+    memory: int
+    vcpus: int
+    cpus: int | None
+    command: str | None
+    demo: bool
+    added: tuple[Addition, ...]
+    brought: tuple[tuple[str, str], ...]
+    merge_stderr: bool
+    no_stdin: bool
+    timeout: float | None
+    seed: bytes
+    debug: bool
+    td: TdWishes
+    qgs: str | None
+    json_file: str | None
+    serial_file: str | None
+    log_file: str | None
+    trace: str | None
+    verbose: bool
 
 
 @click.command()
@@ -47,9 +119,23 @@ _LAST_LINES: Final = 12
 @click.option("--cpus", type=click.IntRange(1, 32), help="The machine's CPUs [default: one a vCPU].")
 @click.option("--exec", "command", metavar="CMD", help="Run CMD by sh -c; print its output, exit as it does.")
 @click.option("--demo", is_flag=True, help="Show what a TD is and switch off, also on a terminal.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End after.")
+@click.option(
+    "--add", "added", type=Added(), multiple=True, help="Put a file or folder into the guest [in /root]."
+)
+@click.option(
+    "--get", "brought", type=Brought(), multiple=True, help="With --exec: bring a file out afterwards."
+)
+@click.option("--merge-stderr", is_flag=True, help="With --exec: CMD's standard error to standard output.")
+@click.option("-n", "--no-stdin", is_flag=True, help="With --exec: CMD gets no input from here.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after, whatever happens.",
+)
 @click.option("--seed", type=Seed(), default="swtdx", show_default=True, help="The machine's identity: keys.")
 @click.option("--debug", is_flag=True, help="A debug TD (ATTRIBUTES.DEBUG), into which the host can look.")
+@td_options
 @click.option("--qgs", metavar="ADDRESS", help="Quotes from this service: unix:PATH or vsock:CID[:PORT].")
 @click.option("--json", "json_file", metavar="FILE", help="Write a summary for programs; - is stdout.")
 @click.option("--serial", "serial_file", metavar="FILE", help="The guest's serial port goes to FILE.")
@@ -58,102 +144,158 @@ _LAST_LINES: Final = 12
     "--trace", metavar="FILE", help="Write every SEAMCALL, VM exit, TDCALL ... as JSON lines (slow)."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say what boots, and what it took.")
-def run(
-    kernel: Path | None,
-    initrd: Path | None,
-    append: str,
-    cmdline: str | None,
-    version: str | None,
-    tiny: bool,
-    force: bool,
-    memory: int,
-    vcpus: int,
-    cpus: int | None,
-    command: str | None,
-    demo: bool,
-    timeout: float | None,
-    seed: bytes,
-    debug: bool,
-    qgs: str | None,
-    json_file: str | None,
-    serial_file: str | None,
-    log_file: str | None,
-    trace: str | None,
-    verbose: bool,
-) -> None:
+def run(**given: Any) -> None:
     """Boot a Linux kernel, unmodified, as a trust domain.
 
     On a terminal: to a shell (Ctrl-A x leaves). Otherwise: show what a TD is, and switch off. With --exec:
-    run one command, print its output and exit with its status.
+    run one command with the standard input given here (unless that is a terminal), print its output and
+    exit with its status.
 
     Exit status: 0, or the command's; 2 wrong use, 124 --timeout is over, 125 nothing was run, 126 the guest
-    did not end in order.
+    did not end in an orderly way.
     """
-    _check_options(kernel, initrd, version, tiny, command, demo, log_file)
+    options = Options(**given)
+    _check_options(options)
     started = time.perf_counter()
     try:
-        job = _job(command, demo)
-        wishes = Wishes(kernel, initrd, version, cmdline, append, force)
-        boot = TINY if tiny else choose(wishes, job, os.environ.get("TERM", ""), complain)
-        if verbose:
-            complain(f"booting {boot.label}" + (f" with {boot.cmdline!r}" if boot.cmdline else ""))
-        with _Files(serial_file, log_file) as files:
-            config = platform_config(memory, vcpus, cpus, seed)
-            result = _launch(boot, job, config, files, memory, vcpus, debug, timeout, qgs, trace)
+        with Outputs() as outputs:
+            status = _run(options, outputs, started)
+    except TimeIsOver as over:
+        complain(str(over))
+        raise click.exceptions.Exit(TIMED_OUT) from None
     except Exception as error:
         # A traceback, if the user wants one, or if it is a mistake of ours.
-        if not is_expected(error) and not isinstance(error, OSError):
+        words = explanation(error)
+        if words is None or os.environ.get("SWTDX_TRACEBACK", "") not in ("", "0"):
             raise
-        if os.environ.get("SWTDX_TRACEBACK", "") not in ("", "0"):
-            raise
-        complain(str(error))
+        complain(words)
         raise click.exceptions.Exit(NOT_STARTED) from None
-    status = exit_status(result, command=command is not None)
-    _report(result, status, files.last_words if command is not None else b"", command is not None, verbose)
-    if json_file is not None:
-        about = {
-            "kernel": boot.label,
-            "cmdline": boot.cmdline,
-            "memory": memory,
-            "vcpus": vcpus,
-            "seed": seed.decode("utf-8", "backslashreplace"),
-            "debug": debug,
-            "command": command,
-            "total_seconds": round(time.perf_counter() - started, 4),
-        }
-        _write_json(json_file, document(result, status, about))
     raise click.exceptions.Exit(status)
 
 
-def _check_options(
-    kernel: Path | None,
-    initrd: Path | None,
-    version: str | None,
-    tiny: bool,
-    command: str | None,
-    demo: bool,
-    log_file: str | None,
-) -> None:
+def _check_options(options: Options) -> None:
     """Refuse combinations that mean nothing."""
-    if initrd is not None and kernel is None:
+    command = options.command is not None
+    if options.initrd is not None and options.kernel is None:
         raise click.UsageError("--initrd goes with --kernel")
-    if initrd is not None and (command is not None or demo):
-        raise click.UsageError("--exec and --demo need swtdx's own initramfs: leave out --initrd")
-    if sum((kernel is not None, version is not None, tiny)) > 1:
+    if options.initrd is not None and options.demo:
+        raise click.UsageError("--demo needs swtdx's own initramfs: leave out --initrd")
+    if options.initrd is not None and options.added and not command:
+        raise click.UsageError("--add goes with swtdx's own initramfs, or with --exec")
+    if sum((options.kernel is not None, options.version is not None, options.tiny)) > 1:
         raise click.UsageError("--kernel, --guest and --tiny exclude each other")
-    if tiny and (command is not None or demo):
-        raise click.UsageError("the tiny guest runs no commands: leave out --exec and --demo")
-    if command is not None and demo:
+    if options.tiny and (command or options.demo or options.added):
+        raise click.UsageError(
+            "the tiny guest runs no commands and has no files: leave out --exec, --demo and --add"
+        )
+    if command and options.demo:
         raise click.UsageError("--exec and --demo exclude each other")
-    if log_file is not None and command is None:
+    if options.log_file is not None and not command:
         raise click.UsageError("--log goes with --exec; without it the kernel's messages are on the console")
+    for name, wanted in (
+        ("--get", bool(options.brought)),
+        ("--merge-stderr", options.merge_stderr),
+        ("--no-stdin", options.no_stdin),
+    ):
+        if wanted and not command:
+            raise click.UsageError(f"{name} goes with --exec")
 
 
-def _job(command: str | None, demo: bool) -> Job:
-    if command is not None:
-        return Exec(command)
+def _run(options: Options, outputs: Outputs, started: float) -> int:
+    """Everything; the exit status.
+
+    Raises:
+        TimeIsOver: before the guest ran.
+        Exception: nothing was run; see :func:`swtdx.cli.failures.explanation`.
+    """
+    deadline = Deadline(options.timeout)
+    job = _job(options)
+    messages = _Messages(outputs.writer(options.log_file, "the log"))
+    serial = outputs.writer(options.serial_file, "the serial port's output")
+    trace = outputs.open(options.trace, "the trace")
+    summary = None if options.json_file in (None, "-") else outputs.open(options.json_file, "the summary")
+    brought = [
+        outputs.writer(file, f"{path} of the guest", empty=False) or _nowhere
+        for path, file in options.brought
+    ]
+    wishes = Wishes(
+        options.kernel, options.initrd, options.version, options.cmdline, options.append, options.force,
+        options.added,
+    )  # fmt: skip
+    with deadline.watched("the kernel was being fetched or read"):
+        boot = TINY if options.tiny else choose(wishes, job, os.environ.get("TERM", ""), complain)
+    if options.verbose:
+        complain(f"booting {boot.label}" + (f" with {boot.cmdline!r}" if boot.cmdline else ""))
+    with Starting(boot.label) as starting:
+        command = _command_io(options, job, starting, brought)
+        result = _launch(boot, job, options, command, messages, serial, trace is not None, deadline, starting)
+    status = exit_status(result, command=job_is_command(job))
+    _report(result, status, messages.last_words if job_is_command(job) else b"", job, options.verbose)
+    status = _report_missing(result, status, options)
+    if options.json_file is not None:
+        text = json.dumps(document(result, status, _about(options, boot, started)), indent=2) + "\n"
+        if summary is None:
+            click.echo(text, nl=False)
+        else:
+            summary.write(text.encode())
+    return status or int(outputs.failed)
+
+
+def job_is_command(job: Job) -> bool:
+    """Whether the guest is to run one command."""
+    return isinstance(job, Exec)
+
+
+def _nowhere(_data: bytes) -> None:
+    """Takes what nobody wants."""
+
+
+def _about(options: Options, boot: Boot, started: float) -> dict[str, Any]:
+    return {
+        "kernel": boot.label,
+        "cmdline": boot.cmdline,
+        "memory": options.memory,
+        "vcpus": options.vcpus,
+        "seed": options.seed.decode("utf-8", "backslashreplace"),
+        "debug": options.debug,
+        "command": options.command,
+        "total_seconds": round(time.perf_counter() - started, 4),
+    }
+
+
+def _job(options: Options) -> Job:
+    if options.command is not None:
+        return Exec(options.command, get=tuple(path for path, _ in options.brought))
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-    return Shell() if interactive and not demo else Demo()
+    return Shell() if interactive and not options.demo else Demo()
+
+
+def _command_io(
+    options: Options, job: Job, starting: Starting, brought: list[Callable[[bytes], None]]
+) -> CommandIo | None:
+    """Where the command's streams lead; None if there is none."""
+    if not isinstance(job, Exec):
+        return None
+    from swtdx.vmm.command_io import CommandIo, to_descriptor
+
+    return CommandIo(
+        job.marker_token,
+        starting.before(to_descriptor(1)),
+        None if options.merge_stderr else starting.before(to_descriptor(2)),
+        None if options.no_stdin else _input(),
+        brought,
+    )
+
+
+def _input() -> int | None:
+    """Standard input, if it is worth reading: a terminal is not, and neither is /dev/null."""
+    try:
+        about = os.fstat(0)
+        if os.isatty(0) or (stat.S_ISCHR(about.st_mode) and about.st_rdev == os.stat(os.devnull).st_rdev):
+            return None
+    except OSError:
+        return None
+    return 0
 
 
 #: What the QEMU engine has at most.  More CPUs than the host's pay off all the same: a vCPU that changes
@@ -178,85 +320,79 @@ def platform_config(memory: int, vcpus: int, cpus: int | None, seed: bytes) -> P
 def _launch(
     boot: Boot,
     job: Job,
-    config: PlatformConfig,
-    files: _Files,
-    memory: int,
-    vcpus: int,
-    debug: bool,
-    timeout: float | None,
-    qgs: str | None,
-    trace: str | None,
+    options: Options,
+    command: CommandIo | None,
+    messages: _Messages,
+    serial: Callable[[bytes], None] | None,
+    traced: bool,
+    deadline: Deadline,
+    starting: Starting,
 ) -> RunResult:
     from swtdx.cli.tracing import tracing
     from swtdx.platform import Platform
     from swtdx.quoting import Quoting
 
-    with Platform.boot(config) as platform, tracing(platform, trace), Quoting(platform, qgs) as quotes:
+    config = platform_config(options.memory, options.vcpus, options.cpus, options.seed)
+    building = deadline.watched("the TD was being built")
+    with (
+        Platform.boot(config) as platform,
+        tracing(platform, options.trace if traced else None),
+        Quoting(platform, options.qgs) as quotes,
+    ):
         # Imported only now: QEMU comes up meanwhile.
-        from swtdx.vmm.launch import LaunchConfig, launch
+        from swtdx.vmm.launch import Launch, LaunchConfig
         from swtdx.vmm.td_params import TdConfig
 
         launch_config = LaunchConfig(
             kernel=boot.kernel,
             initrd=boot.initrd,
             cmdline=boot.cmdline,
-            memory=memory,
-            td=TdConfig(vcpus=vcpus, attributes=ATTR_DEBUG if debug else 0),
-            timeout=timeout,
-            exec_token=job.marker_token if isinstance(job, Exec) else None,
-            log=files.log if isinstance(job, Exec) else None,
-            serial=files.serial,
+            memory=options.memory,
+            td=TdConfig(vcpus=options.vcpus, **options.td.settings(debug=options.debug)),
+            command=command,
+            log=messages.take if command is not None else None,
+            serial=serial,
             quote_service=quotes,
             teardown=False,
         )
-        return launch(platform.host, launch_config, _console(job))
+        with building:
+            launch = Launch(platform.host, launch_config, _console(job, starting))
+        try:
+            return launch.finish(launch.run(deadline.left()))
+        except BaseException:
+            launch.close()
+            raise
 
 
-def _console(job: Job) -> Console:
+def _console(job: Job, starting: Starting) -> Console:
     from swtdx.vmm.console import Stream, user_console
 
     # Only a shell wants every key; Ctrl-C ends the others.
-    return user_console() if isinstance(job, Shell) else Stream()
+    return starting.console(user_console() if isinstance(job, Shell) else Stream())
 
 
-class _Files:
-    """Where the guest's other outputs go; also keeps the last of its messages."""
+class _Messages:
+    """The kernel's messages beside a command's output; keeps the last of them."""
 
-    def __init__(self, serial: str | None, log: str | None) -> None:
-        with contextlib.ExitStack() as opened:
-            self._serial, self._log = (
-                None if path is None else opened.enter_context(open(path, "wb", buffering=0))
-                for path in (serial, log)
-            )
-            self._opened = opened.pop_all()
-        self.serial = None if self._serial is None else self._write_serial
+    def __init__(self, file: Callable[[bytes], None] | None) -> None:
+        self._file = file
         self._tail = bytearray()
 
-    def _write_serial(self, data: bytes) -> None:
-        assert self._serial is not None
-        self._serial.write(data)
-
-    def log(self, data: bytes) -> None:
-        """The kernel's messages beside a command's output."""
+    def take(self, data: bytes) -> None:
+        """More of them."""
         self._tail += data
         del self._tail[:-4096]
-        if self._log is not None:
-            self._log.write(data)
+        if self._file is not None:
+            self._file(data)
 
     @property
     def last_words(self) -> bytes:
-        """The last lines of them."""
+        """The last lines."""
         return b"\n".join(self._tail.replace(b"\r", b"").splitlines()[-_LAST_LINES:])
 
-    def __enter__(self) -> _Files:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-
-def _report(result: RunResult, status: int, last_words: bytes, command: bool, verbose: bool) -> None:
-    trouble = complaint(result, command=command)
+def _report(result: RunResult, status: int, last_words: bytes, job: Job, verbose: bool) -> None:
+    trouble = complaint(result, command=job_is_command(job))
     if trouble is not None:
         if last_words:
             click.echo(_printable(last_words), err=True)
@@ -268,15 +404,14 @@ def _report(result: RunResult, status: int, last_words: bytes, command: bool, ve
         complain(f"{phases}; {sum(stats.seamcalls.values())} SEAMCALLs, {sum(stats.exits.values())} TD exits")
 
 
+def _report_missing(result: RunResult, status: int, options: Options) -> int:
+    """Tell of files that did not come; the exit status, which is not 0 then."""
+    for number, why in sorted(result.missing_files.items()):
+        complain(f"{options.brought[number][0]} was not brought out of the guest: {why}")
+    return status or int(bool(result.missing_files))
+
+
 def _printable(data: bytes) -> str:
     """A terminal must not be at a guest's mercy."""
     text = data.decode("utf-8", "replace")
     return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
-
-
-def _write_json(where: str, summary: dict[str, Any]) -> None:
-    text = json.dumps(summary, indent=2) + "\n"
-    if where == "-":
-        click.echo(text, nl=False)
-    else:
-        Path(where).write_text(text)

@@ -24,6 +24,7 @@ from swtdx.devices.parts import Clock, Console, FirmwareConfig, Lpc, PciRoot, Po
 from swtdx.devices.pci.host import PciHost, devfn
 from swtdx.devices.serial import Uart
 from swtdx.devices.virtio.console import VirtioConsole
+from swtdx.devices.virtio.ports import PortConfig, VirtioPorts
 
 #: The end of the PCI window: the I/O APIC's place on a PC, then the local APICs', then firmware.
 PCI_WINDOW_END: Final = GUEST_MAP.pci_window_end
@@ -43,6 +44,7 @@ class BoardConfig:
         pci_window: start of the PCI memory window, which ends at :data:`PCI_WINDOW_END`.
         console: a virtio console (hvc0).
         console_size: (columns, rows) of the terminal, if known.
+        channels: further ports of the console, each with a name.
         serial: a 16550A at 0x3F8 (ttyS0), polled, because nothing carries its interrupt (:func:`build_board`
             says why).
         chipset: also the ICH9 LPC bridge and fw_cfg, which OVMF looks for; a kernel booted directly
@@ -60,6 +62,7 @@ class BoardConfig:
     pci_window: int = GUEST_MAP.pci_window
     console: bool = True
     console_size: tuple[int, int] | None = None
+    channels: tuple[PortConfig, ...] = ()
     serial: bool = True
     chipset: bool = False
     rtc_driver: bool = False
@@ -156,7 +159,7 @@ class Board:
         return next((part for part in self.parts if isinstance(part, kind)), None)
 
     @property
-    def console(self) -> VirtioConsole | None:
+    def console(self) -> VirtioConsole | VirtioPorts | None:
         """The virtio console, or None."""
         part = self.find(Console)
         return None if part is None else part.device
@@ -225,7 +228,7 @@ def standard_parts(
     if config.serial:
         parts.append(Serial(serial_out))
     if config.console:
-        parts.append(Console(console_out, config.console_size))
+        parts.append(Console(console_out, config.console_size, config.channels))
     if config.chipset:
         parts += [Lpc(), FirmwareConfig()]
     return [*parts, *(make() for make in config.more)]

@@ -20,6 +20,7 @@ from swtdx.devices.timer import StoppedTimer
 from swtdx.devices.virtio.console import VirtioConsole
 from swtdx.devices.virtio.device import VirtioDevice
 from swtdx.devices.virtio.pci import BAR_SIZE, VirtioPci
+from swtdx.devices.virtio.ports import PortConfig, VirtioPorts
 
 _LPC_SLOT: Final = 31
 
@@ -146,16 +147,30 @@ class Virtio(Part):
 
 
 class Console(Virtio):
-    """The virtio console (hvc0); ``output`` and ``size`` are those of :class:`VirtioConsole`."""
+    """The virtio console (hvc0).
 
-    def __init__(self, output: Callable[[bytes], None], size: tuple[int, int] | None = None) -> None:
+    Args:
+        output, size: those of :class:`VirtioConsole`.
+        channels: further ports, each with a name; a console that has some has no size.
+    """
+
+    def __init__(
+        self,
+        output: Callable[[bytes], None],
+        size: tuple[int, int] | None = None,
+        channels: tuple[PortConfig, ...] = (),
+    ) -> None:
         super().__init__(self._console, slot=1)
         self._output = output
         self._size = size
-        self.device: VirtioConsole | None = None
+        self._channels = channels
+        self.device: VirtioConsole | VirtioPorts | None = None
 
-    def _console(self, wires: Wires) -> VirtioConsole:
-        self.device = VirtioConsole(self._output, size=self._size, wake=wires.wake)
+    def _console(self, wires: Wires) -> VirtioConsole | VirtioPorts:
+        if self._channels:
+            self.device = VirtioPorts(self._output, self._channels, wake=wires.wake)
+        else:
+            self.device = VirtioConsole(self._output, size=self._size, wake=wires.wake)
         return self.device
 
 

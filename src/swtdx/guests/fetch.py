@@ -19,7 +19,7 @@ from swtdx.guests.errors import CacheError, FetchError, GuestError
 from swtdx.guests.guest import Guest, cached_guests, newest_guest, open_guest, store_guest
 from swtdx.guests.host import own_kernel_advice
 from swtdx.guests.kernel import parse_kernel
-from swtdx.guests.modules import load_order
+from swtdx.guests.modules import CONSOLE, WANTED, load_order
 from swtdx.guests.progress import Quiet, Reporter
 from swtdx.guests.tdx_support import require_tdx_support
 
@@ -254,7 +254,8 @@ def _fetch_kernel(
     root = f"lib/modules/{release}/"
     builtin = files.get(f"{root}modules.builtin", b"").decode("utf-8", "replace").splitlines()
     readers = {name: (lambda name=name: files[name]) for name in files if name.startswith(root)}
-    modules, missing = load_order(readers, builtin)
+    console, _ = load_order(readers, builtin, CONSOLE)
+    modules, missing = load_order(readers, builtin, (*(module.name for module in console), *WANTED))
     if missing:
         raise GuestError(f"{package.name} has no kernel module {', '.join(missing)}")
     return store_guest(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swtdx.guests.cache import Cache, CacheEntry
+from swtdx.guests.cpio import Entry
 from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import CacheError
 from swtdx.guests.initramfs import Job, build_initramfs
@@ -44,9 +45,9 @@ class Guest:
         """The modules' contents."""
         return tuple(Module(path.name.removesuffix(".ko"), path.read_bytes()) for path in self.modules)
 
-    def initramfs(self, job: Job | None = None) -> bytes:
-        """An initrd that does ``job`` (by default: a shell)."""
-        return build_initramfs(self.busybox.read_bytes(), self.load_modules(), job)
+    def initramfs(self, job: Job | None = None, extra: Iterable[Entry] = ()) -> bytes:
+        """An initrd that does ``job`` (by default: a shell) and also has the files ``extra``."""
+        return build_initramfs(self.busybox.read_bytes(), self.load_modules(), job, extra)
 
 
 def store_guest(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from swtdx.guests.cache import Cache
+from swtdx.guests.cpio import Entry
 from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import GuestError
 from swtdx.guests.guest import newest_guest
 from swtdx.guests.initramfs import Job, build_initramfs
 from swtdx.guests.kernel import KernelImage, load_kernel
-from swtdx.guests.modules import Module, load_order, module_name
+from swtdx.guests.modules import CONSOLE, WANTED, Module, load_order, module_name
 from swtdx.guests.tdx_support import Answer, config_beside, tdx_support
 
 BOOT = Path("/boot")
@@ -63,7 +64,7 @@ def own_modules(release: str, root: Path = MODULES) -> tuple[Module, ...]:
     }
     builtin = base / "modules.builtin"
     lines = builtin.read_text("utf-8", "replace").splitlines() if builtin.is_file() else []
-    modules, _ = load_order(files, lines)
+    modules, _ = load_order(files, lines, (*CONSOLE, *WANTED))
     return modules
 
 
@@ -92,11 +93,16 @@ def find_busybox(cache: Cache | None = None) -> bytes:
 
 
 def initramfs_for(
-    kernel: KernelImage, job: Job | None = None, *, cache: Cache | None = None, modules: Path = MODULES
+    kernel: KernelImage,
+    job: Job | None = None,
+    extra: Iterable[Entry] = (),
+    *,
+    cache: Cache | None = None,
+    modules: Path = MODULES,
 ) -> bytes:
     """An initrd for any kernel: its modules if this system has them, and a busybox found somewhere.
 
     Raises:
         GuestError: no busybox, or a damaged module.
     """
-    return build_initramfs(find_busybox(cache), own_modules(kernel.release, modules), job)
+    return build_initramfs(find_busybox(cache), own_modules(kernel.release, modules), job, extra)

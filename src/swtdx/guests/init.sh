@@ -1,7 +1,7 @@
 #!/bin/sh
 # The first process of swtdx's own guests (PID 1).  What to do comes in /swtdx/, which the hypervisor
-# appends to the initrd as a second archive: mode (shell, exec or demo), and for exec a command and a
-# token.  See guests/initramfs.py for the file formats and guests/exec_protocol.py for the markers.
+# appends to the initrd as a second archive: mode (shell, exec or demo), and what the mode needs.  See
+# guests/initramfs.py for the files.
 
 export PATH=/bin HOME=/root
 bb=/bin/busybox
@@ -11,6 +11,10 @@ $bb mount -t sysfs sysfs /sys
 $bb mount -t devtmpfs devtmpfs /dev
 $bb mount -t tmpfs tmpfs /tmp
 $bb --install -s /bin
+ln -s /proc/self/fd /dev/fd
+for stream in stdin:0 stdout:1 stderr:2; do
+    ln -s /proc/self/fd/${stream#*:} /dev/${stream%:*}
+done
 
 # Modules in the order in which they depend on each other.
 while read -r module; do
@@ -35,20 +39,10 @@ off() {
 
 case $mode in
 exec)
-    read -r token </swtdx/token
-    # The command's bytes must arrive as they are: no CR before LF, no echo, and of the kernel only
-    # emergencies.
-    stty raw -echo <$console 2>/dev/null
-    dmesg -n 1
-    command=$(cat /swtdx/command; echo .)
-    command=${command%.}
+    base=
+    . /swtdx/exec.sh
     cd /root
-    printf '\036%s BEGIN\n' "$token" >$console
-    setsid sh -c "$command" </dev/null >$console 2>&1
-    status=$?
-    # Nothing that the command left running may write after the last line.
-    kill -9 -1
-    printf '\036%s END %s\n' "$token" "$status" >$console
+    run_command "$PATH" sh
     off
     ;;
 demo)

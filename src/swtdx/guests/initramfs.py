@@ -8,8 +8,14 @@ guest, and the *job*, a few hundred bytes in ``/swtdx``.
 /swtdx/mode         ``shell``, ``exec`` or ``demo``, and a newline
 /swtdx/command      exec: the command's bytes, verbatim, for ``sh -c``
 /swtdx/token        exec: the token of the markers (:mod:`swtdx.guests.exec_protocol`), and a newline
+/swtdx/exec.sh      exec: runs the command and carries its streams (:mod:`swtdx.guests.exec_channels`)
+/swtdx/get          exec: files that the user wants afterwards, a path a line; missing if there are none
 /swtdx/demo         demo: the script to run
 ==================  ===============================================================================
+
+A command can run in an initrd of the user's own, too (:func:`wrapped_initrd`): the job is then appended to
+that, and has in /swtdx whatever else it needs: an init of ours that starts the command and becomes the
+user's, a busybox, modules.
 
 Nothing is compressed: booted under QEMU 7.2 (TCG) with 2.2 MB uncompressed, 1.0 MB zstd and 1.1 MB gzip,
 two boots each, userspace began 2.14–2.25, 2.13–2.16 and 2.09–2.11 s after the kernel; the copy and the
@@ -49,11 +55,13 @@ class Demo:
 class Exec:
     """Runs one command by ``sh -c`` and reports its output and status (see ``exec_protocol``).
 
-    An empty ``token`` stands for the command's default token.
+    An empty ``token`` stands for the command's default token.  ``get`` are paths in the guest of files that
+    are wanted when the command has ended, relative to /root where they are not absolute.
     """
 
     command: str
     token: str = ""
+    get: tuple[str, ...] = ()
 
     @property
     def marker_token(self) -> str:
@@ -115,8 +123,12 @@ def _for_modprobe(modules: list[Module]) -> list[cpio.Entry]:
     ]
 
 
-def job_archive(job: Job) -> bytes:
+def job_archive(job: Job, extra: Iterable[cpio.Entry] = ()) -> bytes:
     """The archive that says what to do; append it to :func:`base_archive`'s.
+
+    Args:
+        job: what to do.
+        extra: more files for the guest.
 
     Raises:
         GuestError: an exec job whose command is empty, too long or holds a NUL, or a malformed token.
@@ -131,16 +143,65 @@ def job_archive(job: Job) -> bytes:
             files = {"mode": b"exec\n", **_exec_files(job)}
     entries = [cpio.directory("swtdx", 0o700)]
     entries += [cpio.regular(f"swtdx/{name}", data, 0o600) for name, data in files.items()]
+    entries += extra
     return cpio.archive(entries)
 
 
-def build_initramfs(busybox: bytes, modules: Iterable[Module] = (), job: Job | None = None) -> bytes:
+def build_initramfs(
+    busybox: bytes,
+    modules: Iterable[Module] = (),
+    job: Job | None = None,
+    extra: Iterable[cpio.Entry] = (),
+) -> bytes:
     """Base and job archive in one: an initrd ready to boot (``job`` defaults to a shell).
 
     Raises:
         GuestError: see :func:`base_archive` and :func:`job_archive`.
     """
-    return base_archive(busybox, modules) + job_archive(job or Shell())
+    return base_archive(busybox, modules) + job_archive(job or Shell(), extra)
+
+
+#: The kernel's command line for :func:`wrapped_initrd` needs this word.
+WRAPPED_INIT: Final = "rdinit=/swtdx/init"
+
+
+def wrapped_initrd(
+    initrd: bytes,
+    busybox: bytes,
+    modules: Iterable[Module],
+    job: Exec,
+    extra: Iterable[cpio.Entry] = (),
+    rdinit: str = "/init",
+) -> bytes:
+    """An initrd of the user's own that also runs a command.
+
+    Args:
+        initrd: the user's, in any form that the kernel takes.
+        busybox: a statically linked x86-64 busybox.
+        modules: kernel modules in load order, without which the console's ports may be missing.
+        job: the command.
+        extra: more files for the guest.
+        rdinit: the user's init in there.
+
+    Raises:
+        GuestError: see :func:`base_archive` and :func:`job_archive`.
+    """
+    _check_static(busybox)
+    loaded = list(modules)
+    entries = [
+        # A shell opens it for whatever runs in the background.
+        cpio.directory("dev"),
+        cpio.character_device("dev/null", 1, 3, 0o666),
+        cpio.regular("swtdx/init", _ours("wrap.sh"), 0o755),
+        cpio.regular("swtdx/busybox", busybox, 0o755),
+        cpio.regular("swtdx/rdinit", f"{rdinit}\n".encode()),
+        cpio.directory("swtdx/modules"),
+        cpio.regular("swtdx/modules/order", "".join(f"{module.name}\n" for module in loaded).encode()),
+        *(cpio.regular(f"swtdx/modules/{module.name}.ko", module.data) for module in loaded),
+        *extra,
+    ]
+    # An uncompressed archive begins at a multiple of four (Linux init/initramfs.c, unpack_to_rootfs).
+    return initrd + bytes(-len(initrd) % 4) + job_archive(job, entries)
 
 
 def default_cmdline(job: Job, term: str = "") -> str:
@@ -176,7 +237,16 @@ def _exec_files(job: Exec) -> dict[str, bytes]:
         )
     if not job.marker_token.isalnum():
         raise GuestError(f"an exec token is made of letters and digits, not {job.marker_token!r}")
-    return {"command": command, "token": job.marker_token.encode() + b"\n"}
+    files = {
+        "command": command,
+        "token": job.marker_token.encode() + b"\n",
+        "exec.sh": _ours("exec.sh"),
+    }
+    if job.get:
+        if any("\n" in path or "\0" in path or not path for path in job.get):
+            raise GuestError("a path in the guest cannot be empty or hold a line's end or a NUL byte")
+        files["get"] = "".join(f"{path}\n" for path in job.get).encode("utf-8", "surrogateescape")
+    return files
 
 
 def _check_static(program: bytes) -> None:

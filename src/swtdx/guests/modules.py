@@ -20,6 +20,8 @@ from swtdx.guests.errors import GuestError
 
 #: What a TD wants beyond a running kernel: /dev/tdx_guest and, through its dependencies, configfs-tsm.
 WANTED: Final = ("tdx_guest",)
+#: Its console: part of the kernel in some distributions, modules in others.
+CONSOLE: Final = ("virtio_pci", "virtio_console")
 _SUFFIXES: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".ko": bytes,
     ".ko.xz": lzma.decompress,

@@ -14,11 +14,12 @@ from typing import Final
 
 from swtdx.arch.guest_map import GUEST_MAP
 from swtdx.devices.board import describe_board
+from swtdx.devices.virtio.ports import PortConfig, VirtioPorts
 from swtdx.guests.direct_boot import DirectBoot
-from swtdx.guests.exec_protocol import ExecStream
 from swtdx.guests.kernel import KernelImage
 from swtdx.machine.host import Host
 from swtdx.vmm.boot import Boot, DirectKernel, TinyGuest, build
+from swtdx.vmm.command_io import CommandIo, CommandStreams
 from swtdx.vmm.console import Console, Stream
 from swtdx.vmm.control import RunControl
 from swtdx.vmm.errors import VmmError
@@ -48,8 +49,9 @@ class LaunchConfig:
         memory: bytes of RAM.
         td: what the TD is besides; its ``vcpus`` are how many it gets.
         timeout: seconds that the guest may run, None for no limit.
-        exec_token: the token of the command that the initrd runs (:mod:`swtdx.guests.exec_protocol`);
-            then only that command's output goes to the console, and its exit status into the result.
+        command: where the streams of the command lead that the initrd runs
+            (:mod:`swtdx.guests.exec_channels`); its exit status goes into the result.  What the guest
+            prints besides then goes to ``log`` instead of the console.
         log: what the guest prints besides a command's output; nowhere by default.
         serial: what goes to the serial port; to the console by default.
         quote_service: answers GetQuote.
@@ -67,7 +69,7 @@ class LaunchConfig:
     memory: int = 512 << 20
     td: TdConfig = field(default_factory=TdConfig)
     timeout: float | None = None
-    exec_token: str | None = None
+    command: CommandIo | None = None
     log: Callable[[bytes], None] | None = None
     serial: Callable[[bytes], None] | None = None
     quote_service: QuoteService | None = None
@@ -83,42 +85,47 @@ class LaunchConfig:
 
 
 class _Output:
-    """What the guest prints, on its way to the console."""
+    """What the guest prints, on its way to the user."""
 
     def __init__(self, config: LaunchConfig, console: Console, control: RunControl) -> None:
         self._console = console
         self._control = control
         self._log = config.log
-        self._exec = None if config.exec_token is None else ExecStream(config.exec_token)
         self._tail = bytearray()
+        self.command = (
+            None if config.command is None else CommandStreams(config.command, self._pass_on, self._broken)
+        )
+
+    @property
+    def channels(self) -> tuple[PortConfig, ...]:
+        """The ports that a command's streams need."""
+        return () if self.command is None else self.command.ports()
+
+    def _broken(self, why: str) -> None:
+        self._control.end(EndReason.STOPPED, why)
 
     def write(self, data: bytes) -> None:
+        """What the guest prints on its console."""
         self._tail += data
         del self._tail[:-_TAIL]
-        if self._exec is None:
+        if self.command is None:
             self._show(data)
-            return
-        self._show(self._exec.feed(data))
-        self._pass_on(self._exec.take_log())
+        else:
+            self.command.console(data)
 
     def _pass_on(self, log: bytes) -> None:
-        if log and self._log is not None:
+        if self._log is not None:
             self._log(log)
 
     def _show(self, data: bytes) -> None:
-        if data:
-            try:
-                self._console.write(data)
-            except OSError as error:
-                self._control.end(EndReason.STOPPED, f"the console's output was closed ({error.strerror})")
+        try:
+            self._console.write(data)
+        except OSError as error:
+            self._broken(f"the console's output was closed ({error.strerror})")
 
     def finish(self) -> int | None:
         """The run is over; the command's exit status, if there was one."""
-        if self._exec is None:
-            return None
-        self._show(self._exec.finish())
-        self._pass_on(self._exec.take_log())
-        return self._exec.status
+        return None if self.command is None else self.command.finish()
 
     def panic(self) -> str | None:
         """The kernel's last words, if it panicked."""
@@ -190,7 +197,9 @@ class Launch:
         self._output = _Output(config, self._console, control)
         with _phase(self._phases, "build"):
             start = config.boot or config.direct()
-            board = replace(start.board(config.td), console_size=self._console.size)
+            board = replace(
+                start.board(config.td), console_size=self._console.size, channels=self._output.channels
+            )
             plan = start.plan(config.td, describe_board(board))
             self.td = build(self.hypervisor, config.td, plan, processors, preaugment=config.preaugment)
             try:
@@ -210,7 +219,13 @@ class Launch:
 
     def run(self, timeout: float | None = None) -> RunResult:
         """Run the TD for ``timeout`` seconds at most (None: no limit)."""
-        with _phase(self._phases, "run"), self._console.attached(_Keys(self.io)):
+        with contextlib.ExitStack() as during:
+            during.enter_context(_phase(self._phases, "run"))
+            during.enter_context(self._console.attached(_Keys(self.io)))
+            if self._output.command is not None:
+                device = self.io.board.console
+                ports = device if isinstance(device, VirtioPorts) else None
+                during.enter_context(self._output.command.attached(ports))
             return self.runner.run(timeout)
 
     def close(self) -> str:
@@ -223,6 +238,8 @@ class Launch:
         if left:
             result.detail = f"{result.detail}; {left}".lstrip("; ")
         result.exit_status = self._output.finish()
+        if self._output.command is not None:
+            result.missing_files = self._output.command.missing_files()
         result.stats.phases = self._phases
         panic = self._output.panic()
         if panic is not None and result.reason in _AFTER_PANIC:

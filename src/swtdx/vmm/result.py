@@ -49,12 +49,14 @@ class RunResult:
     """The end of a run: ``reason``, and in words what led there.
 
     ``exit_status`` is that of a command that was to run in the guest (0..255), None if there was none or
-    it did not end.
+    it did not end.  ``missing_files`` are those that were to be brought out of the guest and did not come:
+    their numbers, and why.
     """
 
     reason: EndReason
     detail: str = ""
     exit_status: int | None = None
+    missing_files: dict[int, str] = field(default_factory=dict)
     stats: RunStats = field(default_factory=RunStats)
 
     @property
