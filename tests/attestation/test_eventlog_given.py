@@ -311,3 +311,22 @@ def test_a_register_extended_at_run_time(world: World, tmp_path: Path) -> None:
         "eventlog", tmp_path / "log", "--quote", tmp_path / "other", "--json", "--runtime", "3"
     )
     assert [each["accepted"] for each in json.loads(text)["quote"]] == [False, True, True, True]
+
+
+def test_a_difference_says_what_the_event_is_about(world: World, tmp_path: Path) -> None:
+    other = [event(0, 0, DRIVER_CONFIG, var("SecureBoot", b"\0")), *LOG[1:]]
+    (tmp_path / "log").write_bytes(write(LOG))
+    (tmp_path / "reference").write_bytes(write(other))
+    status, text = run("eventlog", tmp_path / "log", "--reference", tmp_path / "reference")
+    assert status == 1
+    assert "RTMR0 differs from the reference log at event 0 (SecureBoot = 01)" in text
+    assert "'SecureBoot = 01' instead of 'SecureBoot = 00'" in text
+    first, second, third, fourth = replay(LOG)
+    changed = [replace(LOG[0], data=var("SecureBoot", b"\0")), *LOG[1:]]
+    (tmp_path / "changed").write_bytes(write(changed))
+    wrong = world.quote(
+        replace(world.report_fields(), rtmrs=(extend(first, b"x" * 48), second, third, fourth))
+    )
+    (tmp_path / "quote").write_bytes(wrong)
+    status, text = run("eventlog", tmp_path / "changed", "--quote", tmp_path / "quote")
+    assert "event 0 (SecureBoot = 00): its digest is not the hash of its data" in text

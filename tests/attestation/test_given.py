@@ -36,7 +36,7 @@ from swtdx.attestation.show import UNVERIFIED, show
 from swtdx.attestation.textforms import looks_like_text
 from swtdx.attestation.vectors.factory import all_vectors
 from swtdx.attestation.verify import Verifier
-from swtdx.attestation.world import World
+from swtdx.attestation.world import Fault, World
 from swtdx.cli.main import cli
 
 
@@ -325,3 +325,24 @@ def test_all_keys_that_a_platform_needs_are_named_at_once(world: World, now: int
     quote = enclave.quote(world.report_fields().report(world.report_key))
     verdict = Verifier(world.pki.root.der, accept_simulated=True).verify(quote, world.collateral(), now)
     assert verdict.policy_key == "[platform] allow_dynamic = true, allow_smt = true"
+
+
+def test_a_refusal_shows_the_platform_that_the_quote_claims(world: World, tmp_path: Path) -> None:
+    collateral = replace(world, faults=frozenset({Fault.TCB_BELOW_ALL_LEVELS})).collateral()
+    (tmp_path / "quote").write_bytes(world.quote())
+    (tmp_path / "collateral").write_text(collateral.to_json())
+    (tmp_path / "root").write_text(world.pki.root.pem)
+    result = run(
+        "verify", tmp_path / "quote", "--collateral", tmp_path / "collateral", "--root", tmp_path / "root",
+        "--accept-simulated", "--now", str(int(world.now.timestamp())),
+    )  # fmt: skip
+    assert result.exit_code == 1
+    head = "\n".join(result.output.splitlines()[:6])
+    assert "SGX component 1: quote 2, lowest level 3" in head
+    assert "Platform; UNVERIFIED, as the quote claims it" in result.output
+    for line in (
+        f"FMSPC           {world.platform_identity.fmspc.hex()}",
+        f"CPUSVN          {world.tcb.cpusvn.hex()}",
+        "PCESVN, PCE-ID  13, 0000",
+    ):
+        assert line in result.output

@@ -106,7 +106,7 @@ def eventlog(
             elif result.matches:
                 lines.append(f"RTMR{result.rtmr} matches the quote ({result.events} events)")
             else:
-                at = f"event {where}: " if where is not None else ""
+                at = f"event {where} ({result.event.text()}): " if result.event is not None else ""
                 lines.append(f"RTMR{result.rtmr} DIFFERS from the quote's {result.actual.hex()}")
                 lines.append(f"      {at}{result.note}")
     if reference is not None:
@@ -118,7 +118,7 @@ def eventlog(
         ]
         lines += [""] if differences else ["", "The log is the reference log's, event for event"]
         for rtmr, event, note in differences:
-            at = f"event {event.index}" if event is not None else "its end"
+            at = f"event {event.index} ({event.text()})" if event is not None else "its end"
             lines.append(f"RTMR{rtmr} differs from the reference log at {at}: {note}")
     click.echo(json.dumps(out, indent=2) if as_json else "\n".join(lines))
     raise click.exceptions.Exit(0 if agrees else 1)

@@ -131,6 +131,8 @@ def first_difference(
                 what = f"digest {have.digest.hex()[:16]}... instead of {want.digest.hex()[:16]}..."
                 if have.kind != want.kind:
                     what = f"{have.kind_name} instead of {want.kind_name}, {what}"
+                if have.text() != want.text():
+                    what += f": {have.text()!r} instead of {want.text()!r}"
                 out.append((rtmr, have, what))
                 break
         else:
