@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from swtdx.arch.msrs import IA32_FEATURE_CONTROL
+from swtdx.arch.units import MASK64
 from swtdx.arch.x86 import CR4_VMXE
 from swtdx.machine import seamops
 from swtdx.machine.cpu.cpuid import Cpuid, Regs
@@ -19,6 +20,7 @@ from swtdx.machine.cpu.package import package_of
 from swtdx.machine.cpu.pconfig import pconfig
 from swtdx.machine.cpu.topology import Topology
 from swtdx.machine.faults import GeneralProtection, InvalidOpcode
+from swtdx.machine.snapshot import SectionReader, SectionWriter, SnapshotError
 from swtdx.machine.vmx.unit import VmxUnit
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ class Mode(enum.Enum):
 
 _ROOT: Final = Mode.ROOT
 _SEAM_ROOT: Final = Mode.SEAM_ROOT
+
+
+#: The modes in which a processor can be saved.
+_SAVED_MODES: Final = (Mode.LEGACY, Mode.ROOT)
 
 
 class LogicalProcessor:
@@ -91,6 +97,46 @@ class LogicalProcessor:
         if index == 0:
             fuses = Fuses(config.seed, config.options.get("boot", 0))
             machine.seam.power_on(fuses, self.model.cpusvn, self.model.se_svn)
+
+    # ------------------------------------------------------------------ snapshots
+    def check_saveable(self) -> None:
+        """Nothing of a processor that is in SEAM or runs a guest can be saved.
+
+        Raises:
+            SnapshotError: it is.
+        """
+        if self.mode not in _SAVED_MODES or self.in_guest:
+            raise SnapshotError(f"processor {self.index} is in {self.mode.value}; stop it before saving")
+
+    def save_state(self, out: SectionWriter) -> None:
+        """See :class:`swtdx.machine.saved.Saved`."""
+        self.check_saveable()
+        out.u8(_SAVED_MODES.index(self.mode))
+        for register in self.gpr:
+            out.u64(register)
+        for register in self.xmm:
+            out.write(register.to_bytes(16, "little"))
+        out.u8(self.cf | self.zf << 1)
+        out.u64(self.cr4)
+        out.blob(bytes(sorted(self.pending)))
+        out.u64(MASK64 if self.timer_deadline is None else self.timer_deadline)
+        out.u8(self.timer_vector)
+
+    def load_state(self, section: SectionReader) -> None:
+        """See :class:`swtdx.machine.saved.Saved`."""
+        mode = section.u8()
+        if mode >= len(_SAVED_MODES):
+            raise section.fail(f"processor {self.index} is in mode {mode}, which does not exist")
+        self.mode = _SAVED_MODES[mode]
+        self.gpr[:] = [section.u64() for _ in range(16)]
+        self.xmm[:] = [int.from_bytes(section.read(16), "little") for _ in range(16)]
+        flags = section.u8()
+        self.cf, self.zf = bool(flags & 1), bool(flags & 2)
+        self.cr4 = section.u64()
+        self.pending.update(section.blob())
+        deadline = section.u64()
+        self.timer_deadline = None if deadline == MASK64 else deadline
+        self.timer_vector = section.u8()
 
     # ------------------------------------------------------------------ identity and registers
     def cpuid(self, leaf: int, subleaf: int = 0) -> Regs:

@@ -1,5 +1,7 @@
 """A whole machine to a snapshot and back, bit for bit: processors, MSRs, SEAM state, memory.
 
+What of an object is saved, it says itself (:class:`swtdx.machine.saved.Saved`); here is the order.
+
 Sections (all with a version of their own, see :mod:`swtdx.machine.snapshot`): ``machine`` (what it is
 built of), ``memory``, ``processors``, ``seam``, ``vmcs``.  Code that SEAMCALL enters is not in the file:
 the firmware puts the loader and the module back (``swtdx.platform``), out of what it finds in the SEAM
@@ -15,23 +17,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from swtdx.arch.seam_structs import SEAMEXTEND
-from swtdx.arch.units import MASK64
 from swtdx.machine.cpu.msr_table import MSRS
 from swtdx.machine.cpu.package import package_of
-from swtdx.machine.engine.protocol import OTHER_MSRS
 from swtdx.machine.machine import Machine, MachineConfig
 from swtdx.machine.memory import MachineCheck, MemoryFault, saving
-from swtdx.machine.processor import LogicalProcessor, Mode
+from swtdx.machine.saved import Saved
 from swtdx.machine.snapshot import SectionReader, SectionWriter, Snapshot, SnapshotError, SnapshotWriter
 
 if TYPE_CHECKING:
     from swtdx.machine.memory import PhysicalMemory
-    from swtdx.machine.vmx.vmcs import Vmcs
 
 VERSION: Final = 1
-_DEBUG_REGISTERS: Final = (0, 1, 2, 3, 6)
-_MODES: Final = (Mode.LEGACY, Mode.ROOT)
 #: What values that nobody saved make Python say.
 _NONSENSE: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError)
 
@@ -43,8 +39,7 @@ def save(machine: Machine, snapshot: SnapshotWriter) -> None:
         SnapshotError: a processor executes SEAM code or a guest.
     """
     for lp in machine.processors:
-        if lp.mode not in _MODES or lp.in_guest:
-            raise SnapshotError(f"processor {lp.index} is in {lp.mode.value}; stop it before saving")
+        lp.check_saveable()
         for vmcs in lp.vmx.active.values():
             lp.vmx.write_back(vmcs)
     with snapshot.section("machine", VERSION) as out:
@@ -53,7 +48,7 @@ def save(machine: Machine, snapshot: SnapshotWriter) -> None:
     with snapshot.section("processors", VERSION) as out:
         _save_processors(machine, out)
     with snapshot.section("seam", VERSION) as out:
-        _save_seam(machine, out)
+        _save(machine.seam, out)
     with snapshot.section("vmcs", VERSION) as out:
         _save_vmcss(machine, out)
 
@@ -150,20 +145,19 @@ def _load_settings(section: SectionReader, machine: Machine, settings: dict[str,
         raise section.fail(f"the machine's description makes no sense: {error!r}") from None
 
 
+def _save(owner: Saved, out: SectionWriter) -> None:
+    owner.save_state(out)
+
+
+def _load(owner: Saved, section: SectionReader) -> None:
+    owner.load_state(section)
+
+
 # ---------------------------------------------------------------------- processors
 def _save_processors(machine: Machine, out: SectionWriter) -> None:
     out.u32(len(machine.processors))
     for lp in machine.processors:
-        out.u8(_MODES.index(lp.mode))
-        for register in lp.gpr:
-            out.u64(register)
-        for register in lp.xmm:
-            out.write(register.to_bytes(16, "little"))
-        out.u8(lp.cf | lp.zf << 1)
-        out.u64(lp.cr4)
-        out.blob(bytes(sorted(lp.pending)))
-        out.u64(MASK64 if lp.timer_deadline is None else lp.timer_deadline)
-        out.u8(lp.timer_vector)
+        _save(lp, out)
         _save_msrs(lp.msrs.values, out)
     for number in range(machine.config.packages):
         _save_msrs(package_of(machine, number).msrs, out)
@@ -174,19 +168,7 @@ def _load_processors(section: SectionReader, machine: Machine) -> None:
     if count != len(machine.processors):
         raise section.fail(f"{count} processors, and the machine has {len(machine.processors)}")
     for lp in machine.processors:
-        mode = section.u8()
-        if mode >= len(_MODES):
-            raise section.fail(f"processor {lp.index} is in mode {mode}, which does not exist")
-        lp.mode = _MODES[mode]
-        lp.gpr[:] = [section.u64() for _ in range(16)]
-        lp.xmm[:] = [int.from_bytes(section.read(16), "little") for _ in range(16)]
-        flags = section.u8()
-        lp.cf, lp.zf = bool(flags & 1), bool(flags & 2)
-        lp.cr4 = section.u64()
-        lp.pending.update(section.blob())
-        deadline = section.u64()
-        lp.timer_deadline = None if deadline == MASK64 else deadline
-        lp.timer_vector = section.u8()
+        _load(lp, section)
         _load_msrs(lp.msrs.values, section)
     for number in range(machine.config.packages):
         _load_msrs(package_of(machine, number).msrs, section)
@@ -210,25 +192,10 @@ def _load_msrs(values: dict[int, int], section: SectionReader) -> None:
 
 
 # ---------------------------------------------------------------------- SEAM
-def _save_seam(machine: Machine, out: SectionWriter) -> None:
-    seam = machine.seam
-    out.u8(seam.enabled)
-    out.write(seam.extend)
-    out.u32(len(seam.database.entries))
-    for nonce, extend in seam.database.entries:
-        out.write(nonce)
-        out.write(extend)
-
-
 def _load_seam(section: SectionReader, machine: Machine) -> None:
-    seam = machine.seam
-    seam.enabled = bool(section.u8())
-    if seam.enabled is not (machine.memory.seamrr is not None):
+    _load(machine.seam, section)
+    if machine.seam.enabled is not (machine.memory.seamrr is not None):
         raise section.fail("SEAM is enabled without a SEAM range, or the reverse")
-    seam.write_seamextend(section.read(SEAMEXTEND.size))
-    for _ in range(section.u32()):
-        nonce = section.read(32)
-        seam.database.entries.append((nonce, section.read(SEAMEXTEND.size)))
     section.end()
 
 
@@ -240,27 +207,7 @@ def _save_vmcss(machine: Machine, out: SectionWriter) -> None:
             machine.engine.attend(lp.index, vmcs.context)
             out.u64(pa)
             out.u8(vmcs is lp.vmx.current)
-            _save_context(vmcs, out)
-
-
-def _save_context(vmcs: Vmcs, out: SectionWriter) -> None:
-    """The registers of a vCPU that are not fields of its VMCS."""
-    context = vmcs.context
-    out.u8(vmcs.launched)
-    for number in range(16):
-        out.u64(context.gpr[number])
-    out.u64(context.cr2)
-    out.u64(context.xcr0)
-    for number in _DEBUG_REGISTERS:
-        out.u64(context.read_dr(number))
-    for index in OTHER_MSRS:
-        value = context.read_msr(index)
-        out.u64(MASK64 if value is None else value)
-    out.u32(len(context.extra_msrs))
-    for index in sorted(context.extra_msrs):
-        out.u32(index)
-        out.u64(context.extra_msrs[index])
-    out.blob(context.read_xstate())
+            _save(vmcs, out)
 
 
 def _load_vmcss(section: SectionReader, machine: Machine) -> None:
@@ -268,28 +215,8 @@ def _load_vmcss(section: SectionReader, machine: Machine) -> None:
         current = None
         for _ in range(section.u32()):
             pa, is_current = section.u64(), section.u8()
-            vmcs = _activate(section, lp, pa)
+            vmcs = lp.vmx.load(pa)
+            _load(vmcs, section)
             current = vmcs if is_current else current
         lp.vmx.current = current
     section.end()
-
-
-def _activate(section: SectionReader, lp: LogicalProcessor, pa: int) -> Vmcs:
-    vmcs = lp.vmx.load(pa)
-    context = vmcs.context
-    vmcs.launched = bool(section.u8())
-    for number in range(16):
-        context.gpr[number] = section.u64()
-    context.cr2 = section.u64()
-    context.xcr0 = section.u64()
-    for number in _DEBUG_REGISTERS:
-        context.write_dr(number, section.u64())
-    for index in OTHER_MSRS:
-        value = section.u64()
-        if value != MASK64:
-            context.write_msr(index, value)
-    for _ in range(section.u32()):
-        index = section.u32()
-        context.extra_msrs[index] = section.u64()
-    context.write_xstate(section.blob())
-    return vmcs

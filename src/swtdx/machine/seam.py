@@ -16,6 +16,7 @@ from swtdx.machine.cpu.fuses import Fuses
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import Requestor
 from swtdx.machine.seamops import SeamDatabase
+from swtdx.machine.snapshot import SectionReader, SectionWriter
 
 if TYPE_CHECKING:
     from swtdx.machine.memory import PhysicalMemory
@@ -58,6 +59,24 @@ class Seam:
     def power_on(self, fuses: Fuses, cpusvn: bytes, se_svn: int) -> None:
         """Reset of the processors: give SEAM the part's fuses and security versions."""
         self.fuses, self.cpusvn, self.se_svn = fuses, cpusvn, se_svn
+
+    # ------------------------------------------------------------------ snapshots
+    def save_state(self, out: SectionWriter) -> None:
+        """See :class:`swtdx.machine.saved.Saved`.  Code that SEAMCALL enters is not saved."""
+        out.u8(self.enabled)
+        out.write(self.extend)
+        out.u32(len(self.database.entries))
+        for nonce, extend in self.database.entries:
+            out.write(nonce)
+            out.write(extend)
+
+    def load_state(self, section: SectionReader) -> None:
+        """See :class:`swtdx.machine.saved.Saved`."""
+        self.enabled = bool(section.u8())
+        self.write_seamextend(section.read(SEAMEXTEND.size))
+        for _ in range(section.u32()):
+            nonce = section.read(32)
+            self.database.entries.append((nonce, section.read(SEAMEXTEND.size)))
 
     # ------------------------------------------------------------------ SEAMEXTEND
     def write_seamextend(self, value: bytes) -> None:

@@ -11,11 +11,16 @@ from typing import Any, Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import INTERRUPTION_VALID
+from swtdx.arch.units import MASK64
+from swtdx.machine.engine.protocol import OTHER_MSRS
+from swtdx.machine.snapshot import SectionReader, SectionWriter
 
 #: VMCS revision id of the modelled processor (bits 30:0 of the region's first word).
 REVISION: Final = 0x5D
 _COUNT: Final = len(f.NAMES)
 _REGION: Final = struct.Struct(f"<{_COUNT}Q")
+
+_DEBUG_REGISTERS: Final = (0, 1, 2, 3, 6)
 
 
 class Vmcs:
@@ -133,6 +138,45 @@ class Vmcs:
         self.msr_bitmap = self.apic_page = self.offset_set = None
         self.address_key = ()
         self.exceptions_set = False
+
+    def save_state(self, out: SectionWriter) -> None:
+        """See :class:`swtdx.machine.saved.Saved`: the launch state, and the vCPU's registers that are not
+        fields; the fields are in its region, into which it has been written back."""
+        context = self.context
+        out.u8(self.launched)
+        for number in range(16):
+            out.u64(context.gpr[number])
+        out.u64(context.cr2)
+        out.u64(context.xcr0)
+        for number in _DEBUG_REGISTERS:
+            out.u64(context.read_dr(number))
+        for index in OTHER_MSRS:
+            value = context.read_msr(index)
+            out.u64(MASK64 if value is None else value)
+        out.u32(len(context.extra_msrs))
+        for index in sorted(context.extra_msrs):
+            out.u32(index)
+            out.u64(context.extra_msrs[index])
+        out.blob(context.read_xstate())
+
+    def load_state(self, section: SectionReader) -> None:
+        """See :class:`swtdx.machine.saved.Saved`; it has been loaded from its region."""
+        context = self.context
+        self.launched = bool(section.u8())
+        for number in range(16):
+            context.gpr[number] = section.u64()
+        context.cr2 = section.u64()
+        context.xcr0 = section.u64()
+        for number in _DEBUG_REGISTERS:
+            context.write_dr(number, section.u64())
+        for index in OTHER_MSRS:
+            value = section.u64()
+            if value != MASK64:
+                context.write_msr(index, value)
+        for _ in range(section.u32()):
+            index = section.u32()
+            context.extra_msrs[index] = section.u64()
+        context.write_xstate(section.blob())
 
     def take_entry_event(self) -> tuple[int, int, int | None] | None:
         """The event to inject at this entry (vector, type, error code); its valid bit is cleared."""
