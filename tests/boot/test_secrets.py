@@ -17,7 +17,6 @@ import pytest
 from swtdx.arch.td_config import ATTR_DEBUG
 from swtdx.firmware.bios import BiosConfig
 from swtdx.guests.guest import Guest
-from swtdx.machine.cpu.pconfig import program_key
 from swtdx.machine.machine import MachineConfig
 from swtdx.machine.memory import ReservedBitFault
 from swtdx.machine.memory.dram import Dram
@@ -117,7 +116,7 @@ class Scene:
         structure = MKTME_KEY_PROGRAM.new()
         MKTME_KEY_PROGRAM.keyid.set(structure, keyid)
         MKTME_KEY_PROGRAM.keyid_ctrl.set(structure, command | 1 << 8)
-        assert program_key(self.machine.processors[0], structure) == 0
+        assert self.machine.processors[0].program_key(structure) == 0
 
 
 @pytest.fixture(scope="module")

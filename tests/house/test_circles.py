@@ -11,17 +11,6 @@ import pytest
 #: Imports that still close a circle, each with the reason why.  All are for types only; a circle that closes
 #: at run time is never right.  ``*`` stands for any text.  One that closes no circle any more must go.
 CLOSING: Final = {
-    # Parts of a processor know the processor, and that the machine.
-    "swtdx.machine.cpu.activation -> swtdx.machine.cpu.msr_file": "a rule about a processor's MSRs",
-    "swtdx.machine.cpu.msr_file -> swtdx.machine.processor": "a part of the processor",
-    "swtdx.machine.cpu.msr_rules -> swtdx.machine.cpu.msr_file": "a rule about a processor's MSRs",
-    "swtdx.machine.cpu.package -> swtdx.machine.machine": "a part of the machine",
-    "swtdx.machine.cpu.pconfig -> swtdx.machine.processor": "an instruction of the processor",
-    "swtdx.machine.processor -> swtdx.machine.machine": "a part of the machine",
-    "swtdx.machine.seam -> swtdx.machine.processor": "what a gate is called with",
-    "swtdx.machine.seamops -> swtdx.machine.seam": "a part of SEAM",
-    "swtdx.machine.vmx.* -> swtdx.machine.vmx.unit": "parts of the VMX unit",
-    "swtdx.machine.vmx.unit -> swtdx.machine.processor": "a part of the processor",
     # Pairs of files, one of which names the other's class.
     "swtdx.firmware.install -> swtdx.firmware.p_seamldr": "the loader whose call it serves",
     "swtdx.lab.attack -> swtdx.lab.bench": "what an attack is handed",

@@ -217,18 +217,35 @@ def test_several_processors() -> None:
 
 def test_nothing_stays_behind(bench: Bench) -> None:
     lps = bench.machine.processors
-    before = [(set(vars(lp)), set(vars(lp.vmx)), set(vars(lp.vmx._translator))) for lp in lps]
+    before = [(set(vars(lp)), set(vars(lp.vmx))) for lp in lps]
     recorder = Recorder()
     tracer = Tracer(bench.machine, recorder)
     tracer.attach()
-    assert vars(lps[0])["seamcall"] is not LogicalProcessor.seamcall
+    assert all(lp.observer is not None for lp in lps)
     tracer.detach()
     tracer.detach()
-    assert [(set(vars(lp)), set(vars(lp.vmx)), set(vars(lp.vmx._translator))) for lp in lps] == before
+    assert all(lp.observer is None for lp in lps)
+    assert [(set(vars(lp)), set(vars(lp.vmx))) for lp in lps] == before
     assert lps[0].seamcall.__func__ is LogicalProcessor.seamcall
     assert lps[0].vmx.enter.__func__ is VmxUnit.enter
     bench.run(Busy())
     assert recorder.records == []
+
+
+def test_several_look_at_the_same_processor(bench: Bench) -> None:
+    """Each sees everything while it is attached, and leaves the others alone when it goes."""
+    first, second, third = Recorder(), Recorder(), Recorder()
+    tracers = [Tracer(bench.machine, recorder) for recorder in (first, second, third)]
+    for tracer in tracers:
+        tracer.attach()
+    tracers[1].detach()
+    bench.run(Busy())
+    assert first.records == third.records
+    assert first.records
+    assert second.records == []
+    tracers[0].detach()
+    tracers[2].detach()
+    assert all(lp.observer is None for lp in bench.machine.processors)
 
 
 def test_a_probe_changes_nothing() -> None:

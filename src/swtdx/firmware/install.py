@@ -90,7 +90,7 @@ class Installer:
             self._undo(lp, changed)
             raise
         self._identify(lp, signature, scenario)
-        loader.machine.seam.install_module(entry, len(loader.machine.processors))
+        loader.machine.seam.install_module(entry, len(loader.machine.agents))
         return st.PSEAMLDR_SUCCESS
 
     # ------------------------------------------------------------------ checks
@@ -125,7 +125,7 @@ class Installer:
         current = None
         if scenario == SEAMLDR_SCENARIO_UPDATE:
             current = int.from_bytes(SEAMEXTEND.tee_tcb_svn.get(loader.snapshot)[:2], "little")
-        debug = loader.machine.processors[0].msrs.peek(IA32_SGX_DEBUG_MODE) & _DEBUG_UNLOCKED
+        debug = loader.machine.agents[0].rdmsr(IA32_SGX_DEBUG_MODE) & _DEBUG_UNLOCKED
         return Expectations(loader.trusted, cpuids, bool(debug), current)
 
     def _layout(self, lp: LogicalProcessor, params: bytes, signature: bytes) -> SeamLayout:

@@ -36,7 +36,7 @@ from swtdx.machine.memory import Requestor
 from swtdx.machine.processor import LogicalProcessor, Mode
 
 if TYPE_CHECKING:
-    from swtdx.machine.machine import Machine
+    pass
 
 #: The NP-SEAMLDR maps the whole range in 1 GiB of its own address space.
 LARGEST_RANGE: Final = 1 << 30
@@ -52,7 +52,7 @@ class NpSeamldr:
     def __init__(self, lp: LogicalProcessor, acm: Acm) -> None:
         self.lp = lp
         self.acm = acm
-        self.machine: Machine = lp.machine
+        self.machine = lp.machine
         self.memory = lp.machine.memory
         self.why = ""
         self._mutex = False

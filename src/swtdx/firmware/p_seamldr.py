@@ -22,8 +22,8 @@ from swtdx.machine.memory import Requestor
 
 if TYPE_CHECKING:
     from swtdx.firmware.acm import Acm
-    from swtdx.machine.machine import Machine
     from swtdx.machine.processor import LogicalProcessor
+    from swtdx.machine.uncore import Uncore
 
 INFO: Final = 1 << 63
 INSTALL: Final = 1 << 63 | 1
@@ -42,7 +42,7 @@ _EXTEND_BUFFER: Final = 0
 class PSeamldr:
     """The loader of one machine; the object is the entry point of SEAMCALL."""
 
-    def __init__(self, machine: Machine, table_pa: int, trusted: Collection[bytes], acm: Acm) -> None:
+    def __init__(self, machine: Uncore, table_pa: int, trusted: Collection[bytes], acm: Acm) -> None:
         self.machine = machine
         self.memory = machine.memory
         self.table_pa = table_pa

@@ -1,35 +1,16 @@
-"""The machine: memory, processors, SEAM, time, and an engine that starts when it is first needed."""
+"""The machine: its processors, and the uncore that they share."""
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
-from typing import Any, Final
-
 from swtdx.machine.cpu.topology import Topology
-from swtdx.machine.engine.protocol import Engine
 from swtdx.machine.memory import PhysicalMemory
 from swtdx.machine.processor import LogicalProcessor
-from swtdx.machine.random import HardwareRandom
-from swtdx.machine.seam import Seam
+from swtdx.machine.uncore import MachineConfig, Uncore
 
-#: The core crystal clock, Hz.
-CRYSTAL_HZ: Final = 25_000_000.0
+__all__ = ["Machine", "MachineConfig"]
 
 
-@dataclass(frozen=True, slots=True)
-class MachineConfig:
-    """What the machine is built of."""
-
-    packages: int = 1
-    processors_per_package: int = 2
-    memory_bytes: int = 4 << 30
-    seed: bytes = b"swtdx"
-    engine: str = "qemu"
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-class Machine:
+class Machine(Uncore):
     """See the module's docstring.  ``close`` frees everything.
 
     Raises:
@@ -37,94 +18,18 @@ class Machine:
     """
 
     def __init__(self, config: MachineConfig, memory: PhysicalMemory) -> None:
-        self.config = config
-        self.memory = memory
-        self.random = HardwareRandom(config.seed)
-        self.seam = Seam(memory.lock)
-        self.machine_checks: list[tuple[int, Exception]] = []
+        count = Topology(config.packages, config.processors_per_package).processors
+        self.processors: list[LogicalProcessor] = []
+        super().__init__(config, memory, self.processors)
         #: Memory that the BIOS gives to software: (base, size) in bytes.
         self.usable: list[tuple[int, int]] = list(memory.populated)
-        #: Bytes of XSAVE image that guests' extended state takes at most.
-        self.xstate_size = 0xC00
-        self._engine: Engine | None = None
-        count = Topology(config.packages, config.processors_per_package).processors
-        self.processors = [
+        self.processors += (
             LogicalProcessor(self, index, index // config.processors_per_package) for index in range(count)
-        ]
-        memory.subscribe(self._frames_leave)
-
-    # ------------------------------------------------------------------ engine and time
-    @property
-    def engine(self) -> Engine:
-        """The engine, started on first use.
-
-        Raises:
-            EngineError: it cannot be started.
-        """
-        if self._engine is None:
-            self._engine = self._start_engine()
-        return self._engine
-
-    def start_engine(self) -> None:
-        """Start the engine now (it comes up while other work is done)."""
-        _ = self.engine
-
-    def _start_engine(self) -> Engine:
-        if self.config.engine == "qemu":
-            from swtdx.machine.engine.qemu.engine import QemuEngine
-
-            return QemuEngine(self.memory.frames_fd, self.memory.size, len(self.processors))
-        if self.config.engine == "scripted":
-            from swtdx.machine.engine.scripted.engine import ScriptedEngine
-
-            return ScriptedEngine(self.memory.frames, self.memory.lock, len(self.processors))
-        raise ValueError(f"there is no engine called {self.config.engine!r}: qemu and scripted there are")
-
-    def tsc(self) -> int:
-        """The time-stamp counter."""
-        return self.engine.tsc()
-
-    def wait(self, lp: int, woken: threading.Event, seconds: float | None) -> bool:
-        """Let processor ``lp`` idle until ``woken`` is set (True) or ``seconds`` pass (False).
-
-        Seconds are those of the engine that has been started, which may have a time of its own.
-        """
-        if self._engine is None:
-            return woken.wait(seconds)
-        return self._engine.wait(lp, woken, seconds)
-
-    @property
-    def tsc_hz(self) -> float:
-        """Its nominal frequency in Hz, as CPUID leaf 0x15 reports it: a multiple of the 25 MHz crystal.
-
-        The engine's true rate differs by up to 12.5 MHz; so a TD whose TSC_FREQUENCY is the nominal
-        one needs no scaling, and RDTSC stays native.
-        """
-        return round(self.engine.tsc_hz / CRYSTAL_HZ) * CRYSTAL_HZ
-
-    # ------------------------------------------------------------------ frames and the engine
-    def frames_mapped(self, hpa: int, size: int) -> None:
-        """The engine is about to map these frames for a guest that may execute them."""
-        for stale in self.memory.executed(hpa, size):
-            self.engine.rewrite(*stale)
-
-    def code_written(self, hpa: int, size: int) -> None:
-        """Software outside the engine wrote to frames that a guest may have executed."""
-        if self._engine is not None and self.memory.written(hpa, size):
-            start = hpa & -8
-            self._engine.rewrite(start, (hpa + size + 7 & -8) - start)
-
-    def _frames_leave(self, hpa: int, size: int) -> None:
-        """Frames leave the cache: no translation may reach them any more."""
-        for lp in self.processors:
-            for space in tuple(lp.spaces.values()):
-                space.drop(hpa, size)
+        )
 
     def close(self) -> None:
         """Stop the engine and free the memory.  Idempotent."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self.stop_engine()
         self.memory.close()
 
     def __enter__(self) -> Machine:

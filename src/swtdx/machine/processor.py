@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import enum
-import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from swtdx.arch.layout import ReadBuffer
 from swtdx.arch.msrs import IA32_FEATURE_CONTROL
 from swtdx.arch.units import MASK64
 from swtdx.arch.x86 import CR4_VMXE
 from swtdx.machine import seamops
+from swtdx.machine.cpu.core import Mode, ProcessorCore
 from swtdx.machine.cpu.cpuid import Cpuid, Regs
 from swtdx.machine.cpu.features import cr4_bits
 from swtdx.machine.cpu.fuses import Fuses
 from swtdx.machine.cpu.model import DEFAULT_MODEL, find_model
 from swtdx.machine.cpu.msr_file import MsrFile
-from swtdx.machine.cpu.msr_rules import FEATURE_LOCK, FEATURE_VMX
-from swtdx.machine.cpu.package import package_of
-from swtdx.machine.cpu.pconfig import pconfig
-from swtdx.machine.cpu.topology import Topology
+from swtdx.machine.cpu.msr_rules import FEATURE_LOCK, FEATURE_VMX, READ_RULES, WRITE_RULES
+from swtdx.machine.cpu.pconfig import pconfig, program_key
 from swtdx.machine.faults import GeneralProtection, InvalidOpcode
+from swtdx.machine.memory import ProgramResult
 from swtdx.machine.snapshot import SectionReader, SectionWriter, SnapshotError
+from swtdx.machine.uncore import Uncore
 from swtdx.machine.vmx.unit import VmxUnit
 
-if TYPE_CHECKING:
-    from swtdx.machine.machine import Machine
+__all__ = ["P_SEAMLDR_BIT", "LogicalProcessor", "Mode"]
 
 #: SEAMCALL with this bit of RAX set goes to the P-SEAMLDR, else to the TDX Module.
 P_SEAMLDR_BIT: Final = 1 << 63
-
-
-class Mode(enum.Enum):
-    """What a logical processor is executing in."""
-
-    LEGACY = "VMX off"
-    ROOT = "VMX root"
-    SEAM_ROOT = "SEAM VMX root"
-    SEAM_NON_ROOT = "SEAM VMX non-root"
-    ACM = "an authenticated code module"
 
 
 _ROOT: Final = Mode.ROOT
@@ -48,7 +37,7 @@ _SEAM_ROOT: Final = Mode.SEAM_ROOT
 _SAVED_MODES: Final = (Mode.LEGACY, Mode.ROOT)
 
 
-class LogicalProcessor:
+class LogicalProcessor(ProcessorCore):
     """One logical processor of the machine.
 
     ``gpr`` is the register file of the software that runs on it outside SEAM (16 integers, x86
@@ -60,39 +49,13 @@ class LogicalProcessor:
         ValueError: the machine's configuration names no such model, or too many processors.
     """
 
-    def __init__(self, machine: Machine, index: int, package: int) -> None:
-        self.machine = machine
-        self._seam = machine.seam
-        #: Number of the processor in the machine, from 0.
-        self.index = index
-        self.package = package
+    def __init__(self, machine: Uncore, index: int, package: int) -> None:
+        super().__init__(machine, index, package)
         config = machine.config
-        topology = Topology(config.packages, config.processors_per_package)
-        #: What CPUID leaf 0x1F says; the same as ``index`` if packages have 2, 4, 8, ... processors.
-        self.x2apic_id = topology.apic_id(index)
+        self._seam = machine.seam
         self.model = find_model(config.options.get("model", DEFAULT_MODEL))
-        self.msrs = MsrFile(self, package_of(machine, package), self.model)
-        self._cpuid = Cpuid(self.model, topology, lambda: machine.tsc_hz)
-        self.cr4 = 0
-        self.mode = Mode.LEGACY
-        self.gpr: list[int] = [0] * 16
-        #: XMM0..15 of the software outside SEAM, 128 bits each.
-        self.xmm: list[int] = [0] * 16
-        self.cf = False
-        self.zf = False
-        #: External interrupts that wait at the local APIC, by vector.
-        self.pending: set[int] = set()
-        #: The local APIC's TSC-deadline timer: a host TSC value, and the vector it raises.
-        self.timer_deadline: int | None = None
-        self.timer_vector = 0
-        #: Translation caches by address space (EPTP, HKID, shared EPTP).
-        self.spaces: dict[tuple[int, ...], Any] = {}
-        #: How often an engine ran a guest here.
-        self.runs = 0
-        #: The TSC when the guest stopped last.
-        self.last_exit_tsc = 0
-        self.in_guest = False
-        self._woken = threading.Event()
+        self.msrs = MsrFile(self, machine.packages[package], self.model, READ_RULES, WRITE_RULES)
+        self._cpuid = Cpuid(self.model, self.topology, lambda: machine.tsc_hz)
         self.vmx = VmxUnit(self)
         if index == 0:
             fuses = Fuses(config.seed, config.options.get("boot", 0))
@@ -173,21 +136,19 @@ class LogicalProcessor:
 
     def pconfig(self) -> None:
         """PCONFIG with the operands in ``gpr``; see :func:`swtdx.machine.cpu.pconfig.pconfig`."""
-        pconfig(self)
+        pconfig(self, self.msrs)
+
+    def program_key(self, structure: ReadBuffer) -> ProgramResult:
+        """PCONFIG's MKTME_KEY_PROGRAM for software that has the 256 bytes of ``structure`` at hand.
+
+        Raises:
+            GeneralProtection: see :func:`swtdx.machine.cpu.pconfig.program_key`.
+        """
+        return program_key(self, self.msrs, structure)
 
     def wbinvd(self) -> None:
         """WBINVD: write back and invalidate all caches."""
         self.machine.memory.wbinvd()
-
-    @property
-    def in_seam(self) -> bool:
-        """Whether software in SEAM VMX root mode executes here."""
-        return self.mode is Mode.SEAM_ROOT
-
-    @property
-    def in_acm(self) -> bool:
-        """Whether an authenticated code module executes here."""
-        return self.mode is Mode.ACM
 
     def addresses_changed(self) -> None:
         """TME was activated: physical addresses divide otherwise, and memory lost its contents."""
@@ -232,27 +193,31 @@ class LogicalProcessor:
             InvalidOpcode: the processor is not in VMX root operation.
             GeneralProtection: the BIOS has not enabled SEAM.
         """
+        observer = self.observer
+        if observer is not None:
+            observer.before_seamcall()
         if self.mode is not _ROOT:
             raise InvalidOpcode(f"SEAMCALL on processor {self.index}, which is in {self.mode.value}")
         seam = self._seam
         if not seam.enabled:
             raise GeneralProtection("SEAMCALL without a valid SEAM range")
+        gates = seam.gates
         if self.gpr[0] & P_SEAMLDR_BIT:
             self._call_p_seamldr()
-            return
-        gates = seam.gates
-        if not gates:
+        elif not gates:
             self.cf = True
-            return
-        self.cf = False
-        # One processor executes SEAM code at a time, and no other one's stores come in between; the engine
-        # runs guests outside this lock.
-        with seam.lock:
-            self.mode = _SEAM_ROOT
-            try:
-                gates[self.index](self)
-            finally:
-                self.mode = _ROOT
+        else:
+            self.cf = False
+            # One processor executes SEAM code at a time, and no other one's stores come in between; the
+            # engine runs guests outside this lock.
+            with seam.lock:
+                self.mode = _SEAM_ROOT
+                try:
+                    gates[self.index](self)
+                finally:
+                    self.mode = _ROOT
+        if observer is not None:
+            observer.after_seamcall()
 
     def _call_p_seamldr(self) -> None:
         """SEAMCALL with bit 63: one processor at a time; the others get VMfailInvalid."""
@@ -299,49 +264,3 @@ class LogicalProcessor:
         if function is None:
             raise GeneralProtection(f"SEAMOPS leaf {leaf:#x} does not exist")
         return function(self._seam, *operands, **named)
-
-    # ------------------------------------------------------------------ interrupts and time
-    def interrupt(self, vector: int) -> None:
-        """An external interrupt arrives at the local APIC.  Any thread may call."""
-        self.pending.add(vector)
-        self._woken.set()
-        if self.in_guest:
-            self.machine.engine.kick(self.index)
-
-    def acknowledge(self, vector: int) -> None:
-        """The interrupt was taken."""
-        self.pending.discard(vector)
-
-    def arm_timer(self, deadline: int | None, vector: int) -> None:
-        """Raise ``vector`` at host TSC ``deadline``; None disarms."""
-        self.timer_deadline = deadline
-        self.timer_vector = vector
-
-    def poll_timer(self, now: int) -> None:
-        """Raise the timer's interrupt if its deadline has passed at host TSC ``now``."""
-        if self.timer_deadline is not None and now >= self.timer_deadline:
-            self.timer_deadline = None
-            self.pending.add(self.timer_vector)
-
-    def halt(self, timeout: float | None = None) -> None:
-        """HLT: wait until an interrupt is pending, or the timer fires, or ``timeout`` seconds pass."""
-        machine = self.machine
-        while not self.pending:
-            self._woken.clear()
-            if self.pending:
-                return
-            wait = timeout
-            if self.timer_deadline is not None:
-                left = (self.timer_deadline - machine.tsc()) / machine.tsc_hz
-                if left <= 0:
-                    self.poll_timer(machine.tsc())
-                    return
-                left = min(left, threading.TIMEOUT_MAX)
-                wait = left if wait is None else min(wait, left)
-            woken = machine.wait(self.index, self._woken, wait)
-            if not woken and timeout is not None and wait == timeout:
-                return
-
-    def machine_check(self, cause: Exception) -> None:
-        """#MC on this processor; kept for the software that handles it."""
-        self.machine.machine_checks.append((self.index, cause))

@@ -18,7 +18,6 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from swtdx.machine.cpu.msr_table import MSRS
-from swtdx.machine.cpu.package import package_of
 from swtdx.machine.machine import Machine, MachineConfig
 from swtdx.machine.memory import MachineCheck, MemoryFault, saving
 from swtdx.machine.saved import Saved
@@ -160,7 +159,7 @@ def _save_processors(machine: Machine, out: SectionWriter) -> None:
         _save(lp, out)
         _save_msrs(lp.msrs.values, out)
     for number in range(machine.config.packages):
-        _save_msrs(package_of(machine, number).msrs, out)
+        _save_msrs(machine.packages[number].msrs, out)
 
 
 def _load_processors(section: SectionReader, machine: Machine) -> None:
@@ -171,7 +170,7 @@ def _load_processors(section: SectionReader, machine: Machine) -> None:
         _load(lp, section)
         _load_msrs(lp.msrs.values, section)
     for number in range(machine.config.packages):
-        _load_msrs(package_of(machine, number).msrs, section)
+        _load_msrs(machine.packages[number].msrs, section)
     section.end()
 
 

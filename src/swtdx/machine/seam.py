@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from swtdx.arch.seam_structs import SEAMEXTEND
 from swtdx.machine.cpu.fuses import Fuses
 from swtdx.machine.faults import GeneralProtection
-from swtdx.machine.memory import Requestor
+from swtdx.machine.memory import PhysicalMemory, Requestor
 from swtdx.machine.seamops import SeamDatabase
 from swtdx.machine.snapshot import SectionReader, SectionWriter
 
-if TYPE_CHECKING:
-    from swtdx.machine.memory import PhysicalMemory
-    from swtdx.machine.processor import LogicalProcessor
-
-#: Code that SEAMCALL enters: it works on the processor's registers and returns by SEAMRET.
-Entry = Callable[["LogicalProcessor"], None]
+#: Code that SEAMCALL enters, with the logical processor that executed it (a LogicalProcessor, which SEAM only
+#: passes through): it works on the processor's registers and returns by SEAMRET.
+Entry = Callable[[Any], None]
 
 #: SEAMEXTEND is moved through a buffer aligned to this many bytes.
 SEAMEXTEND_ALIGNMENT: Final = 256

@@ -16,7 +16,7 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from swtdx.arch.report_structs import (
     REPORT_MAC_COVERS,
@@ -26,9 +26,7 @@ from swtdx.arch.report_structs import (
     TEE_TCB_INFO_VALID_PRESERVING,
 )
 from swtdx.arch.seam_structs import SEAMEXTEND
-
-if TYPE_CHECKING:
-    from swtdx.machine.seam import Seam
+from swtdx.machine.cpu.fuses import Fuses
 
 REPORT_DATA_BYTES: Final = 64
 _HASH_BYTES: Final = 48
@@ -74,22 +72,33 @@ class SeamDatabase:
     entries: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
+class SeamState(Protocol):
+    """What the leaves look at and change: of :class:`swtdx.machine.seam.Seam`, who the part and the module
+    are."""
+
+    database: SeamDatabase
+    fuses: Fuses
+    cpusvn: bytes
+    #: The SEAMEXTEND register.
+    extend: bytes
+
+
 def capabilities() -> int:
     """SEAMOPS(CAPABILITIES): a bit for every leaf that exists."""
     return sum(1 << leaf for leaf in Leaf)
 
 
-def clear(seam: Seam) -> None:
+def clear(seam: SeamState) -> None:
     """SEAMOPS(SEAMDB_CLEAR): forget all modules."""
     seam.database.entries.clear()
 
 
-def is_full(seam: Seam) -> bool:
+def is_full(seam: SeamState) -> bool:
     """Whether SEAMDB_INSERT would fail."""
     return len(seam.database.entries) >= DATABASE_SIZE
 
 
-def insert(seam: Seam) -> None:
+def insert(seam: SeamState) -> None:
     """SEAMOPS(SEAMDB_INSERT): remember the module that SEAMEXTEND describes now.
 
     Raises:
@@ -104,7 +113,7 @@ def insert(seam: Seam) -> None:
     entries.append((nonce, extend))
 
 
-def getref(seam: Seam) -> tuple[int, bytes, int]:
+def getref(seam: SeamState) -> tuple[int, bytes, int]:
     """SEAMOPS(SEAMDB_GETREF): (index of the last entry, its 32-byte nonce, entries in all).
 
     Raises:
@@ -117,7 +126,7 @@ def getref(seam: Seam) -> tuple[int, bytes, int]:
 
 
 def seamreport(
-    seam: Seam,
+    seam: SeamState,
     report_type: int | bytes,
     report_data: bytes,
     tee_info_hash: bytes,
@@ -154,7 +163,7 @@ def seamreport(
     return bytes(report) + info + bytes(512 - REPORTMACSTRUCT.size - len(info))
 
 
-def _tcb_info(seam: Seam, index: int | None, nonce: bytes) -> bytes:
+def _tcb_info(seam: SeamState, index: int | None, nonce: bytes) -> bytes:
     """TEE_TCB_INFO out of SEAMEXTEND, or out of a database entry with the current SVN beside it."""
     current = bytes(seam.extend)
     if not SEAMEXTEND.valid.get(current):
@@ -176,11 +185,11 @@ def _tcb_info(seam: Seam, index: int | None, nonce: bytes) -> bytes:
     return bytes(info)
 
 
-def _mac(seam: Seam, report: bytes | bytearray) -> bytes:
+def _mac(seam: SeamState, report: bytes | bytearray) -> bytes:
     return hmac.digest(seam.fuses.report_key, bytes(report[:REPORT_MAC_COVERS]), "sha256")
 
 
-def verify_mac(seam: Seam, report_mac_struct: bytes) -> Result:
+def verify_mac(seam: SeamState, report_mac_struct: bytes) -> Result:
     """SEAMVERIFYREPORT of the 256 bytes of REPORTMACSTRUCT; also what EVERIFYREPORT2 gives an enclave.
 
     SUCCESS; INVALID_REPORTMACSTRUCT if the MAC is not of this machine and boot, or reserved bytes are
@@ -215,7 +224,7 @@ class ReportVerifier:
     It satisfies the ``ReportVerifier`` protocol of ``swtdx.attestation``.
     """
 
-    def __init__(self, seam: Seam) -> None:
+    def __init__(self, seam: SeamState) -> None:
         self._seam = seam
 
     def verify(self, mac_struct: bytes) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from swtdx.arch.features import BASE_MODULE, ModuleFeatures
-from swtdx.machine.machine import Machine
 from swtdx.machine.memory import MachineCheck
 from swtdx.machine.processor import LogicalProcessor
+from swtdx.machine.uncore import Uncore
 from swtdx.module.host.dispatch import dispatch
 from swtdx.module.register import guest_leaf, host_leaf
 from swtdx.module.state import ModuleState
@@ -21,7 +21,7 @@ class TdxModule:
     """
 
     def __init__(
-        self, machine: Machine, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
+        self, machine: Uncore, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
     ) -> None:
         self.state = ModuleState(machine, seam_range, features)
         self._leaves = host_leaf.table(features)

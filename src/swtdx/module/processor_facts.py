@@ -13,7 +13,7 @@ from typing import Final
 from swtdx.arch import msrs
 from swtdx.arch.cpuid_table import NA, ROWS, Quad
 from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE
-from swtdx.machine.machine import Machine
+from swtdx.machine.uncore import Uncore
 
 _XCR0_USER: Final = 0x000602E7
 _XSS_SUPERVISOR: Final = 0x0001D900
@@ -26,9 +26,9 @@ class ProcessorFacts:
     ``xfam`` are the state components that the module knows.
     """
 
-    def __init__(self, machine: Machine, xfam: int) -> None:
+    def __init__(self, machine: Uncore, xfam: int) -> None:
         self._xfam = xfam
-        self._lp = machine.processors[0]
+        self._lp = machine.agents[0]
         self._cpuid: dict[tuple[int, int], Quad] = {}
 
     def native_cpuid(self, leaf: int, subleaf: int) -> Quad:

@@ -16,8 +16,6 @@ from swtdx.arch.msrs import IA32_TSC_ADJUST
 from swtdx.arch.operands import OperandId
 from swtdx.arch.units import PAGE
 from swtdx.machine import seamops
-from swtdx.machine.cpu.pconfig import program_key
-from swtdx.machine.machine import Machine
 from swtdx.machine.memory import (
     MKTME_KEY_PROGRAM,
     SEAM,
@@ -26,6 +24,7 @@ from swtdx.machine.memory import (
     ProgramResult,
 )
 from swtdx.machine.processor import LogicalProcessor
+from swtdx.machine.uncore import Uncore
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import SYS, ModuleData
 from swtdx.module.keyhole import Keyhole
@@ -42,7 +41,7 @@ class ModuleState:
     """
 
     def __init__(
-        self, machine: Machine, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
+        self, machine: Uncore, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
     ) -> None:
         self.features = features
         self.machine = machine
@@ -174,7 +173,7 @@ class ModuleState:
         structure = MKTME_KEY_PROGRAM.new()
         MKTME_KEY_PROGRAM.keyid.set(structure, hkid)
         MKTME_KEY_PROGRAM.keyid_ctrl.set(structure, Command.SET_KEY_RANDOM | algorithm << 8)
-        result = program_key(lp, structure)
+        result = lp.program_key(structure)
         if result is ProgramResult.DEVICE_BUSY:
             raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.KET)
         if result is not ProgramResult.SUCCESS:

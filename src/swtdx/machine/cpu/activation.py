@@ -11,7 +11,6 @@ that then activates otherwise keeps its own value in its own register, and MCHEC
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from swtdx.arch.msrs import (
     IA32_MKTME_KEYID_PARTITIONING,
@@ -21,12 +20,10 @@ from swtdx.arch.msrs import (
     TME_ACTIVATE_LOCK,
     TME_KEYID_BITS_SHIFT,
 )
+from swtdx.machine.cpu.msr_file import MsrFile
+from swtdx.machine.cpu.msr_table import Msr
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import AddressError, AddressMap, Algorithm, Integrity
-
-if TYPE_CHECKING:
-    from swtdx.machine.cpu.msr_file import MsrFile
-    from swtdx.machine.cpu.msr_table import Msr
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,5 +110,5 @@ def _activate_memory(file: MsrFile, wanted: TmeActivate) -> None:
         memory.activate(addresses, wanted.integrity, Algorithm(wanted.algorithms))
     except AddressError as error:
         raise GeneralProtection(f"IA32_TME_ACTIVATE: {error}") from None
-    for lp in machine.processors:
-        lp.addresses_changed()
+    for agent in machine.agents:
+        agent.addresses_changed()

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from swtdx.arch.units import MASK64
-from swtdx.machine.cpu.msr_rules import READ_RULES, WRITE_RULES
+from swtdx.machine.cpu.core import ProcessorCore
+from swtdx.machine.cpu.model import ProcessorModel
 from swtdx.machine.cpu.msr_table import MSRS, Msr, Scope
 from swtdx.machine.cpu.package import Package
 from swtdx.machine.faults import GeneralProtection
 
-if TYPE_CHECKING:
-    from swtdx.machine.cpu.model import ProcessorModel
-    from swtdx.machine.processor import LogicalProcessor
+#: What reading an MSR gives, and what writing one stores (None: nothing); they may raise #GP.
+ReadRule = Callable[["MsrFile", Msr], int]
+WriteRule = Callable[["MsrFile", Msr, int], int | None]
 
 
 class MsrFile:
     """RDMSR, WRMSR, and what only the hardware does (``peek``, ``poke``).
 
     ``values`` holds thread-scope registers, ``package.msrs`` package-scope ones; registers that were
-    never written are in neither and read as their reset value.
+    never written are in neither and read as their reset value.  The rules say, by the name in a register's
+    row, what reading and writing it does besides (:mod:`swtdx.machine.cpu.msr_rules`).
     """
 
-    def __init__(self, lp: LogicalProcessor, package: Package, model: ProcessorModel) -> None:
+    def __init__(
+        self,
+        lp: ProcessorCore,
+        package: Package,
+        model: ProcessorModel,
+        read_rules: Mapping[str, ReadRule],
+        write_rules: Mapping[str, WriteRule],
+    ) -> None:
+        self._read_rules = read_rules
+        self._write_rules = write_rules
         self.lp = lp
         self.package = package
         self.model = model
@@ -41,7 +52,7 @@ class MsrFile:
         if not row.readable:
             raise GeneralProtection(f"RDMSR {row.name} ({index:#x}): write-only")
         if row.rule:
-            rule = READ_RULES.get(row.rule)
+            rule = self._read_rules.get(row.rule)
             if rule is not None:
                 return rule(self, row)
         return self.stored(row, row.reset)
@@ -59,7 +70,7 @@ class MsrFile:
         row = MSRS.get(index)
         if row is None:
             raise GeneralProtection(f"WRMSR {index:#x}: this processor has no such MSR")
-        rule = WRITE_RULES.get(row.rule)
+        rule = self._write_rules.get(row.rule)
         if row.writable == 0 and row.readable:
             raise GeneralProtection(f"WRMSR {row.name} ({index:#x}) = {value:#x}: read-only")
         current = self.read(index) if row.readable and row.writable != MASK64 else 0

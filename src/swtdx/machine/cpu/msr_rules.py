@@ -8,8 +8,7 @@ row, and the value.  Sources: Intel SDM volume 4 and the chapters named at each 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch.msrs import (
     IA32_APIC_BASE,
@@ -23,11 +22,9 @@ from swtdx.arch.msrs import (
 )
 from swtdx.arch.units import MASK64
 from swtdx.machine.cpu.activation import activate_tme
+from swtdx.machine.cpu.msr_file import MsrFile, ReadRule, WriteRule
 from swtdx.machine.cpu.msr_table import Msr
 from swtdx.machine.faults import GeneralProtection
-
-if TYPE_CHECKING:
-    from swtdx.machine.cpu.msr_file import MsrFile
 
 #: Cache sub-blocks that WBINVDP walks through; each write may flush more than its share.
 WBINVD_BLOCKS: Final = 4
@@ -257,16 +254,17 @@ def _write_eoi(file: MsrFile, row: Msr, value: int) -> None:
 def _write_icr(file: MsrFile, row: Msr, value: int) -> int:
     """Send an IPI: fixed delivery, physical destination or a shorthand."""
     _need_x2apic(file, row)
+    here = file.lp.index
     vector, mode, shorthand = value & 0xFF, value >> 8 & 7, value >> 18 & 3
     if mode == 0:
         if vector < 16:
             raise refuse(row, value, f"vector {vector} is reserved")
-        for lp in file.lp.machine.processors:
+        for agent in file.lp.machine.agents:
             chosen = (
-                lp.x2apic_id == value >> 32, lp is file.lp, True, lp is not file.lp,
+                agent.x2apic_id == value >> 32, agent.index == here, True, agent.index != here,
             )[shorthand]  # fmt: skip
             if chosen or (shorthand == 0 and value >> 32 == 0xFFFFFFFF):
-                lp.interrupt(vector)
+                agent.interrupt(vector)
     return value
 
 
@@ -276,9 +274,6 @@ def _write_self_ipi(file: MsrFile, row: Msr, value: int) -> None:
         raise refuse(row, value, f"vector {value} is reserved")
     file.lp.interrupt(value)
 
-
-ReadRule = Callable[["MsrFile", Msr], int]
-WriteRule = Callable[["MsrFile", Msr, int], int | None]
 
 READ_RULES: Final[dict[str, ReadRule]] = {
     "tsc": _read_tsc,

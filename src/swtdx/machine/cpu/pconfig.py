@@ -11,11 +11,13 @@ memory has one table (:mod:`swtdx.machine.memory.keys`), so every package's PCON
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch.layout import ReadBuffer
 from swtdx.arch.msrs import IA32_TME_ACTIVATE, TME_ACTIVATE_ENABLE, TME_ACTIVATE_LOCK
 from swtdx.arch.regs import RAX, RBX
+from swtdx.machine.cpu.core import ProcessorCore
+from swtdx.machine.cpu.msr_file import MsrFile
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import (
     MKTME_KEY_PROGRAM,
@@ -24,14 +26,12 @@ from swtdx.machine.memory import (
     Requestor,
 )
 
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
-
 MKTME_KEY_PROGRAM_LEAF: Final = 0
 
 
-def program_key(lp: LogicalProcessor, structure: ReadBuffer) -> ProgramResult:
-    """Execute MKTME_KEY_PROGRAM on ``lp`` with the 256 bytes of ``structure``.
+def program_key(lp: ProcessorCore, msrs: MsrFile, structure: ReadBuffer) -> ProgramResult:
+    """Execute MKTME_KEY_PROGRAM on ``lp``, whose MSRs are ``msrs``, with the 256 bytes of
+    ``structure``.
 
     Software in SEAM mode may program private KeyIDs, other software only shared ones.
 
@@ -39,7 +39,7 @@ def program_key(lp: LogicalProcessor, structure: ReadBuffer) -> ProgramResult:
         GeneralProtection: TME is not activated on this package, or reserved bits are set.
     """
     active = TME_ACTIVATE_LOCK | TME_ACTIVATE_ENABLE
-    if lp.msrs.peek(IA32_TME_ACTIVATE) & active != active:
+    if msrs.peek(IA32_TME_ACTIVATE) & active != active:
         raise GeneralProtection("PCONFIG: IA32_TME_ACTIVATE is not locked with TME enabled")
     layout = MKTME_KEY_PROGRAM
     if not layout.reserved_is_zero(structure):
@@ -50,7 +50,7 @@ def program_key(lp: LogicalProcessor, structure: ReadBuffer) -> ProgramResult:
         raise GeneralProtection(f"PCONFIG: {error}") from None
 
 
-def pconfig(lp: LogicalProcessor) -> None:
+def pconfig(lp: ProcessorCore, msrs: MsrFile) -> None:
     """Execute PCONFIG with the operands in ``lp.gpr``; results go to RAX and ``lp.zf``.
 
     Raises:
@@ -66,7 +66,7 @@ def pconfig(lp: LogicalProcessor) -> None:
         raise GeneralProtection(f"PCONFIG: the structure at {address:#x} is not aligned to 256 bytes")
     who = Requestor.SEAM if lp.in_seam else Requestor.HOST
     structure = lp.machine.memory.read(address, MKTME_KEY_PROGRAM.size, who)
-    result = program_key(lp, structure)
+    result = program_key(lp, msrs, structure)
     lp.gpr[RAX] = int(result)
     lp.zf = result is not ProgramResult.SUCCESS
     lp.cf = False

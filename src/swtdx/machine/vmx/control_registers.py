@@ -5,7 +5,7 @@ Source: Intel SDM volume 3, sections 2.5, 4.1.2 and 26.1.3 (guest/host masks and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.x86 import (
@@ -30,10 +30,8 @@ from swtdx.machine.vmx import decode
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.apicv import VirtualApic
 from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.microcode import Microcode
 from swtdx.machine.vmx.vmcs import Vmcs
-
-if TYPE_CHECKING:
-    from swtdx.machine.vmx.unit import VmxUnit
 
 _CR0_DEFINED: Final = 0xE005003F
 
@@ -47,7 +45,7 @@ _LMSW: Final = 3
 class ControlRegisters:
     """Control register accesses on one logical processor."""
 
-    def __init__(self, unit: VmxUnit) -> None:
+    def __init__(self, unit: Microcode) -> None:
         self._unit = unit
 
     def access(self, vmcs: Vmcs, _event: Event) -> VmExit | None:

@@ -6,7 +6,7 @@ chapter 18 and section 26.1.3 (MOV-DR exiting); INT1: volume 2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
@@ -17,10 +17,8 @@ from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.vmx import decode
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.microcode import Microcode
 from swtdx.machine.vmx.vmcs import Vmcs
-
-if TYPE_CHECKING:
-    from swtdx.machine.vmx.unit import VmxUnit
 
 #: Interruption type: privileged software exception.
 _PRIVILEGED_SOFTWARE: Final = 5
@@ -34,7 +32,7 @@ _PENDING: Final = 0x600F
 class DebugRegisters:
     """MOV DR and INT1 on one logical processor."""
 
-    def __init__(self, unit: VmxUnit) -> None:
+    def __init__(self, unit: Microcode) -> None:
         self._unit = unit
 
     def access(self, vmcs: Vmcs, _event: Event) -> VmExit | None:

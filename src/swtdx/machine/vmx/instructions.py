@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
@@ -14,11 +14,9 @@ from swtdx.machine.vmx import decode
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.debug import DebugRegisters
 from swtdx.machine.vmx.exit import VmExit
+from swtdx.machine.vmx.microcode import Microcode
 from swtdx.machine.vmx.msrs import GuestMsrs
 from swtdx.machine.vmx.vmcs import Vmcs
-
-if TYPE_CHECKING:
-    from swtdx.machine.vmx.unit import VmxUnit
 
 #: Returns the VM exit, or None when the guest goes on.
 Handler = Callable[[Vmcs, Event], VmExit | None]
@@ -29,7 +27,7 @@ _HAS_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
 class Instructions:
     """The handlers of one logical processor, by the engine's reason to stop."""
 
-    def __init__(self, unit: VmxUnit, msrs: GuestMsrs) -> None:
+    def __init__(self, unit: Microcode, msrs: GuestMsrs) -> None:
         self._unit = unit
         self._debug = DebugRegisters(unit)
         self._msrs = msrs

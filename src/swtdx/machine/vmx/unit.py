@@ -10,31 +10,25 @@ the guest; what it looked up before that may be stale afterwards.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
-from swtdx.arch.units import MASK64
 from swtdx.arch.vmx_controls import PIN_PROCESS_POSTED
-from swtdx.arch.x86 import CR4_LA57, EFER_LMA, VECTOR_GP
-from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, EngineError, Event, GuestContext, Stop
+from swtdx.arch.x86 import VECTOR_GP
+from swtdx.machine.cpu.core import ProcessorCore
+from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, EngineError, GuestContext, Stop
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import MachineCheck, Requestor
-from swtdx.machine.vmx import decode
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.apicv import VirtualApic, drain_posted
 from swtdx.machine.vmx.control_registers import ControlRegisters
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.machine.vmx.instructions import Handler, Instructions
+from swtdx.machine.vmx.microcode import Microcode
+from swtdx.machine.vmx.miss import Misses
 from swtdx.machine.vmx.msrs import GuestMsrs
-from swtdx.machine.vmx.paging import cached_address, linear_to_gpa
-from swtdx.machine.vmx.translate import Translator
 from swtdx.machine.vmx.vmcs import Vmcs
-
-if TYPE_CHECKING:
-    from swtdx.machine.processor import LogicalProcessor
 
 #: MSRs that an engine runs natively when the MSR bitmap lets them through.
 #: Address spaces of which a processor keeps translations.
@@ -42,23 +36,16 @@ MOST_SPACES: Final = 64
 _TSC_UNIT: Final = 1 << 48
 
 
-class VmxUnit:
+class VmxUnit(Microcode):
     """VMX of one logical processor."""
 
-    def __init__(self, lp: LogicalProcessor) -> None:
-        self.lp = lp
-        self.machine = lp.machine
-        self.memory = lp.machine.memory
-        self.guest = Requestor.TD
-        self.exit = VmExit()
+    def __init__(self, lp: ProcessorCore) -> None:
+        super().__init__(lp)
         self.active: dict[int, Vmcs] = {}
         self.current: Vmcs | None = None
-        self._translator = Translator(self)
         self._msrs = GuestMsrs(self.guest_tsc)
-        self._keyid_shift = self.memory.addresses.hpa_bits
-        self._words = self.memory.frames.cast("Q")
         self._handlers: dict[Stop, Handler] = {
-            Stop.MISS: self._miss,
+            Stop.MISS: Misses(self).miss,
             Stop.CR_ACCESS: ControlRegisters(self).access,
             **Instructions(self, self._msrs).handlers,
         }
@@ -91,107 +78,11 @@ class VmxUnit:
         self.machine.engine.attend(self.lp.index, vmcs.context)
         vmcs.store(self.memory.map_page(*self.split(vmcs.pa)))
 
-    # ------------------------------------------------------------------ addresses
-    def split(self, pa: int) -> tuple[int, int]:
-        """(HPA, KeyID) of a physical address."""
-        shift = self._keyid_shift
-        return pa & (1 << shift) - 1, pa >> shift
-
-    def keyid_bits(self, keyid: int) -> int:
-        """``keyid`` where physical addresses carry it."""
-        return keyid << self._keyid_shift
-
-    @staticmethod
-    def shared_bit(vmcs: Vmcs) -> int:
-        """The GPA bit that selects shared memory: 51 with a 5-level Secure EPT of GPAW 52, else 47."""
-        return 1 << 51 if vmcs.controls[f.EPTP] >> 3 & 7 == 4 else 1 << 47
-
-    def map_private_table(self, pa: int) -> memoryview:
-        """A page that the processor reads with a private KeyID (Secure EPT, #VE area)."""
-        return self.memory.map_page(*self.split(pa))
-
-    def map_shared_table(self, pa: int) -> memoryview:
-        """A page of the hypervisor's EPT."""
-        return memoryview(self.memory.read(pa, 4096, Requestor.HOST))
-
     def flush(self, key: tuple[int, ...]) -> None:
         """INVEPT of one address space on this processor."""
         space = self.lp.spaces.get(key)
         if space is not None:
             space.flush()
-
-    # ------------------------------------------------------------------ guest memory for microcode
-    def code_bits(self, vmcs: Vmcs) -> int:
-        """Whether the guest executes 64-, 32- or 16-bit code."""
-        if vmcs.context.long_mode:
-            return 64
-        return 32 if vmcs.context.read(f.GUEST_CS_ACCESS_RIGHTS) & 1 << 14 else 16
-
-    @staticmethod
-    def linear_rip(vmcs: Vmcs) -> int:
-        """The linear address of CS:RIP."""
-        context = vmcs.context
-        return int(context.rip if context.long_mode else context.cs_base + context.rip & 0xFFFFFFFF)
-
-    def _read_qword(self, vmcs: Vmcs) -> Callable[[int], int | None]:
-        lookup, frames, reach = vmcs.space.lookup, self.memory.frames, self._translator.reach
-
-        def read(gpa: int) -> int | None:
-            hpa = lookup(gpa)
-            if hpa is None:
-                hpa = reach(vmcs, gpa)
-                if hpa is None:
-                    return None
-            value: int = struct.unpack_from("<Q", frames, hpa)[0]
-            return value
-
-        return read
-
-    def fetch(self, vmcs: Vmcs, count: int = decode.MAX_LENGTH) -> bytes:
-        """Up to ``count`` bytes of code at CS:RIP; fewer where the next page is not mapped."""
-        context: GuestContext = vmcs.context
-        known = context.code
-        if known is not None:
-            return known
-        linear = self.linear_rip(vmcs)
-        if linear & 4095 <= 4096 - count and context.efer & EFER_LMA and not context.cr4 & CR4_LA57:
-            # The usual case, some ten thousand times in a boot: everything is cached.
-            hpa = cached_address(linear, context.cr3, vmcs.space.lookup, self._words)
-            if hpa is not None:
-                return bytes(self.memory.frames[hpa : hpa + count])
-        read = self._read_qword(vmcs)
-        code = b""
-        while len(code) < count:
-            gpa = linear_to_gpa(linear, context.cr0, context.cr3, context.cr4, context.efer, read)
-            hpa = None if gpa is None else self._translator.reach(vmcs, gpa)
-            if hpa is None:
-                break
-            part = min(count - len(code), 4096 - (linear & 4095))
-            code += bytes(self.memory.frames[hpa : hpa + part])
-            linear += part
-        return code
-
-    def length(self, vmcs: Vmcs, usual: bytes) -> int:
-        """Length of the instruction at RIP, most likely ``usual``."""
-        code = self.fetch(vmcs)
-        if code.startswith(usual):
-            return len(usual)
-        if not code:
-            return len(usual)
-        return decode.length(code, vmcs.context.rip, self.code_bits(vmcs))
-
-    def read_linear(self, vmcs: Vmcs, linear: int, count: int) -> int:
-        """``count`` (at most 8) bytes of guest memory within one page, 0 where it is not mapped."""
-        context = vmcs.context
-        read = self._read_qword(vmcs)
-        gpa = linear_to_gpa(linear, context.cr0, context.cr3, context.cr4, context.efer, read)
-        hpa = None if gpa is None else self._translator.reach(vmcs, gpa)
-        return 0 if hpa is None else int.from_bytes(self.memory.frames[hpa : hpa + count], "little")
-
-    def guest_tsc(self, vmcs: Vmcs) -> int:
-        """What RDTSC gives the guest now."""
-        tsc = self.machine.tsc()
-        return (tsc * vmcs.controls[f.TSC_MULTIPLIER] >> 48) + vmcs.controls[f.TSC_OFFSET] & MASK64
 
     def read_guest_msr(self, vmcs: Vmcs, index: int) -> int:
         """A guest MSR that the processor holds (for software in SEAM that saves guest state)."""
@@ -209,14 +100,20 @@ class VmxUnit:
         """
         vmcs = self.current
         assert vmcs is not None, "VM entry without a current VMCS"
+        observer = self.lp.observer
+        if observer is not None:
+            observer.before_entry(vmcs)
         with self.memory.lock:
             try:
-                return self._enter(vmcs)
+                outcome = self._enter(vmcs)
             except MachineCheck as broken:
                 outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
                 outcome.intr_info = reason.MACHINE_CHECK_INFO
                 self.lp.machine_check(broken)
-                return self._leave(vmcs, outcome, None)
+                self._leave(vmcs, outcome, None)
+        if observer is not None:
+            observer.after_exit(vmcs, outcome)
+        return outcome
 
     def _enter(self, vmcs: Vmcs) -> VmExit:
         context: GuestContext = vmcs.context
@@ -330,18 +227,6 @@ class VmxUnit:
                 write=not self.msr_exits(vmcs, index, True),
             )
 
-    @staticmethod
-    def msr_exits(vmcs: Vmcs, index: int, write: bool) -> bool:
-        """The MSR bitmap's verdict (SDM volume 3, section 25.6.9)."""
-        assert vmcs.msr_bitmap is not None
-        if index < 0x2000:
-            base = 0
-        elif 0xC0000000 <= index < 0xC0002000:
-            base, index = 1024, index - 0xC0000000
-        else:
-            return True
-        return bool(vmcs.msr_bitmap[base + (2048 if write else 0) + (index >> 3)] >> (index & 7) & 1)
-
     # ------------------------------------------------------------------ interrupts
     def _external_interrupt(self, vmcs: Vmcs) -> VmExit | None:
         """Pending host interrupts: a posted-interrupt notification is processed, others exit."""
@@ -366,6 +251,9 @@ class VmxUnit:
         for vector in vectors:
             status = VirtualApic.request(vmcs.apic_page, status, vector)
         vmcs.context.write(f.GUEST_INTERRUPT_STATUS, status)
+        observer = self.lp.observer
+        if observer is not None:
+            observer.posted(vmcs, vectors)
 
     @staticmethod
     def _deliverable(vmcs: Vmcs) -> int | None:
@@ -375,12 +263,10 @@ class VmxUnit:
         assert vmcs.apic_page is not None
         return VirtualApic.deliverable(vmcs.apic_page, status)
 
-    @staticmethod
-    def _delivered(vmcs: Vmcs) -> None:
+    def _delivered(self, vmcs: Vmcs) -> None:
         assert vmcs.apic_page is not None
         status = vmcs.context.read(f.GUEST_INTERRUPT_STATUS)
         vmcs.context.write(f.GUEST_INTERRUPT_STATUS, VirtualApic.delivered(vmcs.apic_page, status))
-
-    # ------------------------------------------------------------------ stops
-    def _miss(self, vmcs: Vmcs, event: Event) -> VmExit | None:
-        return self._translator.miss(vmcs, event.gpa, event.access)
+        observer = self.lp.observer
+        if observer is not None:
+            observer.delivered(vmcs, status & 0xFF)

@@ -32,6 +32,7 @@ from swtdx.arch.regs import R8, R9, R10, RCX, RDX
 from swtdx.machine import seamops
 from swtdx.machine.cpu.features import absent_word
 from swtdx.machine.processor import LogicalProcessor
+from swtdx.machine.uncore import Agent
 from swtdx.module.call import HostCall
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import MAX_HKIDS
@@ -283,7 +284,7 @@ def check_processor(call: HostCall) -> None:
     Raises:
         LeafFailed: INCONSISTENT_MSR, INCONSISTENT_CPUID_FIELD, LIMIT_CPUID_MAXVAL_SET.
     """
-    lp, first = call.lp, call.lp.machine.processors[0]
+    lp, first = call.lp, call.module.machine.agents[0]
     _same_msrs(lp, first, _SAME_MSRS)
     check_boot_nt4(lp)
     for row in ROWS:
@@ -299,7 +300,7 @@ def check_processor(call: HostCall) -> None:
     _same_msrs(lp, first, _SAME_VMX)
 
 
-def _same_msrs(lp: LogicalProcessor, first: LogicalProcessor, indices: tuple[int, ...]) -> None:
+def _same_msrs(lp: LogicalProcessor, first: Agent, indices: tuple[int, ...]) -> None:
     for index in indices:
         if lp.rdmsr(index) != first.rdmsr(index):
             raise LeafFailed(st.TDX_INCONSISTENT_MSR | index)
