@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import socket
+import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from swtdx.arch.report_structs import TDINFO
 from swtdx.arch.seam_structs import SEAMEXTEND
 from swtdx.attestation.errors import QgsError
+from swtdx.attestation.qgs import messages
 from swtdx.attestation.qgs.address import UnixAddress
 from swtdx.attestation.qgs.server import QgsServer
 from swtdx.attestation.quote import ParsedQuote
@@ -95,20 +99,30 @@ def test_another_module_and_processor_are_rated_as_what_they_are(platform: Platf
 
 def test_a_report_of_another_machine_gets_no_quote(platform: Platform) -> None:
     foreign = booted(b"another one")
-    with foreign, Quoting(foreign) as service, pytest.raises(QgsError, match="UNEXPECTED"):
-        service(report(platform))
+    with foreign, pytest.raises(QgsError, match="UNEXPECTED"):
+        Quoting(foreign)(report(platform))
 
 
-def test_over_the_machines_own_socket(platform: Platform) -> None:
-    with Quoting(platform) as service:
-        quote = service(report(platform))
-        address = service.address
-        assert isinstance(address, UnixAddress)
-        assert address.path.is_socket()
-        # Nobody else on this computer can ask it.
-        assert address.path.parent.stat().st_mode & 0o077 == 0
-        assert service(report(platform)) == quote == quoting_enclave(platform).quote(report(platform))
-    assert not address.path.parent.exists()
+def test_the_machines_own_enclave_needs_no_socket(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a thread or a folder: nothing that other processes of this computer could reach, or that stays."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("for the machine's own enclave")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    service = Quoting(platform)
+    quote = service(report(platform))
+    assert service(report(platform)) == quote == quoting_enclave(platform).quote(report(platform))
+    message = messages.quote_request(report(platform))
+    framed = service(len(message).to_bytes(4, "big") + message)
+    assert framed[4:] == messages.quote_response(quote)
+    assert int.from_bytes(framed[:4], "big") == len(framed) - 4
+    with pytest.raises(QgsError, match="neither a TDREPORT"):
+        service(b"noise")
 
 
 def test_over_somebody_elses_socket(platform: Platform, tmp_path: Path) -> None:
@@ -118,7 +132,6 @@ def test_over_somebody_elses_socket(platform: Platform, tmp_path: Path) -> None:
         service(report(platform))
     with QgsServer(quoting_enclave(platform), UnixAddress(path)):
         assert service(report(platform)) == quoting_enclave(platform).quote(report(platform))
-        service.close()
         assert path.is_socket()
     with pytest.raises(QgsError, match="vsock:CID"):
         Quoting(platform, "vsock:here")

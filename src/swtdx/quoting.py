@@ -1,27 +1,25 @@
 """Quotes for a hypervisor: from the quoting enclave of its own platform, or from somebody else's service.
 
 The quoting enclave runs beside the hypervisor on the platform's own machine, which alone can check the
-MAC of its TDREPORTs.  Hypervisor and enclave talk by the QGS protocol over a socket, as QEMU does, so that
-a service of somebody else can take the enclave's place.
+MAC of its TDREPORTs.  Hypervisor and enclave talk by the QGS protocol, as QEMU does with a service, so that a
+service of somebody else can take the enclave's place: that one is on a socket, the enclave is called with the
+same bytes.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from swtdx.arch.seam_structs import SEAMEXTEND
 from swtdx.attestation.errors import QgsError
-from swtdx.attestation.qgs.address import Address, UnixAddress, parse_address
+from swtdx.attestation.qgs.address import parse_address
+from swtdx.attestation.qgs.connection import Service
 from swtdx.machine.seamops import ReportVerifier
 
 if TYPE_CHECKING:
     from swtdx.attestation.enclave import TdQuotingEnclave
-    from swtdx.attestation.qgs.server import QgsServer
     from swtdx.attestation.world import World
     from swtdx.platform import Platform
 
@@ -79,9 +77,9 @@ def enclave_of_seed(world: World, version: int | None = None) -> TdQuotingEnclav
 
 
 class Quoting:
-    """A hypervisor's quote service (``swtdx.vmm.quote.QuoteService``); a context manager.
+    """A hypervisor's quote service (``swtdx.vmm.quote.QuoteService``).
 
-    The enclave and its socket come up with the first request: a TD that asks for no quote pays nothing.
+    The platform's own enclave comes up with the first request: a TD that asks for no quote pays nothing.
 
     Args:
         platform: the machine that TDs run on.
@@ -104,8 +102,7 @@ class Quoting:
         self._platform = platform
         self._pcs_url = pcs_url
         self._version = version
-        self._address: Address | None = None if qgs is None else parse_address(qgs)
-        self._server: QgsServer | None = None
+        self._service: Service | None = None if qgs is None else parse_address(qgs)
         self._lock = threading.Lock()
 
     def __call__(self, data: bytes) -> bytes:
@@ -119,37 +116,21 @@ class Quoting:
         from swtdx.attestation.qgs.client import QgsClient
 
         try:
-            return getquote.answer(data, QgsClient(self.address).exchange)
+            return getquote.answer(data, QgsClient(self.service).exchange)
         except QgsError as error:
             if error.code:
                 raise
             raise ConnectionError(str(error)) from error
 
     @property
-    def address(self) -> Address:
-        """Where the service listens; the platform's own starts now if it has not yet."""
+    def service(self) -> Service:
+        """Who is asked; the platform's own enclave starts now if it has not yet."""
         with self._lock:
-            if self._address is None:
+            if self._service is None:
                 from swtdx.attestation.qgs.collateral import collateral_source
-                from swtdx.attestation.qgs.server import QgsServer
+                from swtdx.attestation.qgs.loopback import Loopback
 
-                address = UnixAddress(Path(tempfile.mkdtemp(prefix="swtdx-qgs-")) / "qgs.socket")
                 enclave = quoting_enclave(self._platform, self._version, self._pcs_url)
                 source = collateral_source(world_of(self._platform, self._pcs_url))
-                self._server = QgsServer(enclave, address, source).start()
-                self._address = address
-            return self._address
-
-    def close(self) -> None:
-        """Stop the platform's own service, if it runs.  Idempotent."""
-        with self._lock:
-            server, self._server = self._server, None
-            if server is not None and isinstance(server.address, UnixAddress):
-                server.stop()
-                shutil.rmtree(server.address.path.parent, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+                self._service = Loopback(enclave, source)
+            return self._service

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dcap_qvl
@@ -24,6 +24,7 @@ from swtdx.attestation.qgs import messages, server
 from swtdx.attestation.qgs.address import UnixAddress, VsockAddress, parse_address
 from swtdx.attestation.qgs.client import QgsClient
 from swtdx.attestation.qgs.collateral import collateral_source
+from swtdx.attestation.qgs.loopback import Loopback
 from swtdx.attestation.qgs.messages import MessageType
 from swtdx.attestation.qgs.server import QgsServer, respond
 from swtdx.attestation.quote import ParsedQuote
@@ -87,6 +88,53 @@ def test_client_and_platform_info(service: UnixAddress, world: World) -> None:
     assert (info.tdqe_isvsvn, info.pce_isvsvn) == (4, 13)
     assert info.cpusvn == world.tcb.cpusvn
     assert info.platform_id == world.quote()[28:44]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        lambda report: (
+            len(messages.quote_request(report)).to_bytes(4, "big") + messages.quote_request(report)
+        ),
+        lambda report: report,
+        lambda report: b"\0\0\0\x10" + messages.platform_info_request(),
+        lambda report: b"\0\0\0\x14" + struct.pack("<HHIIII", 1, 1, 0, 20, 0, 1024),
+        lambda report: b"\0\0\0\x18" + messages.quote_request(report)[:8],
+        lambda report: report[:-1] + b"?",
+        lambda report: b"x",
+        lambda report: b"",
+    ],
+    ids=["quote", "bare", "platform info", "malformed", "short", "refused", "noise", "nothing"],
+)
+@pytest.mark.parametrize("chunk", [1 << 16, 7])
+def test_a_loopback_answers_as_a_socket_does(
+    service: UnixAddress, world: World, sent: Callable[[bytes], bytes], chunk: int
+) -> None:
+    """The same bytes, however they are cut; and the end of the connection where the service closes it."""
+    data = sent(world.report_fields().report(world.report_key))
+    answers = []
+    loopback = Loopback(world.enclave(world.report_key))
+    for connection in (service.connect(10), loopback.connect(10)):
+        with contextlib.closing(connection):
+            for start in range(0, len(data), chunk):
+                connection.sendall(data[start : start + chunk])
+            if isinstance(connection, socket.socket):
+                connection.shutdown(socket.SHUT_WR)
+            received = b""
+            while part := connection.recv(chunk):
+                received += part
+            answers.append(received)
+    assert answers[0] == answers[1]
+
+
+def test_a_client_on_a_loopback(world: World) -> None:
+    client = QgsClient(Loopback(world.enclave(world.report_key)))
+    assert client.quote(world.report_fields().report(world.report_key)) == world.quote()
+    assert client.platform_info().cpusvn == world.tcb.cpusvn
+    with pytest.raises(QgsError, match="UNEXPECTED"):
+        client.quote(world.report_fields().report(ReportKey(b"another machine")))
+    with pytest.raises(QgsError, match="the platform's own quoting enclave closed the connection"):
+        client.exchange(b"noise")
 
 
 def test_many_clients_at_once(service: UnixAddress, world: World) -> None:

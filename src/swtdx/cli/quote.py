@@ -150,10 +150,8 @@ def _ask(
     from swtdx.platform import Platform
     from swtdx.quoting import Quoting, world_of
 
-    with (
-        Platform.boot(platform_config(memory, 1, None, seed)) as platform,
-        Quoting(platform, qgs, quote_version, pcs_url) as quotes,
-    ):
+    with Platform.boot(platform_config(memory, 1, None, seed)) as platform:
+        quotes = Quoting(platform, qgs, quote_version, pcs_url)
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.command_io import CommandIo
         from swtdx.vmm.launch import LaunchConfig, launch

@@ -337,8 +337,8 @@ def _launch(
     with (
         Platform.boot(config) as platform,
         tracing(platform, options.trace if traced else None),
-        Quoting(platform, options.qgs) as quotes,
     ):
+        quotes = Quoting(platform, options.qgs)
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.launch import Launch, LaunchConfig
         from swtdx.vmm.td_params import TdConfig

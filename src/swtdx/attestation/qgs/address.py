@@ -10,12 +10,42 @@ from ..errors import QgsError
 from ..oserrors import words
 from .messages import VSOCK_PORT
 
+#: Addresses have a method called socket.
+Socket = socket.socket
 #: Length of a Unix socket's path that Linux takes (sun_path is 108 bytes with its NUL).
 _MAX_PATH = 107
 
 
+class _SocketAddress:
+    """What both kinds of socket have in common."""
+
+    def socket(self) -> tuple[socket.socket, object]:
+        """A fresh socket, and what to bind or connect it to.
+
+        Raises:
+            QgsError: there cannot be such a socket here.
+        """
+        raise NotImplementedError
+
+    def connect(self, timeout: float) -> Socket:
+        """A connection to the service, on which every wait ends after ``timeout`` seconds.
+
+        Raises:
+            OSError: nothing answers.
+            QgsError: see :meth:`socket`.
+        """
+        connection, target = self.socket()
+        try:
+            connection.settimeout(timeout)
+            connection.connect(target)  # type: ignore[arg-type]
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
 @dataclass(frozen=True)
-class UnixAddress:
+class UnixAddress(_SocketAddress):
     """A Unix stream socket, by path."""
 
     path: Path
@@ -31,7 +61,7 @@ class UnixAddress:
 
 
 @dataclass(frozen=True)
-class VsockAddress:
+class VsockAddress(_SocketAddress):
     """A vsock port.  ``cid`` 2 is the host; a server binds to -1, any."""
 
     cid: int

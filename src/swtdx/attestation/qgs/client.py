@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import socket
+import contextlib
 
 from ..errors import QgsError
 from ..oserrors import words
 from . import messages
-from .address import Address
+from .connection import Connection, Service
 from .messages import PlatformInfo
 
 
 class QgsClient:
-    """Asks the service at ``address``; ``timeout`` in seconds for each request (QEMU's is 30)."""
+    """Asks the service at ``address``; ``timeout`` in seconds for each wait (QEMU's is 30)."""
 
-    def __init__(self, address: Address, timeout: float = 30.0) -> None:
+    def __init__(self, address: Service, timeout: float = 30.0) -> None:
         self.address = address
         self.timeout = timeout
 
@@ -24,26 +24,23 @@ class QgsClient:
         Raises:
             QgsError: nobody answers, or the answer ends early or is too long.
         """
-        connection, target = self.address.socket()
-        with connection:
-            connection.settimeout(self.timeout)
-            try:
-                connection.connect(target)  # type: ignore[arg-type]
+        try:
+            with contextlib.closing(self.address.connect(self.timeout)) as connection:
                 connection.sendall(len(request).to_bytes(4, "big") + request)
                 length = int.from_bytes(self._read(connection, 4), "big")
                 if not messages.HEADER.size <= length <= messages.MAX_MESSAGE:
                     raise QgsError(f"the service at {self.address} announces an answer of {length} bytes")
                 return self._read(connection, length)
-            except TimeoutError:
-                raise QgsError(
-                    f"the quote generation service at {self.address} did not answer in {self.timeout:g} s"
-                ) from None
-            except OSError as error:
-                raise QgsError(
-                    f"cannot reach a quote generation service at {self.address}: {words(error)}"
-                ) from None
+        except TimeoutError:
+            raise QgsError(
+                f"the quote generation service at {self.address} did not answer in {self.timeout:g} s"
+            ) from None
+        except OSError as error:
+            raise QgsError(
+                f"cannot reach a quote generation service at {self.address}: {words(error)}"
+            ) from None
 
-    def _read(self, connection: socket.socket, size: int) -> bytes:
+    def _read(self, connection: Connection, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
             chunk = connection.recv(size - len(data))

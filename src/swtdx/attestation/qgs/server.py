@@ -18,6 +18,7 @@ from ..oserrors import words
 from ..tdreport import TDREPORT_SIZE
 from . import messages
 from .address import Address, UnixAddress
+from .connection import Connection
 from .messages import MessageType, PlatformInfo, QgsStatus
 
 #: Seconds that a client may take to say what it wants, all in all.
@@ -74,7 +75,7 @@ def respond(request: bytes, enclave: Enclave, collateral: CollateralSource | Non
     return messages.error_response(answer or MessageType.GET_QUOTE_RESP, status)
 
 
-def _read(connection: socket.socket, size: int, until: float) -> bytes:
+def _read(connection: Connection, size: int, until: float) -> bytes:
     """Bytes, fewer if the client closes; TimeoutError at the monotonic time ``until``."""
     data = bytearray()
     while len(data) < size:
@@ -90,7 +91,7 @@ def _read(connection: socket.socket, size: int, until: float) -> bytes:
 
 
 def serve_connection(
-    connection: socket.socket, enclave: Enclave, collateral: CollateralSource | None = None
+    connection: Connection, enclave: Enclave, collateral: CollateralSource | None = None
 ) -> None:
     """Read one request from ``connection`` and answer it; the caller closes.
 
