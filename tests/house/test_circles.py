@@ -12,8 +12,6 @@ import pytest
 #: at run time is never right.  ``*`` stands for any text.  One that closes no circle any more must go.
 CLOSING: Final = {
     # Pairs of files, one of which names the other's class.
-    "swtdx.firmware.install -> swtdx.firmware.p_seamldr": "the loader whose call it serves",
-    "swtdx.lab.attack -> swtdx.lab.bench": "what an attack is handed",
     "swtdx.proof.conformance.registry -> swtdx.proof.conformance.world": "what a case is handed",
 }
 

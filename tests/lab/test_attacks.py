@@ -15,7 +15,8 @@ from swtdx.arch.leaves import BY_NAME
 from swtdx.cli.demo_text import step_lines
 from swtdx.firmware.bios import BiosConfig
 from swtdx.lab import bench as bench_module
-from swtdx.lab.attack import ATTACKS, Attack, Attempt, Result
+from swtdx.lab.attack import ATTACKS, Attack, Result
+from swtdx.lab.attempt import Attempt
 from swtdx.lab.bench import Bench
 from swtdx.lab.catalogue import attacks, carry_out, families
 from swtdx.machine.memory import Integrity, Requestor

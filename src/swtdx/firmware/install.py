@@ -25,6 +25,7 @@ from swtdx.arch.seam_structs import (
 from swtdx.arch.units import PAGE
 from swtdx.firmware import image, seam_vmcs, sigstruct
 from swtdx.firmware.errors import ImageError
+from swtdx.firmware.loader import Loader
 from swtdx.firmware.manifest import Manifest, check_sources, load_entry
 from swtdx.firmware.seam_layout import (
     LINEAR_CODE,
@@ -41,7 +42,6 @@ from swtdx.machine import seamops
 from swtdx.machine.memory import Requestor
 
 if TYPE_CHECKING:
-    from swtdx.firmware.p_seamldr import PSeamldr
     from swtdx.machine.processor import LogicalProcessor
 
 VALID_INTEL = 0x1FF
@@ -52,7 +52,7 @@ _DEBUG_UNLOCKED = 1 << 1
 class Installer:
     """The part of the P-SEAMLDR that loads modules."""
 
-    def __init__(self, loader: PSeamldr) -> None:
+    def __init__(self, loader: Loader) -> None:
         self._loader = loader
         #: The module that is installed now.
         self.manifest: Manifest | None = None

@@ -12,11 +12,10 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import status as st
-from swtdx.arch.msrs import IA32_SEAMEXTEND
 from swtdx.arch.regs import RAX, RCX, RDX
-from swtdx.arch.seam_structs import P_SYS_INFO_TABLE, SEAMEXTEND, SEAMLDR_INFO
-from swtdx.arch.units import PAGE
+from swtdx.arch.seam_structs import SEAMEXTEND, SEAMLDR_INFO
 from swtdx.firmware.install import Installer
+from swtdx.firmware.loader import Loader
 from swtdx.firmware.sigstruct import Refusal
 from swtdx.machine.memory import Requestor
 
@@ -35,31 +34,19 @@ BUILD_DATE: Final = 0x20240101
 BUILD_NUMBER: Final = 0
 MAJOR, MINOR = 1, 5
 _HALF: Final = 2048
-#: Offset in the P-SEAMLDR's range of the 256-byte buffer through which SEAMEXTEND moves.
-_EXTEND_BUFFER: Final = 0
 
 
-class PSeamldr:
+class PSeamldr(Loader):
     """The loader of one machine; the object is the entry point of SEAMCALL."""
 
     def __init__(self, machine: Uncore, table_pa: int, trusted: Collection[bytes], acm: Acm) -> None:
-        self.machine = machine
-        self.memory = machine.memory
-        self.table_pa = table_pa
-        #: SHA-384 of the keys whose modules are loaded.
-        self.trusted = frozenset(trusted)
+        super().__init__(machine, table_pa, trusted)
         self.acm = acm
         #: Why the last call failed, for people; empty after a success.
         self.reason = ""
         self.installing: set[int] = set()
         self.shutting_down: set[int] = set()
-        #: SEAMEXTEND as it was when the first processor called INSTALL.
-        self.snapshot = bytes(SEAMEXTEND.size)
         self.installer = Installer(self)
-        table = self.memory.read(table_pa, PAGE, Requestor.SEAM)
-        self.total_lps: int = P_SYS_INFO_TABLE.tot_num_lps.get(table)
-        self.range_base: int = P_SYS_INFO_TABLE.p_seamldr_range_base.get(table)
-        self.acm_x2apic: int = P_SYS_INFO_TABLE.acm_x2apicid.get(table)
         self._leaves: dict[int, Callable[[LogicalProcessor], int]] = {
             INFO: self._info,
             INSTALL: self._install,
@@ -80,41 +67,6 @@ class PSeamldr:
         except Refusal as refusal:
             self.reason = str(refusal)
             lp.gpr[RAX] = refusal.status
-
-    # ------------------------------------------------------------------ operands
-    def shared_buffer(self, pa: int, alignment: int, what: str) -> int:
-        """Check the address of a buffer of ``alignment`` bytes that the caller shares with us.
-
-        Raises:
-            Refusal: EBADPARAM: not aligned, beyond MAXPA, in the SEAM range, or a private KeyID.
-        """
-        addresses = self.memory.addresses
-        keyid, hpa = addresses.split(pa)
-        seam = self.memory.seamrr
-        if pa % alignment:
-            why = f"is not aligned to {alignment} bytes"
-        elif pa >> addresses.maxpa:
-            why = f"has bits above MAXPA {addresses.maxpa}"
-        elif seam is not None and seam[0] <= hpa < seam[0] + seam[1]:
-            why = "lies in the SEAM range"
-        elif keyid >= addresses.first_private:
-            why = f"has KeyID {keyid}, which is not a shared one"
-        else:
-            return pa
-        raise Refusal(st.PSEAMLDR_EBADPARAM, f"{what} at {pa:#x} {why}")
-
-    # ------------------------------------------------------------------ SEAMEXTEND
-    def read_extend(self, lp: LogicalProcessor) -> bytes:
-        """SEAMEXTEND, through its command MSR."""
-        buffer = self.range_base + _EXTEND_BUFFER
-        lp.wrmsr(IA32_SEAMEXTEND, buffer | 1)
-        return self.memory.read(buffer, SEAMEXTEND.size, Requestor.SEAM)
-
-    def write_extend(self, lp: LogicalProcessor, value: bytes) -> None:
-        """Set SEAMEXTEND through its command MSR."""
-        buffer = self.range_base + _EXTEND_BUFFER
-        self.memory.write(buffer, value, Requestor.SEAM)
-        lp.wrmsr(IA32_SEAMEXTEND, buffer)
 
     # ------------------------------------------------------------------ leaves
     def _info(self, lp: LogicalProcessor) -> int:

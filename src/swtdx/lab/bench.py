@@ -11,7 +11,7 @@ from swtdx.arch.exits import ExitReason
 from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.metadata import Context, by_name
 from swtdx.arch.regs import R10, number
-from swtdx.lab.attack import Attempt
+from swtdx.lab.attempt import Attempt
 from swtdx.lab.victim import Victim
 from swtdx.machine.faults import ProcessorFault
 from swtdx.machine.machine import MachineConfig

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from swtdx.lab.attack import Attempt, Result
+from swtdx.lab.attack import Result
+from swtdx.lab.attempt import Attempt
 from swtdx.lab.catalogue import attacks, carry_out
 from swtdx.scenes.model import Rows, Step
 
