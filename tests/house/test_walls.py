@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.house.linter import House, Report
+from tests.house.linter import SOURCE, House, Report
 
 #: (module that the import is planted in, the import, the module that the linter must name)
 PLANTED = [
@@ -58,6 +60,9 @@ PLANTED = [
     ("proof.planted_41", "from swtdx.scenes import stage", "scenes.stage"),
     ("proof.planted_42", "from swtdx.vmm.td import Td", "vmm.td"),
     ("scenes.planted_43", "from swtdx.cli import main", "cli.main"),
+    ("scenes.planted_44", "from swtdx.module.globals import SYS", "module.globals"),
+    ("scenes.planted_45", "from swtdx.proof.invariants import check", "proof.invariants"),
+    ("proof.conformance.planted_46", "from swtdx.module.globals import SYS", "module.globals"),
     # Names in strings, of which one is enough for a lazy command.
     ("vmm.planted_60", 'X = Lazy("swtdx.platform:build", "A platform.")', "platform"),
     ("vmm.planted_61", 'import_module("swtdx.module.entry.TdxModule")', "module.entry"),
@@ -133,3 +138,13 @@ def test_an_exception_that_is_not_needed_is_named(tmp_path_factory: pytest.TempP
     report = house.lint()
     assert report.status == 1
     assert "swtdx.cli.lazy is allowed by the contract, and does not happen" in report.text
+
+
+def test_the_loaded_module_is_handed_to_none_but_the_probe() -> None:
+    """``Seam.module`` is the module itself: past an import, an attribute would lead into it."""
+    users = {
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*.py")
+        if re.search(r"seam\.(module|_loaded)\b", path.read_text(encoding="utf-8"))
+    }
+    assert users == {"proof/probe.py"}

@@ -12,11 +12,10 @@ from swtdx.arch.control_structs import TDCS, TDR, TDVPS
 from swtdx.arch.regs import RAX
 from swtdx.arch.states import PageType
 from swtdx.machine.engine.scripted import Write
-from swtdx.module.globals import KOT_ENTRY, SYS
-from swtdx.module.objects.sept import walk
 from swtdx.proof.conformance.stages import FIRST, HUGE, PENDING, bring_up, make_td
 from swtdx.proof.conformance.world import TDMR, Td, World
 from swtdx.proof.invariants import InvariantError, MemorySnapshot, check
+from swtdx.proof.probe import Place
 
 
 @pytest.fixture(scope="module")
@@ -37,35 +36,35 @@ def number(value: int, size: int = 8) -> bytes:
 
 def pamt(world: World, hpa: int, at: int, value: bytes) -> tuple[memoryview, int, bytes]:
     """Bytes ``at`` of the PAMT entry of a small page."""
-    entry = world.module.pamt.owned(hpa, 0)
-    return entry.view, entry.offset + at, value
+    view, offset = world.probe.pamt_entry(hpa)
+    return view, offset + at, value
 
 
-def entry_of(world: World, td: Td, gpa: int, level: int = 0) -> Any:
-    return walk(world.module.keyhole, world.module_td(td), gpa, level)
+def entry_of(world: World, td: Td, gpa: int, level: int = 0) -> Place:
+    return world.probe.sept_entry(td.tdr, gpa, level)
 
 
 def points_to(world: World, td: Td, gpa: int, hpa: int) -> tuple[memoryview, int, bytes]:
     entry = entry_of(world, td, gpa)
-    return entry.view, entry.offset, number(entry.raw & ~sept_bits.HPA | hpa)
+    return entry.view, entry.offset, number(entry.read(8) & ~sept_bits.HPA | hpa)
 
 
 def with_bits(world: World, td: Td, gpa: int, clear: int, put: int) -> tuple[memoryview, int, bytes]:
     entry = entry_of(world, td, gpa)
-    return entry.view, entry.offset, number(entry.raw & ~clear | put)
+    return entry.view, entry.offset, number(entry.read(8) & ~clear | put)
 
 
 def tdcs(world: World, td: Td, offset: int, value: bytes) -> tuple[memoryview, int, bytes]:
-    return world.module_td(td).tdcs, offset, value
+    return world.probe.tdcs(td.tdr), offset, value
 
 
 def tdr(world: World, td: Td, offset: int, value: bytes) -> tuple[memoryview, int, bytes]:
-    return world.module.td(td.tdr).tdr, offset, value
+    return world.probe.tdr(td.tdr), offset, value
 
 
 def kot(world: World, hkid: int, state: int) -> tuple[memoryview, int, bytes]:
-    view, at = world.module.data.kot(hkid)
-    return view, at + KOT_ENTRY.state.offset, bytes([state])
+    view, at = world.probe.key_place(hkid)
+    return view, at, bytes([state])
 
 
 PLANTS: dict[str, tuple[str, Plant]] = {
@@ -103,7 +102,7 @@ PLANTS: dict[str, tuple[str, Plant]] = {
     "an operation state that does not exist": ("operation state 99", lambda w, a, b: tdcs(
         w, a, TDCS.op_state.offset, number(99, 4))),
     "a TDCX page listed twice": ("listed twice", lambda w, a, b: tdr(
-        w, a, TDR.tdcx_pa.offset + 40, number(w.module.private(w.module.td(a.tdr), a.tdcx[4])))),
+        w, a, TDR.tdcx_pa.offset + 40, number(a.tdcx[4] | a.hkid << w.hpa_bits))),
     "vCPUs that are not there": ("the indices of its 3 vCPUs", lambda w, a, b: tdcs(
         w, a, TDCS.num_vcpus.offset, number(3, 4))),
     "vCPUs that nobody holds": ("it counts 2", lambda w, a, b: tdcs(
@@ -111,11 +110,11 @@ PLANTS: dict[str, tuple[str, Plant]] = {
     "a vCPU that runs": ("it counts vCPUs that run", lambda w, a, b: tdcs(
         w, a, TDCS.refcount.offset, number(1, 2))),
     "a vCPU ahead of its TD": ("is in epoch 9 of", lambda w, a, b: (
-        w.module.vp(a.tdvpr, w.module.td(a.tdr)).main, TDVPS.vcpu_epoch.offset, number(9))),
+        w.probe.tdvps(a.tdvpr, a.tdr), TDVPS.vcpu_epoch.offset, number(9))),
     "a vCPU on no processor of this machine": ("held by processor 7", lambda w, a, b: (
-        w.module.vp(a.tdvpr, w.module.td(a.tdr)).main, TDVPS.assoc_lpid.offset, number(7, 4))),
+        w.probe.tdvps(a.tdvpr, a.tdr), TDVPS.assoc_lpid.offset, number(7, 4))),
     "a lock of the whole module": ("the lock of KOT is held", lambda w, a, b: (
-        w.module.data.sys, SYS.kot_lock.offset, b"\x01")),
+        *w.probe.kot_lock, b"\x01")),
 }  # fmt: skip
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from swtdx.arch.control_structs import TDCS, TDR
 from swtdx.arch.states import KotState, Lifecycle, OpState, PageType
 from swtdx.machine.memory import Requestor
-from swtdx.module.globals import KOT_ENTRY, SYS
+from swtdx.proof.probe import ModuleProbe
 from swtdx.scenes.stage import Stage
 
 
@@ -17,6 +16,7 @@ class Observer:
 
     def __init__(self, stage: Stage, tdr: int, hkid: int) -> None:
         self._stage = stage
+        self._probe = ModuleProbe(stage.machine)
         self.tdr = tdr
         self.hkid = hkid
         self.pages: list[int] = [tdr]
@@ -25,25 +25,20 @@ class Observer:
         memory = self._stage.machine.memory
         return memory.read(memory.addresses.join(hpa, keyid), 4096, Requestor.SEAM)
 
-    @property
-    def _module(self) -> Any:
-        return self._stage.machine.seam.module.state
-
     def page_type(self, hpa: int) -> PageType:
         """What the PAMT says of a page."""
-        return PageType(self._module.pamt.owned(hpa, 0).page_type)
+        return self._probe.page_type(hpa)
 
     def kot(self) -> str:
         """State of the HKID in the key ownership table."""
-        view, at = self._module.data.kot(self.hkid)
-        return KotState(KOT_ENTRY.state.get(view, at)).name
+        return KotState(self._probe.key(self.hkid).state).name
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """The states, in words."""
         types = Counter(self.page_type(page) for page in self.pages)
         facts = [("HKID", f"{self.hkid} {self.kot()}")]
         if self.page_type(self.tdr) is PageType.TDR:
-            tdr = self._read(self.tdr, SYS.global_hkid.get(self._module.data.sys))
+            tdr = self._read(self.tdr, self._probe.global_hkid)
             life = Lifecycle(TDR.lifecycle_state.get(tdr))
             facts.append(("LIFECYCLE_STATE", life.name))
             facts.append(("OP_STATE", self._op_state(tdr, life)))

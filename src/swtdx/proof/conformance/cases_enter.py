@@ -10,7 +10,6 @@ from swtdx.arch.control_structs import TDCS, TDR, TDVPS
 from swtdx.arch.sept_bits import TDHP
 from swtdx.machine import seamops
 from swtdx.machine.engine.scripted import Read, Tdcall, TripleFault
-from swtdx.module.objects.sept import walk
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.cases_vp import retired_vcpu
 from swtdx.proof.conformance.common import Good
@@ -18,6 +17,7 @@ from swtdx.proof.conformance.operands import operands
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import EMPTY, FIRST, PENDING, make_td
 from swtdx.proof.conformance.world import World
+from swtdx.proof.probe import Place
 
 _LEAF: Final = "TDH.VP.ENTER"
 _TRIPLE_FAULT, _EPT_VIOLATION, _TDCALL = 2, 48, 77
@@ -77,8 +77,9 @@ def _disabled(world: World) -> None:
 
 @provokes(_LEAF, s.TDX_TSC_ROLLBACK, "the TSC went back", stage="running", reusable=True)
 def _rollback(world: World) -> None:
-    vp = world.module.vp(world.td.tdvpr, world.module_td(world.td))
-    with world.poked(vp.main, TDVPS.last_exit_tsc.offset, world.machine.tsc() + (1 << 40), 8):
+    tdvps = world.probe.tdvps(world.td.tdvpr, world.td.tdr)
+    place = Place(tdvps, TDVPS.last_exit_tsc.offset)
+    with world.poked(place, world.machine.tsc() + (1 << 40), 8):
         world.provoke(rcx=world.td.tdvpr)
 
 
@@ -86,7 +87,7 @@ def _rollback(world: World) -> None:
     _LEAF, s.TDX_OPERAND_BUSY, "the TLB epoch changes", details="TD_EPOCH", stage="running", reusable=True
 )
 def _epoch(world: World) -> None:
-    with world.locked(world.module_td(world.td).tdcs, TDCS.epoch_lock.offset):
+    with world.locked(world.tdcs_field(TDCS.epoch_lock)):
         world.provoke(rcx=world.td.tdvpr)
 
 
@@ -138,7 +139,7 @@ def _many_faults(world: World) -> None:
 )  # fmt: skip
 def _stepping(world: World) -> None:
     _many_faults(world)
-    with world.locked(world.module_td(world.td).tdcs, TDCS.secure_ept_lock.offset):
+    with world.locked(world.tdcs_field(TDCS.secure_ept_lock)):
         world.provoke(rcx=world.td.tdvpr)
 
 
@@ -162,19 +163,17 @@ def _no_report(world: World) -> None:
     _LEAF, s.TDX_HOST_PRIORITY_BUSY_TIMEOUT, "the guest waits too long for a lock", stage="running"
 )  # fmt: skip
 def _timeout(world: World) -> None:
-    td = world.module_td(world.td)
-
     def program(_cpu: Any) -> Any:
         for _ in range(2_000):
             yield Tdcall(rax=6, rcx=PENDING)
 
     world.guest(program)
-    entry = walk(world.module.keyhole, td, PENDING, 0)
+    entry = world.probe.sept_entry(world.td.tdr, PENDING, 0)
     # A host-priority bit that nobody clears, and a short time-out.
     timeout = TDCS.hp_lock_timeout
     with (
-        world.poked(entry.view, entry.offset, entry.raw | TDHP, 8),
-        world.poked(td.tdcs, timeout.offset, 200_000, timeout.size),
+        world.poked(entry, entry.read(8) | TDHP, 8),
+        world.poked(world.tdcs_field(timeout), 200_000, timeout.size),
     ):
         world.provoke(rcx=world.td.tdvpr)
 
@@ -184,7 +183,7 @@ def _timeout(world: World) -> None:
     details=_TDCALL, stage="running",
 )  # fmt: skip
 def _machine_check(world: World) -> None:
-    tdr = world.module_td(world.td).tdr
+    tdr = world.probe.tdr(world.td.tdr)
 
     def program(_cpu: Any) -> Any:
         tdr[TDR.fatal.offset] = 1

@@ -142,7 +142,7 @@ for _register, _what, _gpa in (
 
 def _rtmr_locked(leaf: str) -> None:
     def action(world: World) -> None:
-        with world.locked(world.module_td(world.td).tdcs, TDCS.rtmr_lock.offset):
+        with world.locked(world.tdcs_field(TDCS.rtmr_lock)):
             world.tdcall(**GOOD[leaf])
 
     add(leaf, s.TDX_OPERAND_BUSY, "another VCPU holds the RTMRs", action, details="RTMR", stage=_STAGE)

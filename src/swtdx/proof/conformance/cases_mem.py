@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
+from swtdx.arch.control_structs import TDCS
+from swtdx.arch.sept_bits import HPA
 from swtdx.arch.units import NULL_PA, PAGE
-from swtdx.module.objects.sept import walk
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good, Operands
 from swtdx.proof.conformance.operands import checked
@@ -28,6 +29,7 @@ from swtdx.proof.conformance.stages import (
     track,
 )
 from swtdx.proof.conformance.world import World
+from swtdx.proof.probe import Place
 
 
 def _td(world: World) -> Operands:
@@ -162,7 +164,7 @@ _uninitialised(TRACK, "rcx")
 def _epoch_busy(world: World) -> None:
     from swtdx.arch.control_structs import TDCS
 
-    with world.poked(world.module_td(world.td).tdcs, TDCS.epoch_lock.offset, 2):
+    with world.poked(world.tdcs_field(TDCS.epoch_lock), 2):
         world.provoke(rcx=world.td.tdr)
 
 
@@ -171,11 +173,9 @@ def _epoch_busy(world: World) -> None:
     reusable=True,
 )  # fmt: skip
 def _epoch_runs(world: World) -> None:
-    from swtdx.arch.control_structs import TDCS
-
-    tdcs = world.module_td(world.td).tdcs
+    tdcs = world.probe.tdcs(world.td.tdr)
     previous = (TDCS.td_epoch.get(tdcs) - 1) & 1
-    with world.poked(tdcs, TDCS.refcount.offset + 2 * previous, 1):
+    with world.locked(Place(tdcs, TDCS.refcount.offset + 2 * previous)):
         world.provoke(rcx=world.td.tdr)
 
 
@@ -253,10 +253,9 @@ def _taking(leaf: str, gpa: int, level: int, prepare: str, **operands: int) -> N
 
     def busy(world: World) -> None:
         given = rest(world)
-        entry = walk(world.module.keyhole, world.module_td(world.td), gpa, level)
+        hpa = world.probe.sept_entry(world.td.tdr, gpa, level).read(8) & HPA
         size = level if prepare == "page" else 0
-        pamt = world.module.pamt.owned(entry.hpa, size)
-        with world.poked(pamt.view, pamt.offset, 1):
+        with world.locked(world.probe.pamt_entry(hpa, size)):
             world.provoke(**given)
 
     add(leaf, s.TDX_GPA_RANGE_NOT_BLOCKED, "not blocked", not_blocked, details="RCX", stage="running")

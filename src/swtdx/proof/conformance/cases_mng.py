@@ -172,7 +172,7 @@ def _vcpu_held(world: World) -> None:
 
 def _blocked(world: World) -> Operands:
     """The stage's TD is at the end of its life, its caches written back."""
-    if TDR.lifecycle_state.get(world.module.td(world.td.tdr).tdr) == 1:
+    if TDR.lifecycle_state.get(world.probe.tdr(world.td.tdr)) == 1:
         retire(world, world.td)
         for lp in world.lps:
             world.ok("TDH.PHYMEM.CACHE.WB", lp=lp.index, rcx=0)

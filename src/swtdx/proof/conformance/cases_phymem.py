@@ -6,7 +6,6 @@ from typing import Final
 
 from swtdx.arch import status as s
 from swtdx.arch.units import PAGE
-from swtdx.module.globals import SYS
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.kot import busy_kot
 from swtdx.proof.conformance.operands import busy_page, checked, outside
@@ -16,7 +15,7 @@ from swtdx.proof.conformance.world import World
 
 RDMD: Final = Good("TDH.PHYMEM.PAGE.RDMD", "running", lambda w: {"rcx": w.td.tdr})
 WBINVD: Final = Good(
-    "TDH.PHYMEM.PAGE.WBINVD", "running", lambda w: {"rcx": w.page() | w.td.hkid << w.module.hpa_bits}
+    "TDH.PHYMEM.PAGE.WBINVD", "running", lambda w: {"rcx": w.page() | w.td.hkid << w.hpa_bits}
 )
 for _good in (RDMD, WBINVD):
     checked(_good)
@@ -120,5 +119,5 @@ add(
 )  # fmt: skip
 def _wb_busy(world: World) -> None:
     operands = _flushed(world)
-    with world.poked(world.module.data.sys, SYS.wb_mutex.offset, 1, 1):
+    with world.poked(world.probe.cache_wb_mutex, 1, 1):
         world.provoke(**operands)

@@ -74,13 +74,13 @@ def _kinds(world: World) -> None:
 # ------------------------------------------------------------------ service TDs: none is bound
 def _handle(world: World, tdr: int, slot: int = 0) -> int:
     """A binding handle as TDH.SERVTD.BIND would have made it (seamcall.md §4)."""
-    uuid = TDR.td_uuid.get(world.module.td(world.td.tdr).tdr)
+    uuid = TDR.td_uuid.get(world.probe.tdr(world.td.tdr))
     return (tdr | slot) + int.from_bytes(uuid[:8], "little") & (1 << 64) - 1
 
 
 def _uuid(world: World) -> dict[str, int]:
     """The target's UUID in R10..R13; the TD is its own target."""
-    uuid = TDR.td_uuid.get(world.module.td(world.td.tdr).tdr)
+    uuid = TDR.td_uuid.get(world.probe.tdr(world.td.tdr))
     return {f"r{10 + n}": int.from_bytes(uuid[8 * n : 8 * n + 8], "little") for n in range(4)}
 
 
@@ -98,14 +98,14 @@ for _leaf in ("TDG.SERVTD.RD", "TDG.SERVTD.WR"):
 
     def _bindings(world: World) -> None:
         handle, uuid = _handle(world, world.td.tdr), _uuid(world)
-        with world.locked(world.module_td(world.td).tdcs, TDCS.servtd_bindings_lock.offset):
+        with world.locked(world.tdcs_field(TDCS.servtd_bindings_lock)):
             world.tdcall(rcx=handle, **uuid)
 
     def _op_state(world: World, number: int = BY_NAME[_leaf].number) -> None:
         handle, uuid = _handle(world, world.td.tdr), _uuid(world)
 
         def program(_cpu: Any) -> Any:
-            with world.locked(world.module_td(world.td).tdcs, TDCS.op_state_lock.offset):
+            with world.locked(world.tdcs_field(TDCS.op_state_lock)):
                 return (yield Tdcall(rax=number, rcx=handle, rdx=0, **uuid))
 
         world.provoked(world.run_guest(program).rax)

@@ -11,15 +11,13 @@ from swtdx.arch.cpuid_table import NA, Quad
 from swtdx.arch.msrs import IA32_WBNOINVDP
 from swtdx.arch.units import GIB, PAGE
 from swtdx.machine import seamops
-from swtdx.module.globals import SYS, TDMR
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.kot import busy_key_table, no_entropy_for_keys
 from swtdx.proof.conformance.operands import checked
 from swtdx.proof.conformance.registry import add, provokes
 from swtdx.proof.conformance.stages import tdmr_info, tdmr_pointers
-from swtdx.proof.conformance.world import OUTSIDE, PAMT_2M, PAMT_4K, World
-from swtdx.proof.conformance.world import TDMR as TDMR_BASE
+from swtdx.proof.conformance.world import OUTSIDE, PAMT_2M, PAMT_4K, TDMR, World
 
 
 def _global_lock(good: Good) -> None:
@@ -27,7 +25,7 @@ def _global_lock(good: Good) -> None:
 
     def action(world: World) -> None:
         operands = good.operands(world)
-        with world.locked(world.module.data.sys, SYS.sys_lock.offset):
+        with world.locked(world.probe.sys_lock):
             world.provoke(**operands)
 
     add(
@@ -80,15 +78,10 @@ def _cpuid_case(
     """TDH.SYS.INIT on processors that answer one CPUID leaf otherwise."""
 
     def action(world: World) -> None:
-        facts = world.module.facts
-        native = facts.native_cpuid
+        def answer(leaf: int, subleaf: int, native: Quad) -> Quad:
+            return change(native) if (leaf, subleaf & 0xFF if subleaf != NA else 0) == row else native
 
-        def answer(leaf: int, subleaf: int) -> Quad:
-            found: Quad = native(leaf, subleaf)
-            return change(found) if (leaf, subleaf & 0xFF if subleaf != NA else 0) == row else found
-
-        facts.__dict__.pop("sampled", None)
-        with mock.patch.object(facts, "native_cpuid", answer):
+        with world.probe.cpuid_says(answer):
             world.provoke(rcx=0)
 
     add("TDH.SYS.INIT", value, what, action, stage="loaded", **more)
@@ -121,8 +114,7 @@ def _sub_blocks(world: World) -> None:
 
 @provokes("TDH.SYS.INIT", s.TDX_CMR_LIST_INVALID, "CMRs in the wrong order", stage="loaded")
 def _cmrs(world: World) -> None:
-    info = world.module.sysinfo
-    with mock.patch.dict(info.__dict__, {"cmrs": info.cmrs[::-1]}):
+    with world.probe.cmrs_reversed():
         world.provoke(rcx=0)
 
 
@@ -200,7 +192,7 @@ CONFIG.refused(
 _4K, _2M, _1G = range(3)
 #: (status, what, details, fields of TDMR_INFO).
 _BAD_TDMRS: Final[tuple[tuple[int, str, int, dict[str, int]], ...]] = (
-    (s.TDX_INVALID_TDMR, "a base that is no multiple of 1 GiB", 0, {"tdmr_base": TDMR_BASE + PAGE}),
+    (s.TDX_INVALID_TDMR, "a base that is no multiple of 1 GiB", 0, {"tdmr_base": TDMR + PAGE}),
     (s.TDX_INVALID_TDMR, "a size that is no multiple of 1 GiB", 0, {"tdmr_size": GIB - PAGE}),
     (s.TDX_INVALID_TDMR, "no size", 0, {"tdmr_size": 0}),
     (s.TDX_INVALID_TDMR, "an HKID in the base", 0, {"tdmr_base": 1 << 51}),
@@ -208,7 +200,7 @@ _BAD_TDMRS: Final[tuple[tuple[int, str, int, dict[str, int]], ...]] = (
     (s.TDX_INVALID_PAMT, "a PAMT that is not aligned", _2M << 8, {"pamt_2m_base": PAMT_2M + 16}),
     (s.TDX_INVALID_PAMT, "a PAMT with an HKID", _1G << 8, {"pamt_1g_base": 1 << 51}),
     (s.TDX_PAMT_OVERLAP, "two PAMTs in one place", _4K << 8, {"pamt_2m_base": PAMT_4K}),
-    (s.TDX_PAMT_OVERLAP, "a PAMT in the TDMR itself", _4K << 8, {"pamt_4k_base": TDMR_BASE}),
+    (s.TDX_PAMT_OVERLAP, "a PAMT in the TDMR itself", _4K << 8, {"pamt_4k_base": TDMR}),
     (s.TDX_PAMT_OUTSIDE_CMRS, "a PAMT where no memory is", _4K << 8, {"pamt_4k_base": 0x9000_0000}),
     (s.TDX_TDMR_OUTSIDE_CMRS, "a TDMR over a hole", 0, {"tdmr_base": 2 * GIB}),
 )
@@ -243,7 +235,7 @@ for _status, _what, _details, _areas in (
     (s.TDX_NON_ORDERED_RESERVED_IN_TDMR, "an area after an empty one", 0, ((0, 0), (0, PAGE))),
 ):  # fmt: skip
     CONFIG.refused(_status, _what, _details, rcx=_reserved(*_areas))
-for _what, _second in (("two TDMRs in the wrong order", GIB), ("the same TDMR twice", TDMR_BASE)):
+for _what, _second in (("two TDMRs in the wrong order", GIB), ("the same TDMR twice", TDMR)):
     CONFIG.refused(
         s.TDX_NON_ORDERED_TDMR, _what, 1, rdx=2,
         rcx=lambda w, base=_second: tdmr_pointers(w, tdmr_info(), tdmr_info(tdmr_base=base)),  # type: ignore[misc]
@@ -266,12 +258,12 @@ def _same_package(world: World) -> None:
 
 
 # ------------------------------------------------------------------ TDH.SYS.TDMR.INIT, LP.SHUTDOWN
-TDMR_INIT: Final = Good("TDH.SYS.TDMR.INIT", "keyed_module", lambda w: {"rcx": TDMR_BASE})
+TDMR_INIT: Final = Good("TDH.SYS.TDMR.INIT", "keyed_module", lambda w: {"rcx": TDMR})
 checked(TDMR_INIT)
 for _what, _base in (
-    ("not the base", TDMR_BASE + PAGE),
-    ("no TDMR there", 2 * TDMR_BASE),
-    ("an HKID", TDMR_BASE | 1 << 51),
+    ("not the base", TDMR + PAGE),
+    ("no TDMR there", 2 * TDMR),
+    ("an HKID", TDMR | 1 << 51),
     ("memory outside TDMRs", OUTSIDE),
 ):
     TDMR_INIT.refused(s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_base)
@@ -283,9 +275,8 @@ TDMR_INIT.refused(s.TDX_TDMR_ALREADY_INITIALIZED, "when all is done", stage="rea
     stage="keyed_module", reusable=True,
 )  # fmt: skip
 def _tdmr_busy(world: World) -> None:
-    view, at = world.module.data.tdmr(0)
-    with world.poked(view, at + TDMR.mutex.offset, 1, 1):
-        world.provoke(rcx=TDMR_BASE)
+    with world.poked(world.probe.region_mutex(0), 1, 1):
+        world.provoke(rcx=TDMR)
 
 
 LP_SHUTDOWN: Final = Good("TDH.SYS.LP.SHUTDOWN", "ready", lambda w: {})

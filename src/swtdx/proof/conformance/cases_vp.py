@@ -118,7 +118,7 @@ WR.refused(s.TDX_METADATA_FIELD_NOT_WRITABLE, "no bit of the mask", rdx=PIN_CONT
 WR.refused(s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "vector 256", rdx=VECTOR, r8=256, r9=0xFFFF)
 WR.refused(
     s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "a shared EPT in private memory", rdx=SHARED_EPTP,
-    r8=lambda w: w.first_hkid << w.module.hpa_bits, r9=(1 << 64) - 1,
+    r8=lambda w: w.first_hkid << w.hpa_bits, r9=(1 << 64) - 1,
 )  # fmt: skip
 WR.refused(
     s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "a descriptor in the SEAM range", rdx=DESCRIPTOR,

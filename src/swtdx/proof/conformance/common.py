@@ -12,6 +12,7 @@ from swtdx.arch.msrs import IA32_MISC_ENABLE, IA32_TSC_ADJUST
 from swtdx.proof.conformance.registry import Action, add, declared
 from swtdx.proof.conformance.stages import FAR, make_td
 from swtdx.proof.conformance.world import World
+from swtdx.proof.probe import Place
 
 Operands = dict[str, int]
 #: The value of an operand, or what makes it in a world.
@@ -131,7 +132,7 @@ def fatal(good: Good) -> None:
 
     def action(world: World) -> None:
         operands = good.operands(world)
-        with world.poked(world.module.td(world.td.tdr).tdr, TDR.fatal.offset, 1, 1):
+        with world.poked(Place(world.probe.tdr(world.td.tdr), TDR.fatal.offset), 1, 1):
             world.provoke(version=good.version, **operands)
 
     add(good.leaf, s.TDX_TD_FATAL, "the TD is marked fatal", action, stage=good.stage, reusable=True)
@@ -142,7 +143,7 @@ def op_state_lock(good: Good) -> None:
 
     def action(world: World) -> None:
         operands = good.operands(world)
-        with world.locked(world.module_td(world.td).tdcs, TDCS.op_state_lock.offset):
+        with world.locked(world.tdcs_field(TDCS.op_state_lock)):
             world.provoke(version=good.version, **operands)
 
     add(
@@ -156,7 +157,7 @@ def op_state(good: Good, wrong: int) -> None:
 
     def action(world: World) -> None:
         operands = good.operands(world)
-        with world.poked(world.module_td(world.td).tdcs, TDCS.op_state.offset, wrong, 4):
+        with world.poked(world.tdcs_field(TDCS.op_state), wrong, 4):
             world.provoke(version=good.version, **operands)
 
     add(good.leaf, s.TDX_OP_STATE_INCORRECT, f"op_state {wrong}", action, stage=good.stage, reusable=True)
@@ -173,7 +174,7 @@ def sept(
 
         def tree_locked(world: World) -> None:
             operands = good.operands(world)
-            with world.locked(world.module_td(world.td).tdcs, TDCS.secure_ept_lock.offset):
+            with world.locked(world.tdcs_field(TDCS.secure_ept_lock)):
                 world.provoke(version=good.version, **operands)
 
         add(

@@ -9,7 +9,6 @@ from unittest import mock
 
 from swtdx.arch import status as s
 from swtdx.machine.memory import ProgramResult
-from swtdx.module.globals import SYS
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.registry import add
 from swtdx.proof.conformance.world import World
@@ -20,7 +19,7 @@ def busy_kot(good: Good) -> None:
 
     def action(world: World) -> None:
         operands = good.operands(world)
-        with world.locked(world.module.data.sys, SYS.kot_lock.offset):
+        with world.locked(world.probe.kot_lock):
             world.provoke(version=good.version, **operands)
 
     add(

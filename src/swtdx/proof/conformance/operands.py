@@ -114,7 +114,7 @@ def tdvpr(good: Good, register: str, *, exclusive: bool) -> None:
 
 # ------------------------------------------------------------------ the hypervisor's memory
 _WRONG: Final[tuple[tuple[str, Callable[[World, int], int]], ...]] = (
-    ("with a private HKID", lambda w, pa: pa | w.first_hkid << w.module.hpa_bits),
+    ("with a private HKID", lambda w, pa: pa | w.first_hkid << w.hpa_bits),
     ("beyond MAXPA", lambda w, pa: pa | 1 << 52),
     ("in the SEAM range", lambda w, pa: w.seam_range),
 )

@@ -10,9 +10,6 @@ from swtdx.arch import status
 from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaf import GUEST, HOST, Leaf
 from swtdx.arch.leaves import BY_NAME
-from swtdx.module.guest import dispatch as guest_dispatch
-from swtdx.module.host import dispatch as host_dispatch
-from swtdx.module.register import guest_leaf, host_leaf
 from swtdx.proof.conformance import (
     cases_enter,
     cases_guest,
@@ -28,11 +25,12 @@ from swtdx.proof.conformance import (
 from swtdx.proof.conformance.reasons import reason
 from swtdx.proof.conformance.registry import CASES, Case, covers, status_text, statuses
 from swtdx.proof.conformance.runner import Outcome
+from swtdx.proof.probe import implemented
 
-#: The modules whose import fills the registry, here and in the module under test.
+#: The modules whose import fills the registry.
 MODULES: Final = (
     cases_enter, cases_guest, cases_mem, cases_metadata, cases_mng, cases_phymem, cases_servtd, cases_sys,
-    cases_unsupported, cases_vp, host_dispatch, guest_dispatch,
+    cases_unsupported, cases_vp,
 )  # fmt: skip
 
 
@@ -56,10 +54,7 @@ def state(leaf: Leaf) -> str:
     """Whether the module has the leaf."""
     if not BASE_MODULE.serves(leaf):
         return f"unsupported: {leaf.support.replace('_', ' ')}"
-    handlers = {HOST: host_leaf.names, GUEST: guest_leaf.names}.get(leaf.side)
-    # TDG.VP.VMCALL has no handler: it is a TD exit, and the dispatcher's own business.
-    there = handlers is None or leaf.name in handlers or leaf.name == "TDG.VP.VMCALL"
-    return "implemented" if there else "missing"
+    return "implemented" if implemented(leaf) else "missing"
 
 
 def select(names: Iterable[str]) -> list[Case]:

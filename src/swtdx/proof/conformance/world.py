@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from swtdx.arch import regs, status
+from swtdx.arch.layout import Field
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
 from swtdx.arch.regs import RAX
 from swtdx.arch.sept_bits import TDEL
@@ -15,11 +16,10 @@ from swtdx.arch.units import GIB, LARGE_PAGE, PAGE
 from swtdx.machine.engine.scripted import Program, Script, Tdcall
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.machine import MachineConfig
-from swtdx.module.globals import SYS
-from swtdx.module.objects.td import Td as ModuleTd
 from swtdx.platform import Platform, PlatformConfig
 from swtdx.proof.conformance.registers import wrong_registers
 from swtdx.proof.conformance.registry import Case, status_text
+from swtdx.proof.probe import ModuleProbe, Place
 
 #: The one TDMR, its PAMTs, and the hypervisor's own buffers.
 TDMR: Final = 4 * GIB
@@ -63,6 +63,10 @@ class World:
         self.platform = Platform.boot(PlatformConfig(machine=config))
         self.machine = self.platform.machine
         self.memory = self.platform.host.memory
+        #: Where the module keeps what no call shows.
+        self.probe = ModuleProbe(self.machine)
+        #: Physical address bits below the KeyID.
+        self.hpa_bits = self.machine.memory.addresses.hpa_bits
         self.lps = self.machine.processors
         for lp in self.platform.host.processors:
             with contextlib.suppress(GeneralProtection):
@@ -282,28 +286,20 @@ class World:
     @property
     def seam_range(self) -> int:
         """The first address of the SEAM range."""
-        base: int = SYS.seamrr_base.get(self.module.data.sys)
-        return base
+        return self.probe.seam_range
 
     # ------------------------------------------------------------------ behind the module's back
-    @property
-    def module(self) -> Any:
-        """The module: only to look where its locks and flags are."""
-        return self.machine.seam.module.state
-
-    def module_td(self, td: Td) -> ModuleTd:
-        """The module's windows to a TD's control structures."""
-        found: ModuleTd = self.module.td(td.tdr)
-        if not found.pages:
-            found.map_tdcs(self.module.keyhole)
-        return found
+    def tdcs_field(self, field: Field) -> Place:
+        """Where a field of the TDCS of the stage's TD is."""
+        return Place(self.probe.tdcs(self.td.tdr), field.offset)
 
     @contextlib.contextmanager
-    def poked(self, view: memoryview, offset: int, value: int, size: int = 2) -> Iterator[None]:
+    def poked(self, place: Place, value: int, size: int = 2) -> Iterator[None]:
         """``size`` bytes of the module's memory hold ``value`` for a while.
 
         What a refused call left in a lock (the host-priority bit) goes, too.
         """
+        view, offset = place
         before = bytes(view[offset : offset + size])
         view[offset : offset + size] = value.to_bytes(size, "little")
         try:
@@ -313,21 +309,17 @@ class World:
 
     def locked_page(self, hpa: int, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Another processor holds the PAMT lock of a page."""
-        entry = self.module.pamt.owned(hpa, 0)
-        return self.poked(entry.view, entry.offset, _SHARE if shared else 1)
+        return self.poked(self.probe.pamt_entry(hpa), _SHARE if shared else 1)
 
-    def locked(self, view: memoryview, offset: int) -> contextlib.AbstractContextManager[None]:
+    def locked(self, place: Place) -> contextlib.AbstractContextManager[None]:
         """Another processor holds a lock exclusively."""
-        return self.poked(view, offset, 1)
+        return self.poked(place, 1)
 
     @contextlib.contextmanager
     def locked_entry(self, td: Td, gpa: int, level: int) -> Iterator[None]:
         """The guest holds the lock of the Secure EPT entry of ``gpa`` at ``level``."""
-        from swtdx.module.objects.sept import walk
-
-        entry = walk(self.module.keyhole, self.module_td(td), gpa, level)
-        assert entry.level == level
-        with self.poked(entry.view, entry.offset, entry.raw | TDEL, 8):
+        entry = self.probe.sept_entry(td.tdr, gpa, level)
+        with self.poked(entry, entry.read(8) | TDEL, 8):
             yield
 
     @contextlib.contextmanager

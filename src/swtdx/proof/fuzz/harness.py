@@ -447,7 +447,7 @@ class Fuzzer:
     def _check(self) -> None:
         self._next_check = self.report.calls + self._check_every
         world = self._world
-        if world is None or world.machine.seam.module is None or self._depth:
+        if world is None or not world.probe.loaded or self._depth:
             return
         self.report.checks += 1
         picture = read(world.machine)

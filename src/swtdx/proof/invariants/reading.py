@@ -2,7 +2,7 @@
 
 PAMT, TDR, TDCS, TDVPS and Secure EPT are read by the layouts in :mod:`swtdx.arch`, not by the module's
 code, so that each checks the other.  Three tables have no architectural layout (TDMRs, key ownership,
-processors): those are found through the module's own declaration of them.
+processors): those are found by :class:`~swtdx.proof.probe.ModuleProbe`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from swtdx.arch.sept import SeptState
 from swtdx.arch.states import PAGE_BYTES, PageType, SysState
 from swtdx.arch.units import GIB, PAGE
 from swtdx.machine.memory import MachineCheck, Requestor
-from swtdx.module.globals import KOT_ENTRY, LP_DATA, SYS, TDMR
 from swtdx.proof.invariants.picture import KeyView, Mapping, Page, Picture, TdView, Translation, VcpuView
+from swtdx.proof.probe import ModuleProbe
 
 if TYPE_CHECKING:
     from swtdx.machine.machine import Machine
@@ -44,7 +44,7 @@ class Reader:
         self._machine = machine
         self._memory = machine.memory
         self._shift = machine.memory.addresses.hpa_bits
-        self._module: Any = machine.seam.module
+        self._probe = ModuleProbe(machine)
         self.picture = Picture(False)
 
     def page(self, hpa: int, keyid: int) -> bytes | None:
@@ -58,53 +58,41 @@ class Reader:
     def read(self) -> Picture:
         """The picture."""
         picture = self.picture
-        if self._module is None:
+        probe = self._probe
+        if not probe.loaded:
             return picture
-        data = self._module.state.data
-        sys = data.sys
-        state = SYS.sys_state.get(sys)
+        state = probe.sys_state
         picture.ready = state == SysState.READY
         picture.processors = len(self._machine.processors)
         picture.packages = self._machine.config.packages
         picture.guests_running = sum(lp.in_guest for lp in self._machine.processors)
         if state < SysState.SYSCONFIG_DONE:
             return picture
-        picture.global_hkid = SYS.global_hkid.get(sys)
-        picture.system_locks = {"SYS": SYS.sys_lock.get(sys), "KOT": SYS.kot_lock.get(sys)}
-        self._keys(data)
+        picture.global_hkid = probe.global_hkid
+        picture.system_locks = {"SYS": probe.sys_lock.read(2), "KOT": probe.kot_lock.read(2)}
+        picture.keys = {hkid: KeyView(*key) for hkid, key in probe.keys().items()}
         addresses = self._memory.addresses
         picture.first_private = addresses.first_private
         if not picture.ready:
             return picture
-        self._pamts(data)
+        self._pamts()
         for page in picture.of_kind(PageType.TDR):
             self._td(page)
         for lp in self._machine.processors:
-            view, at = data.lp(lp.index)
-            picture.last_vcpu.append(LP_DATA.last_tdvpr.get(view, at))
+            picture.last_vcpu.append(probe.last_tdvpr(lp.index))
             picture.translations.append(_translations(lp, self._memory.pages.tags))
         return picture
 
-    def _keys(self, data: Any) -> None:
-        sys = data.sys
-        first = SYS.first_private_hkid.get(sys)
-        for hkid in range(first, first + SYS.num_private_hkids.get(sys)):
-            view, at = data.kot(hkid)
-            self.picture.keys[hkid] = KeyView(KOT_ENTRY.state.get(view, at), KOT_ENTRY.wbinvd.get(view, at))
-
     # ------------------------------------------------------------------ PAMT
-    def _pamts(self, data: Any) -> None:
+    def _pamts(self) -> None:
         covered = []
-        for index in range(SYS.num_tdmrs.get(data.sys)):
-            view, at = data.tdmr(index)
-            base, size = TDMR.base.get(view, at), TDMR.size_.get(view, at)
-            end = min(base + size, TDMR.initialised.get(view, at) & -GIB)
+        for base, size, initialised, pamts in self._probe.regions():
+            end = min(base + size, initialised & -GIB)
             if end <= base:
                 continue
             covered.append((base, end))
-            for level, field in enumerate((TDMR.pamt_4k, TDMR.pamt_2m, TDMR.pamt_1g)):
-                count = (end - base) // PAGE_BYTES[level]
-                self._pamt(base, level, field.get(view, at), count)
+            for level, pamt in enumerate(pamts):
+                self._pamt(base, level, pamt, (end - base) // PAGE_BYTES[level])
         self.picture.covered = tuple(covered)
 
     def _pamt(self, base: int, level: int, table: int, count: int) -> None:
