@@ -29,7 +29,7 @@ def _value(world: World, name: str, lp: int) -> int:
 
 def _beside(world: World, features: ModuleFeatures) -> None:
     """Processor 1 enters another module, over the same part of the SEAM range."""
-    state = world.module
+    state = world.machine.seam.module.state
     other = TdxModule(world.machine, (state.sysinfo.base, 0), features)
     world.machine.seam.gates[1] = other
 

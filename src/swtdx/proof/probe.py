@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from swtdx.module.state import ModuleState
 
 _PAMT_ENTRY: Final = 16
-_HANDLERS: Final = {HOST: host_leaf, GUEST: guest_leaf}
 #: Their import fills the tables of handlers.
 _DISPATCH: Final = (_host_dispatch, _guest_dispatch)
 
@@ -80,8 +79,8 @@ def implemented(leaf: Leaf) -> bool:
     """
     if not BASE_MODULE.serves(leaf):
         return False
-    handlers = _HANDLERS.get(leaf.side)
-    return handlers is None or leaf.name in handlers.names or leaf.name == "TDG.VP.VMCALL"
+    handlers = {HOST: host_leaf.names, GUEST: guest_leaf.names}.get(leaf.side)
+    return handlers is None or leaf.name in handlers or leaf.name == "TDG.VP.VMCALL"
 
 
 class ModuleProbe:
