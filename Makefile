@@ -1,4 +1,4 @@
-# Two commands matter: `make run` and `make test`.  Each sets up all it needs.
+# Two commands matter: `make run` and `make test`.  Each sets up all it needs.  `make help` lists all.
 PYTHON ?= python3
 #: Test processes side by side.
 JOBS ?= 2
@@ -14,24 +14,33 @@ DEV := $(VENV)/.swtdx-dev
 # As an installation does; where PYTHONDONTWRITEBYTECODE is set, Python would do it anew at every start.
 COMPILE = $(BIN)/python -m compileall -q src
 
-.PHONY: run test lint bench clean
+# Tests that start no QEMU and fetch nothing.
+FAST := not boot and not slow and not qemu and not network
 
-run: $(BASE)
+.PHONY: run test fast lint cover bench clean help
+
+run: $(BASE)  ## Boot Linux as a trust domain, to a shell
 	@$(BIN)/swtdx setup --quiet
 	@$(BIN)/swtdx run
 
-test: $(DEV)
+test: $(DEV)  ## All checks and all tests (JOBS=2, PYTEST='more words for pytest')
 	@$(BIN)/swtdx setup --quiet --tests
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
-lint: $(DEV)
+fast: $(DEV)  ## The tests that need no QEMU: about a minute
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(FAST)" $(PYTEST)
+
+cover: $(DEV)  ## What lines of src/swtdx those tests reach, file by file
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(FAST)" --cov $(PYTEST)
+
+lint: $(DEV)  ## ruff, mypy and import-linter
 	@$(BIN)/ruff check src tests benchmarks
 	@$(BIN)/ruff format --check src tests benchmarks
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(DEV)
+bench: $(DEV)  ## All benchmarks, and whether they keep what was promised
 	@$(COMPILE)
 	@$(BIN)/python -m benchmarks
 
@@ -52,5 +61,9 @@ $(DEV): pyproject.toml | $(BIN)/python
 	@$(COMPILE)
 	@touch $@ $(BASE)
 
-clean:
+clean:  ## Remove .venv and what was built
 	rm -rf $(VENV) build dist src/*.egg-info
+
+help:  ## This list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
+	    while IFS='|' read -r target text; do printf '%-12s %s\n' "$$target" "$$text"; done

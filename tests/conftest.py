@@ -28,4 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if shared:
         raise pytest.UsageError(f"several tests have the id {shared[0]}")
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("boot")}
+    # Guests and QEMU take their time already, and most of what they do the other tests do too.
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("boot", "slow", "qemu")):
+            item.add_marker("no_cover")
     items.sort(key=lambda item: item.path not in long)

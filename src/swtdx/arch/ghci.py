@@ -4,7 +4,7 @@
 R10 = 0 says that R11 holds one of these sub-functions; any other R10 belongs to a hypervisor's own
 interface.  Back come the status in R10 and the outputs; a guest trusts none of them.
 
-Sources: shared/reference/ghci.md, which is cross-checked with edk2 (``IndustryStandard/Tdx.h``), Linux
+Sources: docs/reference/ghci.md, which is cross-checked with edk2 (``IndustryStandard/Tdx.h``), Linux
 (``asm/shared/tdx.h``, ``arch/x86/coco/tdx/tdx.c``, ``arch/x86/kvm/vmx/tdx.c``) and QEMU
 (``target/i386/kvm/tdx.c``); the order of checks is that of KVM and QEMU.
 """

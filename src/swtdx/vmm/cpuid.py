@@ -13,7 +13,7 @@ from typing import Final
 Registers = tuple[int, int, int, int]
 
 HYPERVISOR: Final = 0x40000000
-#: Without this name Linux would not use x2APIC (engine-notes.md A).
+#: Without this name Linux would not use x2APIC, and would die on a private access to 0xFEE00000.
 _SIGNATURE: Final = struct.unpack("<3I", b"KVMKVMKVM\0\0\0")
 #: KVM_FEATURE_NOP_IO_DELAY: port 0x80 need not be written after each port access.  Nothing else of KVM's
 #: interface is here, so nothing else is offered.

@@ -9,7 +9,7 @@ the walk stopped, and its level and state.
 Numbers, registers and operands come from the leaf tables (:mod:`.leaf_call`); a line here says which
 outputs the hypervisor looks at.  The names in parentheses are those of the operands, after ``cpu``.
 
-Source: shared/reference/seamcall.md §2.
+Source: docs/reference/seamcall.md §2.
 """
 
 from __future__ import annotations
