@@ -110,6 +110,10 @@ CR_ACCESS_BITS: Final = (
 )  # fmt: skip
 #: ``access`` of a CR access.
 CR_ACCESS_TYPES: Final = ("MOV to CR", "MOV from CR", "CLTS", "LMSW")
+MOV_TO_CR: Final = 0
+MOV_FROM_CR: Final = 1
+CLTS: Final = 2
+LMSW: Final = 3
 EPT_VIOLATION_BITS: Final = (
     Bits("read", 0, 0), Bits("write", 1, 1), Bits("fetch", 2, 2), Bits("readable", 3, 3),
     Bits("writable", 4, 4), Bits("executable", 5, 5), Bits("user_executable", 6, 6),
@@ -122,6 +126,12 @@ EPT_WRITE: Final = 1 << 1
 EPT_FETCH: Final = 1 << 2
 EPT_GLA_VALID: Final = 1 << 7
 EPT_GLA_FINAL: Final = 1 << 8
+#: The bits of each exit qualification whose format is declared, by exit reason.
+QUALIFICATION_BITS: Final[dict[int, tuple[Bits, ...]]] = {
+    ExitReason.IO_INSTRUCTION: IO_BITS,
+    ExitReason.CR_ACCESS: CR_ACCESS_BITS,
+    ExitReason.EPT_VIOLATION: EPT_VIOLATION_BITS,
+}
 #: Bits of an EPT violation's qualification that a TD exit hides from the host.
 EPT_HIDDEN_FROM_HOST: Final = 0x3F << 7
 #: VM-exit and VM-entry interruption information.
@@ -167,6 +177,11 @@ ACCEPT_INFO_BITS: Final = (
     Bits("requested_level", 2, 0), Bits("level", 5, 3), Bits("state", 13, 6), Bits("is_leaf", 14, 14),
     Bits("vm", 21, 20),
 )  # fmt: skip
+
+# RCX before TDH.VP.ENTER, beside the TDVPR page
+#: HOST_RECOVERABILITY_HINT.
+ENTER_HINT: Final = 1 << 52
+ENTER_RESUME_L1: Final = 1 << 53
 
 #: RCX after TDH.VP.ENTER: exit qualification, or the guest's register masks, and the VM.
 VP_ENTER_RCX_BITS: Final = (

@@ -135,8 +135,3 @@ class ModuleFeatures:
 
 #: swtdx's own module: the base ABI 1.5.  (Intel's 1.5.01 also lets a TD set PERFMON.)
 BASE_MODULE: Final = ModuleFeatures("the base module")
-
-
-def feature_names(value: int) -> list[str]:
-    """Names of the bits that are 1 (``bit 40`` for one without a name)."""
-    return [FEATURES[bit][0] if bit in FEATURES else f"bit {bit}" for bit in range(64) if value >> bit & 1]

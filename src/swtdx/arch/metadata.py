@@ -41,8 +41,8 @@ TABLES: Final[dict[int, tuple[MetadataField, ...]]] = {
 }
 #: Rows at the end of a table for each L2 VM, and how many L2 VMs those are for.
 _L2_ROWS: Final = {Context.SYS: 0, Context.TD: metadata_td.L2_ROWS, Context.VP: metadata_vp.L2_ROWS}
-_MAX_L2_VMS: Final = 3
-_CPUID_CLASS: Final = 20
+MAX_L2_VMS: Final = 3
+CPUID_CLASS: Final = 20
 
 
 def _index(context: int) -> dict[int, tuple[list[int], list[int]]]:
@@ -60,13 +60,13 @@ _BY_NAME: Final = {(row.context, row.name): row for table in TABLES.values() for
 
 
 def _rows(context: int, l2_vms: int) -> int:
-    return len(TABLES[context]) - _L2_ROWS[Context(context)] // _MAX_L2_VMS * (_MAX_L2_VMS - l2_vms)
+    return len(TABLES[context]) - _L2_ROWS[Context(context)] // MAX_L2_VMS * (MAX_L2_VMS - l2_vms)
 
 
 def _position(context: int, identifier: int, l2_vms: int) -> int | None:
     code = identifier & CODE_MASK
     class_code = identifier >> 56 & 0x3F
-    if context == Context.TD and class_code == _CPUID_CLASS:
+    if context == Context.TD and class_code == CPUID_CLASS:
         code &= 1
     found = _BY_CLASS[context].get(class_code)
     if found is None:
@@ -97,7 +97,7 @@ def lookup(context: int, identifier: int, l2_vms: int = 0) -> tuple[MetadataFiel
         return None
     row = TABLES[context][position]
     code = identifier & CODE_MASK
-    if context == Context.TD and row.class_code == _CPUID_CLASS:
+    if context == Context.TD and row.class_code == CPUID_CLASS:
         if code >> 17:
             return None
         leaf, subleaf, element = cpuid_policy.split_field_code(code)
@@ -120,7 +120,7 @@ def by_name(context: int, name: str) -> MetadataField:
 
 
 def _next_in_row(row: MetadataField, identifier: int, *, whole_fields: bool) -> int | None:
-    if row.context == Context.TD and row.class_code == _CPUID_CLASS:
+    if row.context == Context.TD and row.class_code == CPUID_CLASS:
         return _next_cpuid(identifier, whole_fields=whole_fields)
     step = row.elements if whole_fields else 1
     place = ((identifier & CODE_MASK) - row.code) // (step * row.stride)
@@ -141,7 +141,7 @@ def _next_cpuid(identifier: int, *, whole_fields: bool) -> int | None:
 
 
 def _first(row: MetadataField) -> int:
-    if row.context == Context.TD and row.class_code == _CPUID_CLASS:
+    if row.context == Context.TD and row.class_code == CPUID_CLASS:
         first = cpuid_policy.ROWS[0]
         return row.id | cpuid_policy.field_code(first.leaf, first.subleaf, 0)
     return row.id

@@ -161,6 +161,12 @@ NAMES: Final[dict[int, str]] = {
     value: name for name, value in tuple(globals().items()) if name.startswith(("IA32_", "MSR_"))
 }
 
+# IA32_MISC_ENABLE
+MISC_ENABLE_LIMIT_CPUID: Final = 1 << 22
+# IA32_DEBUGCTL
+DEBUGCTL_TR: Final = 1 << 6
+DEBUGCTL_BTS: Final = 1 << 7
+DEBUGCTL_UNCORE_PMI: Final = 1 << 13
 # IA32_SEAMRR_PHYS_BASE, IA32_SEAMRR_PHYS_MASK
 SEAMRR_CONFIGURED: Final = 1 << 3
 SEAMRR_LOCK: Final = 1 << 10

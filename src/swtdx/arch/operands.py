@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch import regs
+
 
 class OperandId:
     """Operand ids: the low 32 bits of OPERAND_* and similar codes.
@@ -15,21 +17,21 @@ class OperandId:
     of a structure in memory, 128 and above objects that the leaf reaches by itself.
     """
 
-    RAX: Final = 0
-    RCX: Final = 1
-    RDX: Final = 2
-    RBX: Final = 3
-    RBP: Final = 5
-    RSI: Final = 6
-    RDI: Final = 7
-    R8: Final = 8
-    R9: Final = 9
-    R10: Final = 10
-    R11: Final = 11
-    R12: Final = 12
-    R13: Final = 13
-    R14: Final = 14
-    R15: Final = 15
+    RAX: Final = regs.RAX
+    RCX: Final = regs.RCX
+    RDX: Final = regs.RDX
+    RBX: Final = regs.RBX
+    RBP: Final = regs.RBP
+    RSI: Final = regs.RSI
+    RDI: Final = regs.RDI
+    R8: Final = regs.R8
+    R9: Final = regs.R9
+    R10: Final = regs.R10
+    R11: Final = regs.R11
+    R12: Final = regs.R12
+    R13: Final = regs.R13
+    R14: Final = regs.R14
+    R15: Final = regs.R15
     ATTRIBUTES: Final = 64
     XFAM: Final = 65
     EXEC_CONTROLS: Final = 66

@@ -290,27 +290,9 @@ def code_of(status: int) -> int:
     return status & CODE_MASK
 
 
-def details_of(status: int) -> int:
-    """Bits 31:0: operand id, MSR address, exit reason, ... depending on the code."""
-    return status & DETAILS_MASK
-
-
 def with_operand(status: int, operand: int) -> int:
     """``status`` with an operand id (or any other 32-bit detail) in bits 31:0."""
     return status & CODE_MASK | operand & DETAILS_MASK
-
-
-def with_bytes(status: int, *info: int) -> int:
-    """``status`` with up to four one-byte details, the first in bits 7:0 (TDMR and PAMT indices)."""
-    details = 0
-    for position, value in enumerate(info):
-        details |= (value & 0xFF) << (8 * position)
-    return with_operand(status, details)
-
-
-def with_words(status: int, high: int, low: int) -> int:
-    """``status`` with two 16-bit details: ``high`` in bits 31:16, ``low`` in bits 15:0."""
-    return with_operand(status, (high & 0xFFFF) << 16 | low & 0xFFFF)
 
 
 def name_of(status: int) -> str:

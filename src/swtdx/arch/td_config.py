@@ -153,6 +153,10 @@ CPUID_CONTROL_SUPERVISOR: Final = 1 << 0
 CPUID_CONTROL_USER: Final = 1 << 1
 
 
+#: The shared bit of a TD with a GPA width of 48.
+SHARED_BIT_48: Final = 1 << 47
+
+
 def shared_bit(config_flags: int) -> int:
     """The bit of a GPA that makes it shared: bit 51 with GPAW, else bit 47."""
     return 1 << (51 if config_flags & CONFIG_GPAW else 47)

@@ -17,6 +17,9 @@ LARGE_PAGE: Final = 2 * MIB
 HUGE_PAGE: Final = GIB
 CACHE_LINE: Final = 64
 
+#: What TDH.MR.EXTEND measures at a time.
+EXTEND_CHUNK: Final = 256
+
 MASK32: Final = (1 << 32) - 1
 MASK64: Final = (1 << 64) - 1
 #: What a field for a physical address holds when it names nothing.

@@ -232,8 +232,3 @@ def width(encoding: int) -> int:
 def is_guest_state(encoding: int) -> bool:
     """Whether the field is guest state (type 2), which VM entry loads and VM exit saves."""
     return encoding >> 10 & 3 == 2
-
-
-def is_read_only(encoding: int) -> bool:
-    """Whether the field is exit information (type 1)."""
-    return encoding >> 10 & 3 == 1

@@ -58,6 +58,17 @@ EFER_NXE: Final = 1 << 11
 CPUID_1_ECX_OSXSAVE: Final = 1 << 27
 CPUID_7_ECX_OSPKE: Final = 1 << 4
 
+# Entries of page tables
+PTE_P: Final = 1 << 0
+PTE_W: Final = 1 << 1
+PTE_U: Final = 1 << 2
+PTE_PS: Final = 1 << 7
+PTE_NX: Final = 1 << 63
+
+# Memory types (MTRRs, PAT, EPT)
+MEMORY_TYPE_UC: Final = 0
+MEMORY_TYPE_WB: Final = 6
+
 #: Bits 51:12: the physical address in an entry of any page table, and of a page in an operand.
 FRAME_MASK: Final = (1 << 52) - (1 << 12)
 

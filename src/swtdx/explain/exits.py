@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from swtdx.arch import exits, ghci
-from swtdx.arch.bits import Bits
 from swtdx.arch.exit_policy import EXIT_POLICY, UNEXPECTED
 from swtdx.arch.exits import ExitReason
 from swtdx.explain.model import Explanation, bits_text, table
-
-_QUALIFICATIONS: Final[dict[int, tuple[Bits, ...]]] = {
-    ExitReason.IO_INSTRUCTION: exits.IO_BITS,
-    ExitReason.CR_ACCESS: exits.CR_ACCESS_BITS,
-    ExitReason.EPT_VIOLATION: exits.EPT_VIOLATION_BITS,
-}
 
 
 def explain_exit(number: int) -> Explanation:
@@ -32,7 +23,7 @@ def explain_exit(number: int) -> Explanation:
     if call is not None:
         facts.append(("As a TDVMCALL", f"the guest asks with {call.name} (swtdx explain tdvmcall {number})"))
     bits = [(f"{each.high}:{each.low}" if each.high != each.low else str(each.high), each.name)
-            for each in _QUALIFICATIONS.get(number, ())]  # fmt: skip
+            for each in exits.QUALIFICATION_BITS.get(number, ())]  # fmt: skip
     return Explanation(
         "exit",
         str(number),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import cpuid_policy, metadata
-from swtdx.arch.metadata import TABLES, Accessor, Context, MetadataField
+from swtdx.arch.metadata import CPUID_CLASS, MAX_L2_VMS, TABLES, Accessor, Context, MetadataField
+from swtdx.arch.metadata_field import CODE_MASK
 from swtdx.explain.model import Explanation, table
 
 _CONTEXTS: Final = {
@@ -19,9 +20,6 @@ _ACCESSORS: Final = {
     Accessor.GUEST: "guest",
     Accessor.MIGTD: "migration TD",
 }
-_CPUID_CLASS: Final = 20
-_MAX_L2_VMS: Final = 3
-_CODE: Final = 0xFF_FFFF
 #: Bits of an identifier that a leaf cannot supply itself: NON_ARCH (63), reserved (62), class (61:56), and
 #: reserved (55).  Context, sizes and counts may be left out, as Linux's TDCS_NOTIFY_ENABLES does.
 _NEEDED: Final = 0xFF80_0000_0000_0000
@@ -81,13 +79,13 @@ def _excess(identifier: int, row: MetadataField) -> int:
 
     A number that might be a status (bit 63, and no context) may leave bits out and have none too many.
     """
-    excess = identifier & ~row.id & ~_CODE
+    excess = identifier & ~row.id & ~CODE_MASK
     like_a_status = identifier & _NON_ARCH and not identifier & _CONTEXT
     return excess if like_a_status else excess & ~_COUNTS
 
 
 def _deviation(row: MetadataField, identifier: int) -> list[tuple[str, str]]:
-    if not (identifier ^ row.id) & ~_CODE:
+    if not (identifier ^ row.id) & ~CODE_MASK:
         return []
     return [
         (
@@ -98,8 +96,8 @@ def _deviation(row: MetadataField, identifier: int) -> list[tuple[str, str]]:
 
 
 def _element(row: MetadataField, identifier: int, element: int) -> str:
-    if row.context == Context.TD and row.class_code == _CPUID_CLASS:
-        leaf, subleaf, half = cpuid_policy.split_field_code(identifier & _CODE)
+    if row.context == Context.TD and row.class_code == CPUID_CLASS:
+        leaf, subleaf, half = cpuid_policy.split_field_code(identifier & CODE_MASK)
         where = f"leaf {leaf:#x}" + ("" if subleaf == cpuid_policy.NA else f", sub-leaf {subleaf:#x}")
         return f"{where}, {'EDX:ECX' if half else 'EBX:EAX'}"
     if row.elements > 1:
@@ -124,12 +122,12 @@ def by_identifier(identifier: int) -> list[Explanation]:
         return []
     found = []
     for context in Context:
-        hit = metadata.lookup(context, identifier, _MAX_L2_VMS)
+        hit = metadata.lookup(context, identifier, MAX_L2_VMS)
         if hit is not None:
             row, element = hit
             if (identifier ^ row.id) & _NEEDED or _excess(identifier, row):
                 continue
-            exact = (identifier ^ row.id) & ~_CODE == 0
+            exact = (identifier ^ row.id) & ~CODE_MASK == 0
             found.append((exact, identifier >> 52 & 7 in (0, context), row, element))
     chosen = [hit for hit in found if hit[0]] or [hit for hit in found if hit[1]]
     return [explain_field(row, identifier, element) for _, _, row, element in chosen]
@@ -150,7 +148,7 @@ def by_name(text: str) -> list[Explanation]:
             if row.name.upper() != name:
                 continue
             element = int(index or 0)
-            cpuid = context == Context.TD and row.class_code == _CPUID_CLASS
+            cpuid = context == Context.TD and row.class_code == CPUID_CLASS
             if element < row.total:
                 # The codes of CPUID_VALUES name leaves; the row's own is that of leaf 0.
                 identifier = row.id if cpuid else row.element_id(element)

@@ -14,7 +14,7 @@ from swtdx.arch.exits import ExitReason
 from swtdx.arch.guest_leaves import GUEST_LEAVES
 from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.leaf import Leaf
-from swtdx.arch.leaves import HOST_LEAVES, LOADER_LEAVES
+from swtdx.arch.leaves import BY_NAME, HOST_LEAVES, LOADER_LEAVES, P_SEAMLDR
 from swtdx.arch.regs import R8, R9, R10, R11, RAX, RCX, RDX, RSP
 from swtdx.arch.status import is_error
 from swtdx.trace.event import GUEST, HYPERVISOR, MODULE, Event, Value
@@ -32,9 +32,8 @@ from swtdx.trace.names import (
 from swtdx.trace.record import ExitInfo, Kind, Record, Registers
 
 _VP_ENTER: Final = HOST_BY_NAME["TDH.VP.ENTER"].number
-_VMCALL: Final = 0
+_VMCALL: Final = BY_NAME["TDG.VP.VMCALL"].number
 _TDCALL: Final = int(ExitReason.TDCALL)
-_LOADER: Final = 1 << 63
 #: Registers of a TDVMCALL that are no secret of the guest's.
 _OPERANDS: Final = (RAX, RCX)
 #: Registers that say something after an asynchronous TD exit, and RSP, which no SEAMCALL touches.
@@ -48,7 +47,7 @@ def decode(record: Record) -> list[Event]:
 
 def leaf_of(rax: int) -> Leaf | None:
     """The leaf of a SEAMCALL; None if there is none."""
-    return LOADER_LEAVES.get(rax) if rax & _LOADER else HOST_LEAVES.get(rax & 0xFFFF)
+    return LOADER_LEAVES.get(rax) if rax & P_SEAMLDR else HOST_LEAVES.get(rax & 0xFFFF)
 
 
 def _event(

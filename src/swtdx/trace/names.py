@@ -8,24 +8,13 @@ from typing import Final
 from swtdx.arch import exits, regs
 from swtdx.arch import status as st
 from swtdx.arch.bits import Bits
-from swtdx.arch.exits import ExitReason
 from swtdx.arch.leaf import Input, Output
 from swtdx.arch.status_notes import decode
+from swtdx.arch.x86 import EXCEPTIONS
 from swtdx.trace.event import Part, Value
 
 #: Register names in capitals, x86 order.
 REGISTERS: Final = tuple(name.upper() for name in regs.NAMES)
-#: Registers that a TDVMCALL may pass, by bit of its mask.
-_EXCEPTIONS: Final = {
-    0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS",
-    11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM", 20: "#VE",
-    21: "#CP",
-}  # fmt: skip
-_QUALIFICATIONS: Final[dict[int, tuple[Bits, ...]]] = {
-    ExitReason.IO_INSTRUCTION: exits.IO_BITS,
-    ExitReason.CR_ACCESS: exits.CR_ACCESS_BITS,
-    ExitReason.EPT_VIOLATION: exits.EPT_VIOLATION_BITS,
-}
 
 
 def number_of(register: str) -> int | None:
@@ -66,7 +55,7 @@ def bits_of(ranges: tuple[Bits, ...], value: int) -> tuple[Part, ...]:
 
 def qualification_bits(reason: int, qualification: int) -> tuple[Part, ...]:
     """The bits of an exit qualification, where its format is declared."""
-    return bits_of(_QUALIFICATIONS.get(reason & 0xFFFF, ()), qualification)
+    return bits_of(exits.QUALIFICATION_BITS.get(reason & 0xFFFF, ()), qualification)
 
 
 def event_name(info: int) -> str:
@@ -74,7 +63,7 @@ def event_name(info: int) -> str:
     vector, kind = info & 0xFF, info >> 8 & 7
     if kind == exits.InterruptionType.EXTERNAL:
         return f"interrupt {vector:#x}"
-    return _EXCEPTIONS.get(vector, f"exception {vector}")
+    return EXCEPTIONS.get(vector, f"exception {vector}")
 
 
 def inputs(declared: Iterable[Input], gpr: Sequence[int], version: int) -> tuple[Value, ...]:

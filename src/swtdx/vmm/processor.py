@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from swtdx.arch import status as st
+from swtdx.arch.regs import R8, RAX, RCX, RDX
 from swtdx.machine.host import GeneralProtection, HostProcessor, InvalidOpcode
 from swtdx.vmm.errors import SeamcallError, leaf_name
 
@@ -101,7 +102,7 @@ class Processor:
         answers gives a software-defined status (``status.SW_*``), as in Linux.
         """
         gpr = self.gpr
-        gpr[0] = leaf
+        gpr[RAX] = leaf
         operands = gpr[:]
         tries = 0
         while True:
@@ -124,7 +125,7 @@ class Processor:
 
     def call_once(self, leaf: int) -> int:
         """:meth:`call` without retries: for leaves whose next operands depend on the outcome."""
-        self.gpr[0] = leaf
+        self.gpr[RAX] = leaf
         return self._once(leaf, self.gpr[:])
 
     def _once(self, leaf: int, operands: list[int]) -> int:
@@ -138,7 +139,7 @@ class Processor:
             return st.SW_UD
         if self.trace is not None:
             self.trace(self.index, operands, self.gpr[:])
-        return self.gpr[0] if answered else st.SW_VMFAILINVALID
+        return self.gpr[RAX] if answered else st.SW_VMFAILINVALID
 
     def need(self, status: int, doing: str = "", *accepted: int) -> int:
         """``status`` of the last call if it is success, informational, or one of the codes ``accepted``.
@@ -148,7 +149,7 @@ class Processor:
         """
         if status >= st.NON_RECOVERABLE and status & st.CODE_MASK not in accepted:
             gpr = self.gpr
-            raise SeamcallError(self.last & 0xFFFF, status, (gpr[1], gpr[2], gpr[8]), doing)
+            raise SeamcallError(self.last & 0xFFFF, status, (gpr[RCX], gpr[RDX], gpr[R8]), doing)
         return status
 
     def take_interrupts(self) -> int:

@@ -15,16 +15,15 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from swtdx.arch.sept_bits import LEAF, SUPPRESS_VE
 from swtdx.arch.units import PAGE
 from swtdx.machine.host import HostMemory
 from swtdx.vmm.errors import VmmError
 from swtdx.vmm.memory import BLOCK, PageAllocator
 
-SUPPRESS_VE: Final = 1 << 63
 _READ_WRITE: Final = 3
 _READ_WRITE_EXECUTE: Final = 7
 _WRITE_BACK: Final = 6 << 3
-_LARGE: Final = 1 << 7
 _EMPTY_TABLE: Final = struct.pack("<Q", SUPPRESS_VE) * 512
 _OWNER: Final = "shared EPT"
 
@@ -163,7 +162,7 @@ class SharedEpt:
 
     def map_block(self, gpa: int, hpa: int) -> None:
         """Map one 2 MiB block of memory that is already allocated."""
-        self._set(1, gpa, hpa | _WRITE_BACK | _LARGE | _READ_WRITE)
+        self._set(1, gpa, hpa | _WRITE_BACK | LEAF | _READ_WRITE)
         self.large[gpa >> 21] = hpa
 
     def unmap(self, gpa: int, size: int) -> Unmapped:

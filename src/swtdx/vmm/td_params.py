@@ -23,6 +23,7 @@ from swtdx.arch.td_config import (
     XFAM_AVX512,
 )
 from swtdx.arch.units import MASK32
+from swtdx.arch.x86 import MEMORY_TYPE_WB
 from swtdx.vmm.errors import ConfigError
 from swtdx.vmm.sysinfo import CpuidConfig, SysInfo
 
@@ -31,7 +32,6 @@ _ATTR_NAMES: Final = {0: "DEBUG", 28: "SEPT_VE_DISABLE", 29: "MIGRATABLE", 30: "
 
 #: x87, SSE, AVX, AVX-512 (three bits), PKRU: what a guest gets by default where the platform has it.
 _DEFAULT_XFAM: Final = 0x2E7
-_EPT_WRITE_BACK: Final = 6
 
 #: A leaf and subleaf (None if the leaf has none), and the values of EAX, EBX, ECX, EDX.
 CpuidValues = Mapping[tuple[int, int | None], tuple[int, int, int, int]]
@@ -130,7 +130,7 @@ class TdConfig:
         TD_PARAMS.attributes.set(params, self._attributes(info))
         TD_PARAMS.xfam.set(params, self._xfam(info))
         TD_PARAMS.max_vcpus.set(params, self.vcpus)
-        TD_PARAMS.eptp_controls.set(params, _EPT_WRITE_BACK | (self.ept_levels - 1) << 3)
+        TD_PARAMS.eptp_controls.set(params, MEMORY_TYPE_WB | (self.ept_levels - 1) << 3)
         TD_PARAMS.config_flags.set(params, flags)
         TD_PARAMS.tsc_frequency.set(params, self._tsc_units(machine_tsc_hz))
         TD_PARAMS.mrconfigid.set(params, self.mrconfigid)

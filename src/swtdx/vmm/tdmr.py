@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.arch.platform_structs import MAX_RESERVED_PER_TDMR, TDMR_INFO, TDMR_INFO_ALIGNMENT
+from swtdx.arch.ranges import Range
 from swtdx.arch.units import GIB, PAGE
 from swtdx.vmm.errors import ConfigError, OutOfMemory
 
@@ -20,8 +21,6 @@ from swtdx.vmm.errors import ConfigError, OutOfMemory
 _GRANULES: Final = (GIB, 2 << 20, PAGE)
 #: Memory that Linux never gives to TDX, because the BIOS does not list it as convertible.
 LOW_MEMORY: Final = 1 << 20
-
-Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from swtdx.arch import ghci
 from swtdx.arch.msrs import IA32_TSC_DEADLINE
+from swtdx.arch.regs import R10, R11, R12, R13, R14, R15
 from swtdx.arch.units import MASK32, PAGE
 from swtdx.devices.bus import BusError, MmioSpace, PortSpace
 from swtdx.vmm import cpuid, fatal
@@ -137,84 +138,86 @@ class TdvmcallServer:
     def io(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """IN and OUT: R12 size, R13 direction, R14 port, R15 value; R11 the value read."""
         try:
-            if gpr[13] == 0:
-                gpr[11] = self._in(gpr[14], gpr[12])
-            elif gpr[13] == 1:
-                self._out(gpr[14], gpr[12], gpr[15])
+            if gpr[R13] == 0:
+                gpr[R11] = self._in(gpr[R14], gpr[R12])
+            elif gpr[R13] == 1:
+                self._out(gpr[R14], gpr[R12], gpr[R15])
             else:
-                gpr[10] = _INVALID
+                gpr[R10] = _INVALID
                 return None
         except BusError:
-            gpr[10] = _INVALID
+            gpr[R10] = _INVALID
             return None
-        gpr[10] = 0
+        gpr[R10] = 0
         return None
 
     def mmio(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """An access to a shared GPA: R12 size, R13 direction, R14 GPA, R15 value; R11 the value read."""
-        gpa = gpr[14]
-        size = gpr[12]
-        if not self._shared_bit <= gpa < self._gpa_limit or size not in _MMIO_SIZES or gpr[13] > 1:
-            gpr[10] = _INVALID
+        gpa = gpr[R14]
+        size = gpr[R12]
+        if not self._shared_bit <= gpa < self._gpa_limit or size not in _MMIO_SIZES or gpr[R13] > 1:
+            gpr[R10] = _INVALID
             return None
         gpa -= self._shared_bit
         try:
             if self._translate(gpa) is not None:
                 self._shared_access(gpr, gpa, size)
-            elif gpr[13]:
-                self._mmio_write(gpa, size, gpr[15])
+            elif gpr[R13]:
+                self._mmio_write(gpa, size, gpr[R15])
             else:
-                gpr[11] = self._mmio_read(gpa, size)
+                gpr[R11] = self._mmio_read(gpa, size)
         except ValueError:
-            gpr[10] = _INVALID
+            gpr[R10] = _INVALID
             return None
-        gpr[10] = 0
+        gpr[R10] = 0
         return None
 
     def _shared_access(self, gpr: list[int], gpa: int, size: int) -> None:
         """A guest may use this call for memory that it shares; then it is memory."""
         if gpa % PAGE + size > PAGE:
             raise ValueError("the access leaves the page")
-        if gpr[13]:
-            self._memory.write(gpa, (gpr[15] & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        if gpr[R13]:
+            self._memory.write(gpa, (gpr[R15] & (1 << 8 * size) - 1).to_bytes(size, "little"))
         else:
-            gpr[11] = int.from_bytes(self._memory.read(gpa, size), "little")
+            gpr[R11] = int.from_bytes(self._memory.read(gpa, size), "little")
 
     def rdmsr(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """RDMSR: R12 the MSR; R11 its value."""
-        value = self._msrs[vcpu.index].read(gpr[12])
+        value = self._msrs[vcpu.index].read(gpr[R12])
         if value is None:
-            gpr[10] = _INVALID
+            gpr[R10] = _INVALID
         else:
-            gpr[11] = value
-            gpr[10] = 0
+            gpr[R11] = value
+            gpr[R10] = 0
         return None
 
     def wrmsr(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """WRMSR: R12 the MSR, R13 the value."""
-        msr = gpr[12]
+        msr = gpr[R12]
         if msr == IA32_TSC_DEADLINE:
             # Four writes of five: the guest's timer.
-            vcpu.apic.write_deadline(gpr[13])
-            gpr[10] = 0
+            vcpu.apic.write_deadline(gpr[R13])
+            gpr[R10] = 0
             return None
-        gpr[10] = 0 if self._msrs[vcpu.index].write(msr, gpr[13]) else _INVALID
+        gpr[R10] = 0 if self._msrs[vcpu.index].write(msr, gpr[R13]) else _INVALID
         return None
 
     def cpuid(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """CPUID: R12 EAX, R13 ECX; R12..R15 the results."""
-        gpr[12:16] = cpuid.answer(gpr[12] & MASK32, gpr[13] & MASK32, vcpu.index, len(self._td.vcpus))
-        gpr[10] = 0
+        gpr[R12 : R15 + 1] = cpuid.answer(
+            gpr[R12] & MASK32, gpr[R13] & MASK32, vcpu.index, len(self._td.vcpus)
+        )
+        gpr[R10] = 0
         return None
 
     def hlt(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """HLT: R12 says whether interrupts are disabled; the run loop waits."""
-        gpr[10] = 0
+        gpr[R10] = 0
         return Action.HALT
 
     def wbinvd(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """WBINVD (R12 = 0) or WBNOINVD (1): nothing to do, devices here see the caches."""
-        gpr[10] = 0 if gpr[12] <= 1 else _INVALID
+        gpr[R10] = 0 if gpr[R12] <= 1 else _INVALID
         return None
 
     # ------------------------------------------------------------------ services
@@ -223,22 +226,22 @@ class TdvmcallServer:
 
         The order of checks is KVM's: INVALID_OPERAND for a range that cannot be, then ALIGN_ERROR.
         """
-        start, size = gpr[12], gpr[13]
+        start, size = gpr[R12], gpr[R13]
         end = start + size
         shared = self._shared_bit
-        gpr[11] = start
+        gpr[R11] = start
         if size == 0 or end > self._gpa_limit or (start ^ (end - 1)) & shared:
-            gpr[10] = _INVALID
+            gpr[R10] = _INVALID
             return None
         if (start | size) % PAGE:
-            gpr[10] = ghci.ALIGN_ERROR
+            gpr[R10] = ghci.ALIGN_ERROR
             return None
         plain, plain_end = start & ~shared, ((end - 1) & ~shared) + 1
         cpu = vcpu.cpu
         assert cpu is not None
         saved = gpr[:]
         if not start & shared and not self._td.private.in_ram(plain, plain_end):
-            gpr[10] = _INVALID  # devices cannot become private memory
+            gpr[R10] = _INVALID  # devices cannot become private memory
             return None
         try:
             if start & shared:
@@ -250,37 +253,37 @@ class TdvmcallServer:
             return Action.END
         finally:
             gpr[:] = saved
-        gpr[11] = done | start & shared
-        gpr[10] = ghci.SUCCESS if done == plain_end else ghci.RETRY
+        gpr[R11] = done | start & shared
+        gpr[R10] = ghci.SUCCESS if done == plain_end else ghci.RETRY
         return None
 
     def get_info(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """GetTdVmCallInfo: R12 leaf; R11..R14 what is supported beyond the base set."""
-        which = gpr[12]
+        which = gpr[R12]
         if which > 1:
-            gpr[10] = _INVALID
+            gpr[R10] = _INVALID
             return None
-        gpr[10:15] = (0, _OFFERED if which else 0, 0, 0, 0)
+        gpr[R10:R15] = (0, _OFFERED if which else 0, 0, 0, 0)
         return None
 
     def event_notify(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """SetupEventNotifyInterrupt: R12 a vector, 32..255; as in QEMU the latest call counts."""
-        if ghci.LOWEST_EVENT_VECTOR <= gpr[12] <= 255:
-            vcpu.event_vector = gpr[12]
+        if ghci.LOWEST_EVENT_VECTOR <= gpr[R12] <= 255:
+            vcpu.event_vector = gpr[R12]
             self._notified = vcpu
-            gpr[10] = 0
+            gpr[R10] = 0
         else:
-            gpr[10] = _INVALID
+            gpr[R10] = _INVALID
         return None
 
     def get_quote(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """GetQuote: R12 GPA of a shared buffer, R13 its bytes."""
-        gpa, size = gpr[12], gpr[13]
+        gpa, size = gpr[R12], gpr[R13]
         shared = self._shared_bit
         if not gpa & shared or gpa + size > self._gpa_limit:
-            gpr[10] = _INVALID
+            gpr[R10] = _INVALID
         else:
-            gpr[10] = self._quotes.submit(self._notified or vcpu, gpa - shared, size)
+            gpr[R10] = self._quotes.submit(self._notified or vcpu, gpa - shared, size)
         return None
 
     def fatal_error(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
@@ -291,5 +294,5 @@ class TdvmcallServer:
 
     def unsupported(self, _vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """A sub-function that does not exist here, or a hypercall of another interface."""
-        gpr[10] = VENDOR_UNKNOWN if gpr[10] else ghci.SUBFUNC_UNSUPPORTED
+        gpr[R10] = VENDOR_UNKNOWN if gpr[R10] else ghci.SUBFUNC_UNSUPPORTED
         return None

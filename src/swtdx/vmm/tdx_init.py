@@ -7,6 +7,7 @@ import struct
 from typing import Final
 
 from swtdx.arch import status as st
+from swtdx.arch.ranges import without
 from swtdx.arch.units import GIB, PAGE
 from swtdx.machine.host import GeneralProtection, Host
 from swtdx.vmm import seamcalls as sc
@@ -115,7 +116,7 @@ def initialise(
         cpu.need(sc.tdh_sys_key_config(cpu), f"package {cpu.package}")
     platform = TdxPlatform(boot, info, tdmrs, hkids)
     taken = list(boundaries.owned("PAMT"))
-    platform.prepare(_without(memory, taken), allocator)
+    platform.prepare(without(memory, taken), allocator)
     return platform
 
 
@@ -160,17 +161,3 @@ def _configure(cpu: Processor, host: Host, tdmrs: list[Tdmr], hkid: int, scratch
     host.memory.write(pointers, struct.pack(f"<{len(where)}Q", *where))
     cpu.need(sc.tdh_sys_config(cpu, pointers, len(where), hkid), f"{len(where)} TDMRs")
     host.memory.clear(scratch, _SCRATCH_PAGES * PAGE)
-
-
-def _without(memory: list[tuple[int, int]], taken: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    left: list[tuple[int, int]] = []
-    for base, size in memory:
-        at, end = base, base + size
-        for start, length in sorted(taken):
-            if start < end and start + length > at:
-                if start > at:
-                    left.append((at, start - at))
-                at = max(at, start + length)
-        if at < end:
-            left.append((at, end - at))
-    return left

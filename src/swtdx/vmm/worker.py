@@ -10,6 +10,7 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch.exits import ExitReason, ExtendedQualification
 from swtdx.arch.host_leaves import HOST_BY_NAME
+from swtdx.arch.regs import R8, R10, R11, R12, RAX, RCX, RDX
 from swtdx.arch.units import PAGE
 from swtdx.machine.host import ProcessorFault
 from swtdx.vmm import exits
@@ -231,8 +232,8 @@ class Worker:
                 passed = gpr[:]
                 vcpu.deliver(cpu)
                 gpr[:] = passed
-            gpr[0] = 0
-            gpr[1] = tdvpr
+            gpr[RAX] = 0
+            gpr[RCX] = tdvpr
             passed = gpr[:]
             counts[0] += 1
             try:
@@ -250,10 +251,10 @@ class Worker:
                 raise SeamcallError(0, st.SW_ERROR | fault.vector) from fault
             if cpu.trace is not None:
                 cpu.trace(cpu.index, passed, gpr[:])
-            rax = gpr[0]
+            rax = gpr[RAX]
             if rax == _TDCALL:
                 exit_counts[_TDCALL] += 1
-                service = unknown if gpr[10] else services.get(gpr[11], unknown)
+                service = unknown if gpr[R10] else services.get(gpr[R11], unknown)
                 service.count += 1
                 action = service.serve(vcpu, gpr)
                 if action is None:
@@ -272,7 +273,7 @@ class Worker:
     def _stay_awake(self, vcpu: Vcpu) -> bool:
         """HLT: whether the guest goes on at once; otherwise it is put to sleep.  Keeps ``gpr``."""
         gpr = self.cpu.gpr
-        deaf = bool(gpr[12] & 1)
+        deaf = bool(gpr[R12] & 1)
         self._poll(before_sleep=True)
         if vcpu.attention:
             return True
@@ -304,7 +305,7 @@ class Worker:
                 # With a bus lock in the same exit: serve the call the slow way.
                 return self._late_call(vcpu)
             if reason == _EPT_VIOLATION:
-                self._violation(vcpu, EptViolation(gpr[1], gpr[2], gpr[8]))
+                self._violation(vcpu, EptViolation(gpr[RCX], gpr[RDX], gpr[R8]))
             elif reason not in exits.HARMLESS:
                 control.end(*exits.end_of(rax))
             if reason == _EXTERNAL_INTERRUPT:
@@ -331,7 +332,7 @@ class Worker:
     def _late_call(self, vcpu: Vcpu) -> bool:
         server = self._server
         gpr = self.cpu.gpr
-        service = server.unknown if gpr[10] else server.services.get(gpr[11], server.unknown)
+        service = server.unknown if gpr[R10] else server.services.get(gpr[R11], server.unknown)
         service.count += 1
         action = service.serve(vcpu, gpr)
         return action is None or (action is Action.HALT and self._stay_awake(vcpu))

@@ -1,0 +1,160 @@
+"""The ABI is said once, in ``arch``: no room declares a number again that ``arch`` or another room names.
+
+A declaration is a module-level ``NAME = <integer expression>`` of literals; what is computed from an import
+is not one.  Names are compared without leading underscores.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import swtdx
+
+ROOT = Path(swtdx.__file__).parent
+#: Names that happen to be alike: what each of the rooms means is its own.
+OWN = {
+    "BLOCK": "SHA-384's block: measure shares nothing with the module, so that each checks the other",
+    "BUILD_DATE": "two builds",
+    "CODE": "GPAs of two guests",
+    "RAM": "GPAs of two guests",
+    "FORMAT": "two file formats",
+    "MAJOR": "two versions",
+    "VERSION": "several formats",
+    "MAX_PACKAGES": "of the machine, and of the module",
+    "NO_VECTOR": "of virtio, and of posted interrupts",
+    "STEP": "two loops",
+}
+#: Numbers that rooms still declare for themselves.  None comes on the list; what is put right goes off it.
+PENDING = frozenset({
+    "BOOT_NT4", "BTS", "CHUNK", "CLTS", "DIGEST", "ENTRY", "EPT_VIOLATION",
+    "EV_EFI_PLATFORM_FIRMWARE_BLOB2", "EV_EVENT_TAG", "EV_NO_ACTION", "FIRST", "GPA_LIMIT", "HALF",
+    "HASH_BYTES", "HINT", "ISR", "LEAF", "LMSW", "MAX_CMRS", "MAX_HKIDS", "MAX_TDMRS", "NO_STATUS",
+    "ORDER", "PPR", "PRIORITY", "P_SEAMLDR", "READ", "RESUME_L1", "SHARED", "SHARED_EPTP", "STEPPING",
+    "SUPPRESS_VE", "TDCALL_REASON", "TR", "TRIPLE_FAULT", "TYPE_SHIFT", "UNCORE_PMI", "UNUSED", "WRITE",
+    "WRITE_BACK",
+})  # fmt: skip
+
+
+class Declared(NamedTuple):
+    """One declaration."""
+
+    where: str
+    name: str
+    value: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name.lstrip("_"), self.value
+
+
+def number(node: ast.expr | None) -> int | None:
+    """The value of an expression of integer literals."""
+    match node:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            return value
+        case ast.UnaryOp() | ast.BinOp():
+            parts = ast.walk(node)
+            allowed = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
+            if all(isinstance(part, allowed) for part in parts):
+                value = eval(compile(ast.Expression(node), "", "eval"))
+                return value if isinstance(value, int) else None
+    return None
+
+
+def declarations(source: str, where: str) -> Iterator[Declared]:
+    """The integers that a module's top level gives names to."""
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.AnnAssign):
+            targets: list[ast.expr] = [statement.target]
+        elif isinstance(statement, ast.Assign):
+            targets = statement.targets
+        else:
+            continue
+        for target in targets:
+            names, values = [target], [statement.value]
+            if isinstance(target, ast.Tuple) and isinstance(statement.value, ast.Tuple):
+                names, values = target.elts, list(statement.value.elts)
+            for name, node in zip(names, values, strict=False):
+                value = number(node)
+                if isinstance(name, ast.Name) and value is not None:
+                    yield Declared(where, name.id, value)
+
+
+def named_in_arch() -> Iterator[Declared]:
+    """The integers that ``arch`` gives names to, computed ones too."""
+    for path in sorted((ROOT / "arch").glob("*.py")):
+        module = importlib.import_module(f"swtdx.arch.{path.stem}")
+        for statement in ast.parse(path.read_text()).body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                value = getattr(module, statement.target.id)
+                if type(value) is int:
+                    yield Declared(f"arch/{path.name}", statement.target.id, value)
+
+
+def everything() -> list[Declared]:
+    found = list(named_in_arch())
+    for path in sorted(ROOT.rglob("*.py")):
+        where = str(path.relative_to(ROOT))
+        if not where.startswith("arch/"):
+            found += declarations(path.read_text(), where)
+    return found
+
+
+def said_again(found: list[Declared]) -> list[tuple[str, str]]:
+    """Complaints, by name: a room's declaration that ``arch`` makes, or that another room makes too."""
+    arch = {each.key: each.where for each in found if each.where.startswith("arch/")}
+    rooms = defaultdict(list)
+    complaints = []
+    for each in found:
+        if each.where.startswith("arch/"):
+            continue
+        if each.key in arch:
+            text = f"{each.where}: {each.name} = {each.value:#x} is in {arch[each.key]}"
+            complaints.append((each.key[0], text))
+        rooms[each.key].append(each)
+    for (name, value), same in rooms.items():
+        files = sorted({each.where for each in same})
+        if len(files) > 1 and name not in OWN:
+            complaints.append((name, f"{name} = {value:#x} is declared in {', '.join(files)}: import it"))
+    return complaints
+
+
+def test_no_number_is_declared_twice() -> None:
+    found = everything()
+    assert len(found) > 1000, "the whole package was read"
+    complaints = said_again(found)
+    assert [text for name, text in complaints if name not in PENDING] == []
+    assert {name for name, _ in complaints} == PENDING, "take what has been put right off the list"
+
+
+@pytest.mark.parametrize(
+    ("source", "where"),
+    [
+        ("_PAGE: Final = 4096", "arch/units.py"),
+        ("CR4_PKS = 1 << 24", "arch/x86.py"),
+        ("_A, MASK32 = 5, 0xFFFFFFFF", "arch/units.py"),
+        ("PM_BASE = 0x600", "devices/power.py"),
+    ],
+)
+def test_a_planted_declaration_is_named(source: str, where: str) -> None:
+    planted = list(declarations(source, "vmm/planted.py"))
+    (complaint,) = [text for name, text in said_again(everything() + planted) if name not in PENDING]
+    assert where in complaint
+    assert "vmm/planted.py" in complaint
+
+
+def test_the_list_of_likenesses_is_needed() -> None:
+    """Every name of it is in more than one room, with one value."""
+    rooms = defaultdict(set)
+    for each in everything():
+        if not each.where.startswith("arch/"):
+            rooms[each.key].add(each.where)
+    alike = {name for (name, _), files in rooms.items() if len(files) > 1}
+    assert alike - PENDING == set(OWN)
