@@ -1,4 +1,4 @@
-"""Quotes for a hypervisor: from the quoting enclave of its own platform, or from somebody else's service.
+"""Quotes for a hypervisor: from the quoting enclave of its own platform, or from a service elsewhere.
 
 The quoting enclave runs beside the hypervisor on the platform's own machine, which alone can check the
 MAC of its TDREPORTs.  Hypervisor and enclave talk by the QGS protocol, as QEMU does with a service, so that a
@@ -83,7 +83,7 @@ class Quoting:
 
     Args:
         platform: the machine that TDs run on.
-        qgs: the address of somebody else's service (``unix:PATH`` or ``vsock:CID[:PORT]``); None for
+        qgs: the address of a service elsewhere (``unix:PATH`` or ``vsock:CID[:PORT]``); None for
             the platform's own enclave.
         version: of the quotes of the platform's own enclave; None for what a report needs.
         pcs_url: where its certificates say that revocation lists are; None for the default.

@@ -437,7 +437,7 @@ def test_serve_on_the_command_line(tls: Tls, tmp_path: Path, world: World) -> No
         assert done.stdout.startswith("ACCEPTED"), done
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.communicate(timeout=20)
     taken = socket.create_server(("127.0.0.1", 0))
     port = str(taken.getsockname()[1])
     done = subprocess.run([*command, "--port", port], capture_output=True, text=True, check=False)

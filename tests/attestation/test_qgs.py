@@ -362,5 +362,6 @@ def test_serve_on_the_command_line(tmp_path: Path, world: World) -> None:
         assert QgsClient(UnixAddress(path)).collateral(world.platform_identity.fmspc, "platform")
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        process.communicate(timeout=20)
+        assert process.returncode == 130
     assert not path.exists()

@@ -32,6 +32,9 @@ from swtdx.machine.snapshot import Snapshot, SnapshotWriter
 from .conftest import SEED
 from .model import ANY, LINES, ZEROS, Cached, Contents, KeyState, Model, ModelMachineCheck, Sealed
 
+# Many rounds of what other tests do once.
+pytestmark = pytest.mark.no_cover
+
 #: Where the test's pages lie: the first two are neighbours across a data unit of XTS.
 FRAMES = (UNIT - 4096, UNIT, 3 * UNIT + 4096)
 SHARED, INTEGRAL, UNPROGRAMMED, TD_A, TD_B = 1, 2, 3, 32, 33

@@ -21,6 +21,9 @@ from swtdx.proof.conformance.world import World
 from swtdx.proof.fuzz import Fuzzer, FuzzFailure, operands
 from swtdx.proof.invariants import InvariantError, check
 
+# Many rounds of what other tests do once.
+pytestmark = pytest.mark.no_cover
+
 NIGHTLY = os.environ.get("SWTDX_HYPOTHESIS") == "nightly"
 CALLS = {"both": 12_000, "host": 4_000, "guest": 4_000}
 

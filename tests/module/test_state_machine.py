@@ -38,6 +38,9 @@ from swtdx.proof.fuzz.operands import Call, make_call
 from swtdx.proof.fuzz.situation import LARGES, SMALL_GPAS, runnable
 from tests.module.room import Room
 
+# Many rounds of what other tests do once.
+pytestmark = pytest.mark.no_cover
+
 NIGHTLY = os.environ.get("SWTDX_HYPOTHESIS") == "nightly"
 EPT_VIOLATION, TDCALL_EXIT = 48, 77
 ACCEPT, VEINFO, RTMR_EXTEND, REPORT, VM_RD = 6, 3, 2, 4, 7

@@ -1,7 +1,7 @@
 """Collateral: what a verifier needs besides the quote, in the PCS's own formats.
 
 TCB info version 3 and enclave identity version 2 are compact JSON whose exact bytes are signed
-(attestation.md section 6 of the project's reference, from Intel's PCS API version 4 as read by
+(attestation.md section 6, from Intel's PCS API version 4 as read by
 go-tdx-guest ``pcs/pcs.go`` and dcap-qvl ``src/tcb_info.rs``).
 """
 

@@ -1,7 +1,7 @@
 """What is in a GetQuote request, and what goes back: the data part of the buffer a TD shares.
 
 The buffer itself (version, status, lengths) is the hypervisor's business; it hands the data to a quote
-service, whoever that is.  Forms of the data: attestation.md section 8 of the project's reference, from
+service, Intel's or ours.  Forms of the data: attestation.md section 8, from
 Linux's ``tdx-guest.c``, Intel's ``libtdx_attest`` and QEMU's ``quote-generator.c``.
 """
 

@@ -2,7 +2,7 @@
 
 The tree is Intel's: a root CA, under it the PCK Platform CA, the PCK Processor CA and the TCB signing
 certificate, and under a PCK CA one PCK certificate for each platform and TCB.  Profile: attestation.md
-section 5 of the project's reference (from go-tdx-guest ``pcs/pcs.go``, dcap-qvl ``src/utils.rs``), key
+section 5 (from go-tdx-guest ``pcs/pcs.go``, dcap-qvl ``src/utils.rs``), key
 usages and path lengths as in Intel's published root certificate.
 """
 

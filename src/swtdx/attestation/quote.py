@@ -1,6 +1,6 @@
 """The bytes of quotes, versions 4 and 5: layouts, assembly, and taking one apart.
 
-Layout: attestation.md sections 2-4 of the project's reference (from Intel's ``sgx_quote_4.h``,
+Layout: attestation.md sections 2-4 (from Intel's ``sgx_quote_4.h``,
 ``sgx_quote_5.h`` and dcap-qvl ``src/quote.rs``).  Taking apart is for reports, vectors and the event
 log; whether a quote is *good* is for a verifier to say (``verify``).
 """

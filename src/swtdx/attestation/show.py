@@ -1,7 +1,7 @@
 """What an attestation file says, without verifying any of it.
 
 A quote, a TDREPORT, certificates, collateral or one of its documents, a revocation list: recognised by what
-is in it, whatever text form it is written in.  Everything here is a claim of whoever made the file.
+is in it, whatever text form it is written in.  Everything here is a claim of the file's author.
 """
 
 from __future__ import annotations

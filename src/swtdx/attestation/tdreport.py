@@ -2,7 +2,7 @@
 
 A TDREPORT (1024 bytes) is REPORTMACSTRUCT ‖ TEE_TCB_INFO ‖ 17 reserved bytes ‖ TDINFO; the MAC covers
 the first structure, which carries the hashes of the other two.  Layout and MAC: structures.md section 9
-of the project's reference (from the TDX module ABI and ``tdh_mng_init``'s headers).
+(from the TDX module ABI and ``tdh_mng_init``'s headers).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading TOML strictly: a key that nobody knows is an error, because a typing error in a policy or a
+"""Reading TOML strictly: an unknown key is an error, because a typing error in a policy or a
 scenario that is silently ignored makes a wrong verdict."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Reader:
         return table
 
     def unknown(self, key: str, known: Iterable[str], where: str) -> AttestationError:
-        """The complaint about a key that nobody knows, with the likeliest one that was meant."""
+        """The complaint about an unknown key, with the likeliest one that was meant."""
         names = [str(each) for each in known]
         near = difflib.get_close_matches(key, names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; it knows {', '.join(sorted(names))}"

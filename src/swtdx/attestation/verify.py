@@ -198,7 +198,7 @@ class Verifier:
     Args:
         root: the trusted root, DER or PEM; None for Intel's, which dcap-qvl has built in.
         policy: what is accepted.
-        accept_simulated: without it, a root that says "simulated" is refused, whoever passes it.
+        accept_simulated: without it, a root that says "simulated" is refused, even if the caller passes it.
 
     Raises:
         AttestationError: the root is no certificate.

@@ -1,7 +1,7 @@
 """The ``swtdx`` command: a table of sub-commands, each imported only when it is used.
 
 Exit status, unless a command documents its own: 0 done, 1 the answer is no (rejected, different), 2 wrong
-use or unusable input, 70 a mistake of swtdx's own, 130 interrupted, 141 nobody reads the output any more.
+use or unusable input, 70 a mistake of swtdx's own, 130 interrupted, 141 the reader of the output has gone.
 """
 
 from __future__ import annotations

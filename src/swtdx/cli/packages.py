@@ -85,7 +85,7 @@ def install(manager: Manager, packages: Sequence[str], show: Callable[[str], Non
     Args:
         manager: see :func:`find_manager`.
         packages: its names for them.
-        show: gets every line that the package manager prints; nobody by default.
+        show: gets every line that the package manager prints; by default they are dropped.
 
     Raises:
         CannotInstall: no right to, or the package manager failed; its own words follow.

@@ -1,7 +1,7 @@
 """Port and MMIO address spaces: which device answers an access, decided in a dictionary or a bisection.
 
 Devices claim ranges when a board is assembled; two devices that claim the same address are a mistake
-of the board and refused at once.  At run time nothing a guest does raises: what nobody claims reads
+of the board and refused at once.  At run time nothing a guest does raises: what no device claims reads
 as all ones and swallows writes, as on a PC's buses.
 
 An access carries its size in bytes.  A claim names the sizes that its device takes as they are; any
@@ -139,7 +139,7 @@ class PortSpace(_Space):
         self._ports.update(dict.fromkeys(range(base, base + length), claim))
 
     def read(self, port: int, size: int) -> int:
-        """IN: ``size`` bytes (1, 2 or 4) from ``port``; all ones where nobody answers.
+        """IN: ``size`` bytes (1, 2 or 4) from ``port``; all ones where no device answers.
 
         Raises:
             BusError: a size or port that IN cannot have.  For a TDVMCALL answer INVALID_OPERAND.
@@ -182,7 +182,7 @@ class MmioSpace(_Space):
         self._claim(base, length, device, name, widths)
 
     def read(self, address: int, size: int) -> int:
-        """Read ``size`` bytes (1, 2, 4 or 8); all ones where nobody answers.
+        """Read ``size`` bytes (1, 2, 4 or 8); all ones where no device answers.
 
         Raises:
             BusError: a size or address that no access can have.

@@ -1,7 +1,7 @@
 """The PC's CMOS real-time clock (ports 0x70, 0x71): the time of day.
 
 It must be there.  Whatever the FADT says of it, Linux on x86 reads the time from it once while it
-starts (11 registers).  Where nobody answers it sees "update in progress" for ever, and gives up only
+starts (11 registers).  Where no device answers it sees "update in progress" for ever, and gives up only
 after a second and 40,000 accesses, each of them several TD exits.  That a TD does not trust its
 hypervisor's time is another matter.
 
@@ -54,7 +54,7 @@ class CmosRtc:
     def write(self, offset: int, size: int, value: int) -> None:
         """OUT to port 0x70 + ``offset``."""
         if offset == 0:
-            self._index = value & 0x7F  # bit 7 masks the NMI, which nobody raises
+            self._index = value & 0x7F  # bit 7 masks the NMI, which is never raised
         elif self._index == 0x0A:
             self._ram[0x0A] = value & 0x7F
         elif self._index not in (0x0C, 0x0D):

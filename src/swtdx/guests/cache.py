@@ -3,7 +3,7 @@
     <cache>/swtdx/<kind>/<name>/manifest.json     and the files that it lists
 
 A directory appears under its name complete or not at all (it is renamed into place), and only while
-its writer holds the lock.  The hashes find damage and half-edited files; against somebody who can write
+its writer holds the lock.  The hashes find damage and half-edited files; against an attacker who can write
 to the user's cache nothing here helps.
 """
 

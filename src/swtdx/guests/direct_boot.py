@@ -37,7 +37,7 @@ from swtdx.guests.memory_map import (
 from swtdx.guests.plan import GuestPlan, PrivatePage, SharedBlob, pages_of
 
 GPAWS: Final = (48, 52)
-#: The shim's own pages that nobody measures and that it clears or writes in full: mailbox, three page
+#: The shim's own pages, which are not measured and which it clears or writes in full: mailbox, three page
 #: tables, scratch.
 _SHIM_UNMEASURED: Final = 5
 

@@ -12,7 +12,7 @@ class NotAKernel(GuestError):
 
 
 class NoTdxSupport(GuestError):
-    """The kernel was built without ``CONFIG_INTEL_TDX_GUEST``, or nobody can tell."""
+    """The kernel was built without ``CONFIG_INTEL_TDX_GUEST``, or it cannot be told."""
 
 
 class PackageError(GuestError):

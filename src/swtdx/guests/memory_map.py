@@ -2,7 +2,7 @@
 
 ====================  ==========================================================================
 0                     RAM to 640 KiB
-0xA0000               the PC's legacy hole: private, accepted and zero, but offered to nobody
+0xA0000               the PC's legacy hole: private, accepted and zero, but not offered for use
 ACPI_GPA              ACPI tables (e820: ACPI)
 EVENT_LOG_GPA         the event log that the CCEL table points to (e820: ACPI NVS, because Linux maps
                       a *reserved* area as shared memory in a TD, but ACPI areas as private: Linux

@@ -31,7 +31,7 @@ class Bench:
     """One attack's world.  ``close`` frees it; also a context manager.
 
     The attacker is the hypervisor: ``cpu`` and ``other`` are its processors, whose registers are its own.
-    ``dram`` is the probe of somebody who stands in front of the machine.
+    ``dram`` is the probe of an attacker who stands in front of the machine.
     ``attempts`` is what it has tried.
     """
 

@@ -120,7 +120,7 @@ def SEAM_range_and_PAMT_as_memory(bench: Bench) -> None:
 
 @attack(FAMILY, "move the victim's page to where the attacker has something")
 def relocate_onto_another_page(bench: Bench) -> None:
-    """TDH.MEM.PAGE.RELOCATE without BLOCK; then, by the rules, onto pages that belong to somebody."""
+    """TDH.MEM.PAGE.RELOCATE without BLOCK; then, by the rules, onto pages that have an owner."""
     taken = bench.victim.hpa(SECOND)
     bench.attempt("TDH.MEM.PAGE.RELOCATE", "without BLOCK", rcx=RAM, rdx=bench.tdr, r8=bench.page())
     bench.must("TDH.MEM.RANGE.BLOCK", rcx=RAM, rdx=bench.tdr)

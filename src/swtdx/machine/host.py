@@ -75,7 +75,7 @@ class HostProcessor:
         self.xmm = lp.xmm
 
     def seamcall(self) -> bool:
-        """SEAMCALL with the operands in ``gpr``; False is VMfailInvalid (CF=1: nobody answered).
+        """SEAMCALL with the operands in ``gpr``; False is VMfailInvalid (CF=1: no module answered).
 
         Raises:
             InvalidOpcode: not in VMX root operation.

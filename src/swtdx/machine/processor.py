@@ -187,7 +187,7 @@ class LogicalProcessor(ProcessorCore):
     def seamcall(self) -> None:
         """SEAMCALL: hand over to the P-SEAMLDR or the TDX Module and come back.
 
-        The operands are in ``gpr``.  CF=1 (VMfailInvalid) says that nobody was there to answer.
+        The operands are in ``gpr``.  CF=1 (VMfailInvalid) says that no module was there to answer.
 
         Raises:
             InvalidOpcode: the processor is not in VMX root operation.

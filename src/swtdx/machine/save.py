@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from swtdx.machine.memory import PhysicalMemory
 
 VERSION: Final = 1
-#: What values that nobody saved make Python say.
+#: What Python raises on values that no machine has saved.
 _NONSENSE: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError)
 
 

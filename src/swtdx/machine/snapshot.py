@@ -12,7 +12,7 @@ Layout, all integers little-endian::
 
 and each entry of the table: name length (2), section version (4), offset (8), size (8), SHA-256 of the
 contents (32), name (UTF-8). Nothing in a file depends on when or where it was written, and nothing in it
-is code. Snapshots contain the machine's keys: whoever has the file has the TDs.
+is code. Snapshots contain the machine's keys: a reader of the file can read the TDs.
 
 Writing and reading::
 

@@ -106,7 +106,7 @@ class Uncore:
             from swtdx.machine.engine.scripted.engine import ScriptedEngine
 
             return ScriptedEngine(self.memory.frames, self.memory.lock, len(self.agents))
-        raise ValueError(f"there is no engine called {self.config.engine!r}: qemu and scripted there are")
+        raise ValueError(f"there is no engine called {self.config.engine!r}; choose qemu or scripted")
 
     def stop_engine(self) -> None:
         """Stop the engine, if it runs."""

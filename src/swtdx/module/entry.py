@@ -32,7 +32,7 @@ class TdxModule:
         try:
             dispatch(self._leaves, self.state, lp)
         except MachineCheck as broken:
-            # Poison consumed in SEAM root mode shuts the module down for good: nobody answers any more.
+            # Poison consumed in SEAM root mode shuts the module down for good: SEAMCALLs fail from now on.
             lp.machine_check(broken)
             lp.machine.seam.remove_module()
             lp.cf = True

@@ -1,7 +1,7 @@
 """The module's locks: 16-bit words in its structures, tried once, never waited for.
 
 Only one logical processor executes module code at a time (``Seam.lock``), so a lock that is taken and
-released within one leaf can be seen by nobody: such a leaf only checks that it *could* take it.  What
+released within one leaf cannot be seen from outside: such a leaf only checks that it *could* take it.  What
 others do see are the locks that TDH.VP.ENTER holds while the guest runs; those are really taken.
 
 Layouts (module 1.5.01, tdx_locks.h): shared/exclusive: bit 0 exclusive, bits 15:1 number of readers;

@@ -14,7 +14,7 @@ _SHADOW_STACK: Final = PAGE
 
 
 class SysInfo:
-    """The table at HPA ``base``, read once: nobody writes to it while the module is loaded."""
+    """The table at HPA ``base``, read once: it does not change while the module is loaded."""
 
     def __init__(self, memory: PhysicalMemory, base: int) -> None:
         #: First byte of the module's range (HPA).

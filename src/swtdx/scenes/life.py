@@ -120,7 +120,7 @@ class _Life:
         )
         yield self.step(
             "TDH.MNG.KEY.CONFIG",
-            "PCONFIG programs a random key for the HKID, on each package. Nobody knows it.",
+            "PCONFIG programs a random key for the HKID, on each package. No software ever sees it.",
             {"rcx": tdr},
         )
         yield self.step(
@@ -209,13 +209,13 @@ class _Life:
         yield self.step("TDH.MEM.TRACK", "A new TLB epoch: old translations are flushed.", {"rcx": tdr})
         yield self.step(
             "TDH.MEM.PAGE.REMOVE",
-            "Nobody can have a translation any more: the page is free.",
+            "No translation can be cached any more: the page is free.",
             {"rcx": RAM, "rdx": tdr},
             looks=((RAM, 0),),
         )
         yield self.step(
             "TDH.PHYMEM.PAGE.WBINVD",
-            "Its lines leave the cache under the TD's key, before somebody else uses it.",
+            "Its lines leave the cache under the TD's key, before anything else uses it.",
             {"rcx": self.stage.machine.memory.addresses.join(page, self.hkid)},
         )
 

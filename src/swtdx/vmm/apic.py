@@ -281,7 +281,7 @@ class LocalApic:
             return False
         following = None
         if self._period:
-            # Periods that nobody was there for are one interrupt, as they are for hardware.
+            # Periods that passed meanwhile are one interrupt, as they are for hardware.
             missed = (now - deadline) // self._period
             following = deadline + (missed + 1) * self._period
         lvt = self._lvt[_LVT_TIMER]

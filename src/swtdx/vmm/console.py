@@ -113,7 +113,7 @@ class Stream:
         """See :class:`Console`.
 
         Raises:
-            OSError: nobody reads any more.
+            OSError: the reader has gone.
         """
         write_all(self._fd, data)
 

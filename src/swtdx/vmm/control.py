@@ -17,8 +17,8 @@ class RunControl:
     """One TD's.  :meth:`wake` and :meth:`end` may be called from any thread.
 
     ``outcome`` is how the run ended, None while it goes on.  ``deadline`` is the machine's TSC at which it
-    times out, None for no limit.  ``lock`` is held by whoever is outside the guest; it is None while the TD
-    has only one processor, for then there is no one to lock out.
+    times out, None for no limit.  ``lock`` is held by the thread that is outside the guest; it is None
+    while the TD has only one processor, for then there is no one to lock out.
     """
 
     __slots__ = ("_poll_wanted", "_processors", "deadline", "lock", "outcome")

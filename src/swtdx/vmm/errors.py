@@ -1,4 +1,4 @@
-"""What can go wrong in the hypervisor, in the words of whoever has to fix it."""
+"""What can go wrong in the hypervisor, in words that say how to mend it."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ class PageAllocator:
     def free(self, hpa: int, *, clear: bool = True) -> None:
         """Take a page, a block or a contiguous range back.
 
-        ``clear`` may be False only for what nobody has written to since it was handed out.
+        ``clear`` may be False only for what has not been written since it was handed out.
 
         Raises:
             VmmError: nothing that starts at ``hpa`` is handed out.

@@ -73,7 +73,7 @@ class Processor:
         self.mutex = threading.RLock()
         #: How many threads wait for it.
         self.wanted = 0
-        #: Vectors acknowledged and not yet looked at by whoever runs vCPUs here, as a bit mask.
+        #: Vectors acknowledged and not yet looked at by the thread that runs vCPUs here, as a bit mask.
         self.taken = 0
 
     @contextlib.contextmanager

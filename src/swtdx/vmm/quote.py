@@ -27,7 +27,7 @@ UNAVAILABLE: Final = ghci.QUOTE_UNAVAILABLE
 _MOST: Final = 16
 
 #: Makes a quote of what a guest handed in (normally a TDREPORT, 1024 bytes).  It raises ConnectionError
-#: if there is nobody to ask, and whatever else it likes if this request gets no quote.
+#: if there is no service to ask, and whatever else it likes if this request gets no quote.
 QuoteService = Callable[[bytes], bytes]
 
 

@@ -64,7 +64,7 @@ class Runner:
 
     # ------------------------------------------------------------------ running
     def run(self, timeout: float | None = None) -> RunResult:
-        """Run until the guest ends, somebody calls :meth:`stop`, or ``timeout`` seconds have passed."""
+        """Run until the guest ends, :meth:`stop` is called, or ``timeout`` seconds have passed."""
         clock = self.td.clock
         started = time.perf_counter()
         self.control.start(None if timeout is None else clock.now() + int(timeout * clock.tsc_hz))

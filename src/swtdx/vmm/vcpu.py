@@ -134,7 +134,7 @@ class Vcpu:
             status, _ = sc.tdh_vp_wr(cpu, self.tdvpr, fields.PEND_NMI, 1, 0xFF)
             cpu.need(status, "injecting an NMI")
         if self._vectors:
-            # Nobody else writes to the descriptor: vectors for a vCPU that is in the guest wait until
+            # Nothing else writes to the descriptor: vectors for a vCPU that is in the guest wait until
             # the interrupt that `kick` sends has brought it out.
             words = _PIR.unpack(self._memory.read(self.pid, _PIR.size))
             request = self._vectors

@@ -344,7 +344,7 @@ class Worker:
         if not self.queue:
             return False
         if self._slice_end is None:
-            # Somebody has woken up since we were entered.
+            # Another vCPU has woken up since we were entered.
             if self._idle_worker() is not None:
                 return True
             self._slice_end = self._slice()

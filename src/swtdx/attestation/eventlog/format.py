@@ -1,6 +1,6 @@
 """The confidential-computing event log: TCG2's crypto-agile format with measurement register indices.
 
-Layout: measurement.md section 3 of the project's reference (edk2 ``CcMeasurement.h``, TCG PC Client
+Layout: measurement.md section 3 (edk2 ``CcMeasurement.h``, TCG PC Client
 Platform Firmware Profile section 10).  All numbers are little-endian.
 """
 

@@ -286,7 +286,7 @@ def _platform_routes(app: FastAPI, api: _Api) -> None:
         entry = body.model_dump()
         if entry not in registered:
             registered.append(entry)
-            # Whoever registers for ever need not fill this service's memory.
+            # A client that keeps registering must not fill this service's memory.
             del registered[:-_MOST_PLATFORMS]
         return Response("Operation successful.", media_type="text/plain")
 

@@ -1,4 +1,4 @@
-"""A client of a PCS or PCCS behind TLS that nobody but the user vouches for.
+"""A client of a PCS or PCCS behind TLS that only the user vouches for.
 
 dcap-qvl's client (:mod:`.fetch`) trusts the system's certificate authorities and no others; a PCCS mostly
 has a certificate of its own making.  This one takes the authority's certificate from the user, or, told to,

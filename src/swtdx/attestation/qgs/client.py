@@ -22,7 +22,7 @@ class QgsClient:
         """Send one message and return the answer, both without length prefix.
 
         Raises:
-            QgsError: nobody answers, or the answer ends early or is too long.
+            QgsError: the service does not answer, or the answer ends early or is too long.
         """
         try:
             with contextlib.closing(self.address.connect(self.timeout)) as connection:

@@ -204,7 +204,7 @@ class QgsServer:
 
 
 def _remove_stale(address: UnixAddress) -> None:
-    """Remove a socket that nobody listens on any more; leave anything else to fail at bind."""
+    """Remove a socket without a listener; leave anything else to fail at bind."""
     if not address.path.is_socket():
         return
     probe, target = address.socket()

@@ -124,7 +124,7 @@ def _length_reason(short: str, label: str) -> str:
 
 
 def signatures(sound: Sound) -> Iterator[Vector]:
-    """The two signatures in a quote, changed in every way that has fooled somebody."""
+    """The two signatures in a quote, changed in every way that has fooled a verifier."""
     for name, short, reason in (
         ("quote signature", "quote", _BAD_QUOTE),
         ("QE report signature", "qe-report", _BAD_QE),

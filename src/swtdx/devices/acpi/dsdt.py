@@ -69,7 +69,7 @@ def _serial(port: int, interrupt: int | None) -> bytes:
 
 def _pci_root(memory_windows: list[tuple[int, int]]) -> bytes:
     # PNP0A03 and not the PCI Express root PNP0A08: without ECAM and _OSC the latter only makes Linux
-    # ask for services that nobody gives.
+    # ask for services that are not there.
     windows = [aml.memory_window(base, length) for base, length in memory_windows]
     after = CONFIG_BASE + CONFIG_PORTS
     return aml_device(

@@ -34,7 +34,7 @@ class AddressMap:
     ``maxpa`` is CPUID.80000008H:EAX[7:0]; ``keyid_bits`` is IA32_TME_ACTIVATE[35:32];
     ``shared_keyids`` and ``private_keyids`` are the two halves of IA32_MKTME_KEYID_PARTITIONING.
     KeyID 0 (TME) is in neither count. KeyIDs 1..shared are shared, the next ``private_keyids`` are
-    private, and any beyond belong to nobody: an address with one of those is reserved.
+    private, and any beyond are unassigned: an address with one of those is reserved.
 
     Raises:
         AddressError: the numbers contradict each other.

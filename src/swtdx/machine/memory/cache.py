@@ -5,8 +5,8 @@ must be called with the memory lock held. Whatever changes the meaning of a fram
 :meth:`Cache.release` first, and looks at the page's masks only after that.
 
 **Write-back may be deferred.** A flushed line stays in its frame as *pending*; it is encrypted when
-somebody could tell the difference. A page that is mapped again (by a view or by the engine) before that
-keeps its pending mark: if somebody looks then, DRAM gets what the frame holds at that moment, as if the
+software could tell the difference. A page that is mapped again (by a view or by the engine) before that
+keeps its pending mark: if DRAM is looked at then, it gets what the frame holds at that moment, as if the
 cache had chosen this moment to write the line back, which hardware may do at any time.
 """
 
@@ -133,7 +133,7 @@ class Cache:
         self.pages.dirty[page] &= ~mask & ALL_LINES
 
     def unghost(self, page: int, mask: int) -> None:
-        """The lines in ``mask`` were written by somebody who was heard: they are like any other now."""
+        """The lines in ``mask`` were written by an access that was seen: they are like any other now."""
         if self.ghosts:
             ghost = self.ghosts.pop(page, 0) & ~mask
             if ghost:
@@ -196,7 +196,7 @@ class Cache:
             for done in range(0, size, len(_ZEROS)):
                 step = min(len(_ZEROS), size - done)
                 plain = _ZEROS[:step]
-                if held[a]:  # whoever holds the page may write while we encrypt and MAC: take a copy
+                if held[a]:  # the holder of the page may write while we encrypt and MAC: take a copy
                     plain = memoryview(bytes(self.frames.view[at + done : at + done + step]))
                 self.store.seal(key, plain, at + done)
 

@@ -1,7 +1,7 @@
 """The physical attacker's face of memory: raw lines on the bus, with no key.
 
 What is there is what was written back; dirty lines in the cache are not, and lines in the cache do not
-notice what happens here. Nobody in the machine is asked for permission.
+notice what happens here. Nothing in the machine is asked for permission.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory as software and devices outside SEAM get it: no way to claim to be somebody else."""
+"""Memory as software and devices outside SEAM get it: no way to claim other rights."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def _save_pages(memory: PhysicalMemory, out: SectionWriter) -> None:
     for batch in _batches(indices[np.flatnonzero(filled)]):
         data = np.frombuffer(bytearray().join(_frames(memory.cache, batch)), np.uint8).reshape(-1, PAGE)
         lines = np.unpackbits(_live(pages, batch).view(np.uint8), bitorder="little")
-        data.reshape(-1, LINE)[lines == 0] = 0  # left over; nobody can read it
+        data.reshape(-1, LINE)[lines == 0] = 0  # left over; it cannot be read
         used = data.any(axis=1)
         out.write(np.packbits(used).tobytes())
         out.write(data[used].tobytes())

@@ -50,7 +50,7 @@ class SparseFile:
         except BaseException:
             os.close(self.fd)
             raise
-        # A core dump of a process that maps a terabyte helps nobody.
+        # A core dump of a process that maps a terabyte is of no use.
         with contextlib.suppress(OSError, ValueError):
             self.map.madvise(mmap.MADV_DONTDUMP)
         self.view = memoryview(self.map)

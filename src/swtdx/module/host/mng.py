@@ -181,7 +181,7 @@ def mng_init(call: HostCall) -> int:
     try:
         configure(module, lp, td, params)
     except LeafFailed:
-        # Intel's module leaves the fields that it had set by then, where nobody can see them.
+        # Intel's module leaves the fields that it had set by then, where they cannot be seen.
         for page, content in zip(td.pages, before, strict=True):
             page[:] = content
         raise

@@ -1,4 +1,4 @@
-"""TDH.PHYMEM.*: physical pages and caches, whoever they belong to."""
+"""TDH.PHYMEM.*: physical pages and caches, whatever their owner."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def cache_wb(call: HostCall) -> int:
 
 @host_leaf("TDH.PHYMEM.PAGE.WBINVD")
 def page_wbinvd(call: HostCall) -> int:
-    """Flush the cache lines of a page that nobody owns; the address carries the HKID it was used with."""
+    """Flush the cache lines of a page without an owner; the address carries the HKID it was used with."""
     module, i = call.module, call.inputs
     pa = i[RCX]
     hpa = pa & (1 << module.hpa_bits) - 1

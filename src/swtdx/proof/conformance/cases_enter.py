@@ -169,7 +169,7 @@ def _timeout(world: World) -> None:
 
     world.guest(program)
     entry = world.probe.sept_entry(world.td.tdr, PENDING, 0)
-    # A host-priority bit that nobody clears, and a short time-out.
+    # A host-priority bit that is never cleared, and a short time-out.
     timeout = TDCS.hp_lock_timeout
     with (
         world.poked(entry, entry.read(8) | TDHP, 8),

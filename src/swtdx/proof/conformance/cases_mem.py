@@ -120,7 +120,7 @@ def _blocked(world: World, gpa: int, level: int = 0) -> Operands:
     """The page at ``gpa`` is blocked and tracked."""
     if (gpa, level) not in world.blocked:
         block(world, world.td, gpa, level)
-        # Nobody runs, so one step of the epoch is enough.
+        # No vCPU runs, so one step of the epoch is enough.
         track(world, world.td)
         world.blocked.add((gpa, level))
     return {"rcx": gpa | level, "rdx": world.td.tdr}

@@ -27,7 +27,7 @@ PRODUCTION: Final = 1 << 28
 
 # ------------------------------------------------------------------ the module
 def loaded(world: World) -> None:
-    """The firmware has loaded the module; nobody called it yet."""
+    """The firmware has loaded the module; it has not been called yet."""
 
 
 def initialised(world: World) -> None:

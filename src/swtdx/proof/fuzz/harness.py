@@ -1,6 +1,6 @@
 """The fuzzer: any call, with any registers and any memory, as host and as guest, on the real module.
 
-Nothing may come out of it but a status that the leaf declares, a TD exit, or a machine check that somebody
+Nothing may come out of it but a status that the leaf declares, a TD exit, or a machine check that the run
 asked for by writing into a TD's memory; and the module's structures must agree with each other throughout
 (:mod:`swtdx.proof.invariants`).  A run is determined by its seed.
 """
@@ -264,7 +264,7 @@ class Fuzzer:
         return any(call.gpr[register] & -4096 not in mine for register in buffers)
 
     def _machine_check(self, call: Call) -> None:
-        """Nobody answered: only after poison was consumed in SEAM, and then the machine is of no use."""
+        """No answer: only after poison was consumed in SEAM, and then the machine is of no use."""
         assert self._world is not None
         checks = self._world.machine.machine_checks
         if not checks or not self._attacked:
@@ -314,7 +314,7 @@ class Fuzzer:
         processor.arm_timer(None, 0)
 
     def _prepare_engine(self, world: World) -> None:
-        """Guests of the engine are ours, and give up accesses that nobody will ever serve."""
+        """Guests of the engine are ours, and give up accesses that are never served."""
         engine: Any = world.machine.engine
         engine.program_for = self._new_script
         run = engine.run

@@ -30,7 +30,7 @@ HKIDS: Final = 3
 SMALL_GPAS: Final = (0x1000, 0x2000, 0x3000, 0x7000, 0x1FF000, LARGE_PAGE + 0x1000, LARGE_PAGE + 0x5000)
 LARGE_GPAS: Final = (0, LARGE_PAGE, 2 * LARGE_PAGE)
 FAR_GPAS: Final = (1 << 30, 1 << 39, 1 << 46, 1 << 47, 1 << 51, (1 << 47) - PAGE)
-#: Values that upset whoever has not thought of them.
+#: Values that upset code that was not written with them in mind.
 ODD_VALUES: Final = (
     0, 1, 2, 7, 8, 0xFFF, 0x1000, 0x1001, 1 << 12 | 3, 1 << 20, 1 << 31, 1 << 32, (1 << 32) - 1, 1 << 46,
     1 << 47, 1 << 51, 1 << 52, 1 << 62, 1 << 63, MASK64, MASK64 - 7, 0x8000_0000_0000_0001,

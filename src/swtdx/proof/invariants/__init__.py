@@ -39,7 +39,7 @@ def check(machine: Machine, *, poison_allowed: bool = False) -> Picture:
     """Check every invariant; what the structures say.
 
     Args:
-        poison_allowed: somebody has attacked memory, so that pages of the module may be unreadable.
+        poison_allowed: memory has been attacked, so that pages of the module may be unreadable.
 
     Raises:
         InvariantError: something is wrong.

@@ -84,7 +84,7 @@ def _keys(picture: Picture) -> Iterator[str]:
 
 # ------------------------------------------------------------------ locks
 def _locks(picture: Picture) -> Iterator[str]:
-    """Without a guest that runs nobody holds any lock; guests hold some shared."""
+    """While no guest runs, no lock is held; guests hold some shared."""
     held = [(f"the PAMT entry of {page}", page.lock) for page in picture.locked]
     held += [
         (f"the lock of {name}", value & 1 | value << 1 & ~3) for name, value in picture.system_locks.items()

@@ -133,7 +133,7 @@ class ScriptedEngine:
         """Execute the vCPU's script until it stops; see the protocol.
 
         Raises:
-            EngineError: nobody gave this vCPU a program.
+            EngineError: this vCPU was given no program.
         """
         self.runs += 1
         self._used.add(lp)

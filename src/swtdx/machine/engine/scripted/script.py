@@ -125,7 +125,7 @@ class Script:
         return self._frames[-1]
 
     def settle(self) -> None:
-        """Find out whether the instruction that stopped was done by whoever handled the stop."""
+        """Find out whether the handler of the stop has done the instruction that stopped."""
         context = self.context
         if self.done:
             return
@@ -249,7 +249,7 @@ class Script:
             self.context.code = self.frame.code
 
     def _end(self, error: Exception) -> None:
-        """The program failed: its vCPU is lost, and whoever looks gets the reason."""
+        """The program failed: its vCPU is lost; the engine's caller gets the reason."""
         self.error = error
         self.done = True
         self.context.code = None
