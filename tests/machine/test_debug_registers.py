@@ -10,6 +10,7 @@ import pytest
 
 from swtdx.arch import vmcs as f
 from swtdx.machine.engine.qemu import layout
+from swtdx.machine.engine.qemu.process import stub_image
 from swtdx.machine.machine import Machine
 from swtdx.machine.vmx import exit as reason
 from tests.assembler import assemble
@@ -102,6 +103,15 @@ def test_it_survives_exits_and_goes_where_the_vcpu_goes(machine: Machine) -> Non
     other.clear(VMCS | HKID << 46)
 
 
+def test_general_detect_does_not_stop_the_engine(machine: Machine) -> None:
+    source = breakpoint_at(TARGET, EXECUTE | 1 << 13) + f"cpuid; mov eax, {TARGET}; jmp rax"
+    guest = guest_of(machine, source)
+    assert guest.run().reason == reason.CPUID
+    guest.skip()
+    assert guest.run().reason == reason.HLT
+    assert registers(guest, RSI, RDI) == [TARGET, DB]
+
+
 @pytest.mark.parametrize(
     ("address", "dr7"), [(TARGET, EXECUTE), (DATA, WRITE_4), (DATA, ACCESS_8), (0x3F8, 0x000E0402)]
 )
@@ -128,10 +138,10 @@ def test_types_that_change_between_guests(machine: Machine) -> None:
 @pytest.mark.parametrize("dr7", [EXECUTE, WRITE_4, ACCESS_8])
 def test_where_the_stub_works_no_breakpoint_hits(machine: Machine, dr7: int) -> None:
     """Every instruction and every stack slot that the stub uses between setting breakpoints and VMRUN."""
+    vmrun = 0xF0000 + stub_image().index(b"\x0f\x01\xd8")
+    top = layout.STACK + 1024
     step = 1 if dr7 == EXECUTE else 4
-    places = (
-        range(0xF0100, 0xF0500) if dr7 == EXECUTE else range(layout.STACK + 0x300, layout.STACK + 0x800, 4)
-    )
+    places = range(vmrun - 40, vmrun + 40) if dr7 == EXECUTE else range(top - 80, top, 4)
     loop = f"mov rbx, {places.start}; 1: mov dr0, rbx; cpuid; add rbx, {step}; cmp rbx, {places.stop}; jb 1b"
     guest = guest_of(machine, breakpoint_at(places.start, dr7) + loop)
     for _ in range(len(places)):

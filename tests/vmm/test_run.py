@@ -420,7 +420,29 @@ def test_a_notification_that_the_hypervisor_takes_is_repeated() -> None:
     assert setup.runner.run(5).reason is EndReason.POWER_OFF
 
 
-@pytest.mark.parametrize("vector", [0, 15, 256, -1])
+def test_a_vector_that_is_posted_while_others_are_delivered_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device's thread posts between the vCPU's look at what waits and its being through with it."""
+    setup = Setup(spin)
+    vcpu, cpu = setup.td.vcpus[0], setup.td.cpu
+    vcpu.post(0x60)
+    real: Any = type(vcpu._memory).write
+
+    def write(self: Any, pa: int, data: bytes) -> None:
+        monkeypatch.undo()
+        vcpu.post(0x71)
+        real(self, pa, data)
+
+    monkeypatch.setattr(type(vcpu._memory), "write", write)
+    vcpu.deliver(cpu)
+    assert vcpu.has_interrupt
+    vcpu.deliver(cpu)
+    requests = int.from_bytes(vcpu._memory.read(vcpu.pid, 32), "little")
+    assert requests == 1 << 0x60 | 1 << 0x71
+
+
+@pytest.mark.parametrize("vector", [0, 15, 20, 30, 256, -1])
 def test_vectors_that_cannot_be_posted(vector: int) -> None:
     setup = Setup(spin)
     setup.td.vcpus[0].post(vector)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import struct
+import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -79,6 +80,8 @@ class Vcpu:
         self.stuck_count = 0
         self._memory = memory
         self._vectors = 0
+        #: Held while they change: devices' threads post while the vCPU's own delivers.
+        self._posting = threading.Lock()
         self._nmi = False
         memory.write(pid, bytes(PID_SIZE))
         memory.write(pid + 34, bytes((NOTIFICATION_VECTOR,)))
@@ -92,7 +95,8 @@ class Vcpu:
     def post(self, vector: int) -> None:
         """Make an external interrupt pending (vector 31..255; others are dropped, as the module would)."""
         if _LOWEST_POSTED <= vector <= 0xFF:
-            self._vectors |= 1 << vector
+            with self._posting:
+                self._vectors |= 1 << vector
             self.attention = True
             self._wake()
 
@@ -133,14 +137,14 @@ class Vcpu:
             self._nmi = False
             status, _ = sc.tdh_vp_wr(cpu, self.tdvpr, fields.PEND_NMI, 1, 0xFF)
             cpu.need(status, "injecting an NMI")
-        if self._vectors:
+        with self._posting:
+            request, self._vectors = self._vectors, 0
+        if request:
             # Nothing else writes to the descriptor: vectors for a vCPU that is in the guest wait until
             # the interrupt that `kick` sends has brought it out.
             words = _PIR.unpack(self._memory.read(self.pid, _PIR.size))
-            request = self._vectors
             merged = [words[n] | request >> 64 * n & MASK64 for n in range(4)]
             self._memory.write(self.pid, _PIR.pack(*merged, words[4] | _ON))
-            self._vectors = 0
             cpu.host.interrupt(NOTIFICATION_VECTOR)
 
     def renotify(self, cpu: Processor) -> None:

@@ -81,9 +81,15 @@ class DebugRegisters:
             outcome.intr_info = VECTOR_DB | TYPE_HARDWARE_EXCEPTION << 8 | INTERRUPTION_VALID
             return outcome
         context.write_dr(6, context.read_dr(6) | _BD)
+        self.deliver(vmcs)
+        return None
+
+    @staticmethod
+    def deliver(vmcs: Vmcs) -> None:
+        """Deliver a #DB whose DR6 is set already."""
+        context = vmcs.context
         context.write_dr(7, context.read_dr(7) & ~_GD)
         context.inject(VECTOR_DB, TYPE_HARDWARE_EXCEPTION, None)
-        return None
 
     def int1(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
         """INT1 (ICEBP): a #DB that changes nothing in DR6."""
@@ -94,7 +100,7 @@ class DebugRegisters:
             outcome.intr_info = VECTOR_DB | _PRIVILEGED_SOFTWARE << 8 | INTERRUPTION_VALID
             return outcome
         vmcs.context.rip += length
-        vmcs.context.inject(VECTOR_DB, TYPE_HARDWARE_EXCEPTION, None)
+        self.deliver(vmcs)
         return None
 
     @staticmethod

@@ -138,6 +138,9 @@ class Instructions:
         return self._unit.exit.set(reason.TRIPLE_FAULT)
 
     def _exception(self, vmcs: Vmcs, event: Event) -> VmExit | None:
+        if event.vector == VECTOR_DB and not vmcs.controls[f.EXCEPTION_BITMAP] >> VECTOR_DB & 1:
+            self._debug.deliver(vmcs)
+            return None
         outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI)
         info = event.vector | TYPE_HARDWARE_EXCEPTION << 8 | INTERRUPTION_VALID
         if event.vector in _HAS_ERROR_CODE:

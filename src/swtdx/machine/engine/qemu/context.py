@@ -29,6 +29,9 @@ from swtdx.arch.x86 import (
     CR4_SMEP,
     EFER_LMA,
     EFER_LME,
+    VECTOR_DB,
+    VECTOR_MC,
+    VECTOR_UD,
 )
 from swtdx.machine.engine.protocol import Event, debug_register
 from swtdx.machine.engine.qemu import layout as at
@@ -46,6 +49,7 @@ _DR_ALL: Final = 0xFFFF
 
 #: The type of a breakpoint on I/O in DR7.
 _DR7_IO: Final = 2
+_DR7_GD: Final = 1 << 13
 
 _SEGMENTS: Final = {
     "ES": vmcb.ES, "CS": vmcb.CS, "SS": vmcb.SS, "DS": vmcb.DS, "FS": vmcb.FS, "GS": vmcb.GS,
@@ -103,8 +107,8 @@ class QemuContext:
     """See :class:`swtdx.machine.engine.protocol.GuestContext`."""
 
     __slots__ = (
-        "_b", "_cr0", "_cr3", "_cr4", "_dr", "_dr7", "_efer", "_i", "_image", "_memory", "_other", "_q",
-        "_save", "armed", "base", "event", "extra_msrs", "gpr", "gpr_bytes", "live_on",
+        "_b", "_cr0", "_cr3", "_cr4", "_dr", "_dr7", "_efer", "_exceptions", "_i", "_image", "_memory",
+        "_other", "_q", "_save", "armed", "base", "event", "extra_msrs", "gpr", "gpr_bytes", "live_on",
         "needs_load", "parked", "saved", "unpaged", "virq",
     )  # fmt: skip
     #: Instructions are in guest memory.
@@ -132,6 +136,7 @@ class QemuContext:
         self._efer = 0
         self._dr = [0] * 4
         self._dr7 = at.DR7_OFF
+        self._exceptions = 0
         #: DR7 if QEMU is to watch for a breakpoint while the guest runs, else 0.
         self.armed = 0
         self._initialise()
@@ -160,8 +165,7 @@ class QemuContext:
     def _initialise(self) -> None:
         b, base = self._b, self.base
         _U64.pack_into(b, vmcb.INTERCEPT, vmcb.INTERCEPTS)
-        # #UD is how instructions that QEMU does not know arrive; #MC would be QEMU's own.
-        _U32.pack_into(b, vmcb.INTERCEPT_EXCEPTIONS, 1 << 6 | 1 << 18)
+        self._apply_exceptions()
         _U64.pack_into(b, vmcb.IOPM_PA, at.IOPM)
         self._memory[base + at.CTX_MSRPM : base + at.CTX_MSRPM + 0x2000] = b"\xff" * 0x2000
         _U32.pack_into(b, vmcb.ASID, 1)
@@ -310,7 +314,16 @@ class QemuContext:
 
     def intercept_exceptions(self, bitmap: int) -> None:
         """Which exceptions stop, besides those that always do."""
-        _U32.pack_into(self._b, vmcb.INTERCEPT_EXCEPTIONS, bitmap | 1 << 6 | 1 << 18)
+        self._exceptions = bitmap
+        self._apply_exceptions()
+
+    def _apply_exceptions(self) -> None:
+        # #UD is how instructions that QEMU does not know arrive; #MC would be QEMU's own.  A #DB clears
+        # DR7.GD, which QEMU does not.
+        bitmap = self._exceptions | 1 << VECTOR_UD | 1 << VECTOR_MC
+        if self._dr7 & _DR7_GD:
+            bitmap |= 1 << VECTOR_DB
+        _U32.pack_into(self._b, vmcb.INTERCEPT_EXCEPTIONS, bitmap)
 
     def allow_msr(self, index: int, *, read: bool, write: bool) -> None:
         """Let RDMSR/WRMSR of ``index`` run natively (True) or stop (False)."""
@@ -442,6 +455,7 @@ class QemuContext:
             return
         if number == 7:
             self._dr7 = debug_register(7, value)
+            self._apply_exceptions()
         else:
             self._dr[number] = value
         self._live()
@@ -462,7 +476,8 @@ class QemuContext:
             if kind == _DR7_IO or (address < ours.stop and address + size > ours.start):
                 dr7 &= ~(3 << 2 * number)
             _U64.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_DR0 + 8 * number, address)
-        self.armed = dr7 if dr7 & 0xFF else 0
+        # Without GD: the stub has to take the breakpoints back.
+        self.armed = dr7 & ~_DR7_GD if dr7 & 0xFF else 0
         self._q[vmcb.DR7 >> 3] = self.armed or at.DR7_OFF
 
     @property

@@ -450,7 +450,7 @@ class QemuEngine:
         q = context._q
         code = q[vmcb.EXIT_CODE >> 3]
         event.length = 0
-        if context.unpaged and q[vmcb.CR3 >> 3] != IDENTITY_GPA:
+        if context.unpaged and q[vmcb.CR3 >> 3] != IDENTITY_GPA and code not in vmcb.INVALID:
             # QEMU does not stop at a task switch, and this one has loaded CR3 over our stand-in.
             q[vmcb.CR3 >> 3] = IDENTITY_GPA
             event.stop = Stop.TASK_SWITCH

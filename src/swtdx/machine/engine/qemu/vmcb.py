@@ -100,6 +100,7 @@ EXIT_NPF: Final = 0x400
 EXIT_INVALID: Final = (1 << 64) - 1
 #: QEMU 7.2 stores the invalid code from a 32-bit value.
 EXIT_INVALID_32: Final = (1 << 32) - 1
+INVALID: Final = frozenset({EXIT_INVALID, EXIT_INVALID_32})
 
 V_IRQ: Final = 1 << 8
 V_IGN_TPR: Final = 1 << 20
