@@ -173,7 +173,7 @@ def test_translations_of_the_vcpu_before_are_gone(bench: Bench) -> None:
 
 # ---------------------------------------------------------------------- TD_PARAMS
 @pytest.mark.parametrize("bit", [3, 4, 10, 13, 14, 16, 19, 20, 31, 32, 62, 63])
-def test_xfam_bits_that_nobody_has(bench: Bench, bit: int) -> None:
+def test_xfam_bits_that_do_not_exist(bench: Bench, bit: int) -> None:
     """XFAM's bits 3, 4, 10, 13, 14, 16 and 19 up are reserved (base ABI: XFAM)."""
     td = Td(bench.hypervisor, TdConfig(), "unfinished", bench.cpu)
     real = TdConfig.params

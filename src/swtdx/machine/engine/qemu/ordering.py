@@ -2,7 +2,7 @@
 
 A memoryview's items are stored and loaded by plain instructions.  x86 keeps stores in order, and loads, but
 lets a load pass an earlier store to another place; other processors keep no order at all.  Python has no
-fence, but its locks order what is before them and what is behind them, whoever else takes them.
+fence, but its locks order what is before them and what is behind them, even if nothing else takes them.
 """
 
 from __future__ import annotations

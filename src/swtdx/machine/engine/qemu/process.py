@@ -120,7 +120,7 @@ class QemuProcess:
         for bell in self.bells:
             bell.setblocking(False)
         peers = [kick_peer, *(theirs for _, theirs in pairs)]
-        # Nobody reads QEMU's words before it ends, so it must not wait for that: what does not fit is lost.
+        # QEMU's words are read when it has ended, so it must not wait for that: what does not fit is lost.
         self._words, words = os.pipe()
         os.set_blocking(words, False)
         os.set_blocking(self._words, False)
