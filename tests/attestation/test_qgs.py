@@ -350,7 +350,8 @@ def test_the_enclave_of_a_seed_quotes_for_that_machine(tmp_path: Path) -> None:
         enclave_of_seed(World(seed=b"another")).quote(report)
 
 
-def test_serve_on_the_command_line(tmp_path: Path, world: World) -> None:
+@pytest.mark.parametrize(("end", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_serve_on_the_command_line(tmp_path: Path, world: World, end: signal.Signals, status: int) -> None:
     path = tmp_path / "s.socket"
     command = [sys.executable, "-m", "swtdx.cli.main", "qgs", "serve", f"unix:{path}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -361,7 +362,7 @@ def test_serve_on_the_command_line(tmp_path: Path, world: World) -> None:
         assert quote == world.quote()
         assert QgsClient(UnixAddress(path)).collateral(world.platform_identity.fmspc, "platform")
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         process.communicate(timeout=20)
-        assert process.returncode == 130
+        assert process.returncode == status
     assert not path.exists()

@@ -100,12 +100,25 @@ def test_a_full_disk_is_told(name: str, commands: dict[str, list[str]]) -> None:
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     from click import ClickException
 
-    from swtdx.cli.inputs import write_bytes
+    from swtdx.cli.inputs import check_writable, write_bytes
 
     (tmp_path / "file").write_bytes(b"before")
     write_bytes(tmp_path / "file", b"after", "the thing")
     assert (tmp_path / "file").read_bytes() == b"after"
+    for wrong in (tmp_path, tmp_path / "none" / "file"):
+        with pytest.raises(ClickException, match="cannot write the thing to"):
+            check_writable(wrong, "the thing")
+    check_writable(tmp_path / "new", "the thing")
+    check_writable(tmp_path / "file", "the thing")
     for wrong in (tmp_path, tmp_path / "none" / "file", Path("/dev/full")):
         with pytest.raises(ClickException, match="cannot write the thing to"):
             write_bytes(wrong, b"x", "the thing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("option", ["-o", "--collateral", "--root", "--eventlog"])
+def test_quote_knows_before_it_boots_that_it_cannot_write(option: str, tmp_path: Path) -> None:
+    """In a second, without a kernel or QEMU: nothing has been started."""
+    status, text = run(["quote", option, f"{tmp_path}/none/file", "--kernel", "/nowhere"], "")
+    assert status == 2
+    assert f"to {tmp_path}/none/file: there is no such folder" in text

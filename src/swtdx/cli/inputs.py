@@ -47,6 +47,27 @@ def read_bytes(path: str | Path, what: str, limit: int = LIMIT) -> bytes:
     return data
 
 
+def check_writable(path: str | Path, what: str) -> None:
+    """See to it that a file can be written, before the work whose outcome goes into it; writes nothing.
+
+    Raises:
+        Unusable: its folder does not exist or takes no files, or it is a folder itself.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            problem = "Is a directory"
+        elif not target.parent.is_dir():
+            problem = "there is no such folder"
+        elif not os.access(target.parent if not target.exists() or target.is_file() else target, os.W_OK):
+            problem = "Permission denied"
+        else:
+            return
+    except (OSError, ValueError) as error:
+        problem = reason(error) if isinstance(error, OSError) else str(error)
+    raise Unusable(f"cannot write {what} to {path}: {problem}")
+
+
 def write_bytes(path: str | Path, data: bytes, what: str) -> None:
     """Write a file whole or not at all: what was there stays when it cannot be written.
 

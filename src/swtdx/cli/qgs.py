@@ -5,6 +5,7 @@ Exit status: 0 stopped, 2 wrong use or an address that cannot be had, 130 interr
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
@@ -42,6 +43,8 @@ def qgs_serve(address: str, seed: bytes, scenario: str, pcs_url: str | None, v5:
         where = UnixAddress(Path(where.path).absolute())
     enclave = enclave_of_seed(world, 5 if v5 else None)
     server = QgsServer(enclave, where, collateral_source(world, frozen=bool(scenario)))
+    # A daemon is told to end by SIGTERM; the socket's path goes with it.
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
     try:
         click.echo(f"Serving quotes on {where}", err=True)
         server.serve()

@@ -19,7 +19,7 @@ from swtdx.attestation.quote import ParsedQuote
 from swtdx.cli.attesting import Url
 from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.failures import complain
-from swtdx.cli.inputs import write_bytes
+from swtdx.cli.inputs import check_writable, write_bytes
 from swtdx.cli.quote_job import REPORTDATA, Answer, command, parse_output
 from swtdx.cli.run import platform_config
 from swtdx.cli.seeds import BytesParam, Seed
@@ -115,6 +115,10 @@ def quote(
         raise click.UsageError("with --qgs, that service decides which version its quotes have")
     if kernel is not None and version is not None:
         raise click.UsageError("--kernel and --guest exclude each other")
+    for path, what in ((output, "the quote"), (collateral, "the collateral"), (root, "the root certificate"),
+                       (eventlog, "the event log")):  # fmt: skip
+        if path and path != "-":
+            check_writable(path, what)
     wanted = nonce or report_data or secrets.token_bytes(_NONCE).ljust(REPORTDATA, b"\0")
     job = Exec(command(wanted))
     boot = choose(Wishes(kernel=kernel, version=version), job, "", complain)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from swtdx.cli.attesting import plain_errors, seed_option, world_for
-from swtdx.cli.inputs import write_bytes
+from swtdx.cli.inputs import check_writable, write_bytes
 
 
 @click.group()
@@ -39,6 +39,9 @@ def vectors_make(folder: str, seed: bytes) -> None:
 def vectors_flips(output: str | None, workers: int, seed: bytes) -> None:
     """Flip every bit of a quote and its collateral once, and record what the verifier says (Markdown)."""
     from swtdx.attestation.vectors.flip_record import record
+
+    if output is not None:
+        check_writable(output, "the record")
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():

@@ -14,7 +14,7 @@ import click
 from swtdx.attestation.collateral import Collateral
 from swtdx.attestation.policy import Policy, load_policy
 from swtdx.cli.attesting import hex_bytes, parse_moment, plain_errors, read_quote
-from swtdx.cli.inputs import read_bytes, write_bytes
+from swtdx.cli.inputs import check_writable, read_bytes, write_bytes
 
 
 def _collateral(
@@ -86,6 +86,8 @@ def verify(
     wanted = hex_bytes(nonce, "the nonce") if nonce is not None else None
     if wanted is not None:
         policy = policy.with_reportdata(wanted)
+    if token_file:
+        check_writable(token_file, "the token")
     data = read_quote(quote)
     root = read_bytes(root_file, "the root certificate") if root_file else None
     verifier = Verifier(root, policy, accept_simulated=accept_simulated)
