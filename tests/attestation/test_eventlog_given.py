@@ -313,6 +313,17 @@ def test_a_register_extended_at_run_time(world: World, tmp_path: Path) -> None:
     assert [each["accepted"] for each in json.loads(text)["quote"]] == [False, True, True, True]
 
 
+def test_show_takes_logs_too(tmp_path: Path) -> None:
+    status, text = run("show", "-", stdin=json.dumps(trustee(LOG)).encode())
+    assert (status, "SecureBoot = 01" in text) == (0, True)
+    status, text = run("show", "--json", "-", stdin=write(LOG))
+    assert json.loads(text)["rtmrs"] == [value.hex() for value in replay(LOG)]
+    table = b"CCEL" + struct.pack("<I", 56) + bytes(48)
+    for data, said in ((table, "ACPI table CCEL"), (write(LOG)[:-3], "truncated")):
+        status, text = run("show", "-", stdin=data)
+        assert (status, said in text) == (2, True)
+
+
 def test_a_difference_says_what_the_event_is_about(world: World, tmp_path: Path) -> None:
     other = [event(0, 0, DRIVER_CONFIG, var("SecureBoot", b"\0")), *LOG[1:]]
     (tmp_path / "log").write_bytes(write(LOG))

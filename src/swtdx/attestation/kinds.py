@@ -25,14 +25,10 @@ class Kind(StrEnum):
     COLLATERAL = "collateral"
     TCB_INFO = "TCB info"
     IDENTITY = "enclave identity"
-    EVENT_LOG = "event log"
-    CCEL_TABLE = "CCEL ACPI table"
 
 
 #: Header of the buffer of TDVMCALL GetQuote, in bytes; old drivers hand the quote out in it.
 _BUFFER_HEADER: Final = 24
-_SPEC_ID: Final = b"Spec ID Event03\0"
-_SPEC_ID_AT: Final = 32
 
 
 def is_quote(data: bytes) -> bool:
