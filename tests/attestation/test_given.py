@@ -346,3 +346,20 @@ def test_a_refusal_shows_the_platform_that_the_quote_claims(world: World, tmp_pa
         "PCESVN, PCE-ID  13, 0000",
     ):
         assert line in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--insecure", "--collateral", "c"], "go with --pcs"),
+        (["--pcs-ca", "ca"], "go with --pcs"),
+        (["--pcs", "http://x", "--collateral", "c"], "exclude each other"),
+        (["--token", "t"], "go together"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: list[str], said: str, world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "quote").write_bytes(world.quote())
+    result = run("verify", tmp_path / "quote", *options)
+    assert (result.exit_code, said in result.output) == (2, True), result.output

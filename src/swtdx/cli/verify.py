@@ -20,12 +20,12 @@ from swtdx.cli.inputs import check_writable, read_bytes, write_bytes
 def _collateral(
     quote: bytes, collateral: str | None, pcs: str | None, ca_file: str | None, insecure: bool
 ) -> Any:
+    if (ca_file or insecure) and not pcs:
+        raise click.UsageError("--pcs-ca and --insecure go with --pcs")
     if collateral and pcs:
         raise click.UsageError("--collateral and --pcs exclude each other")
     if collateral:
         return Collateral.from_json(read_bytes(collateral, "the collateral"))
-    if (ca_file or insecure) and not pcs:
-        raise click.UsageError("--pcs-ca and --insecure go with --pcs")
     if pcs and (ca_file or insecure):
         from swtdx.attestation.pcs.client import PcsClient, tls_context
 
