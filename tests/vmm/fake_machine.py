@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, cast
 
 from swtdx.arch import status as st
+from swtdx.machine.engine.threads import run_threads
 from swtdx.machine.host import Host
 from tests.vmm.fake_module import FakeModule
 
@@ -122,6 +124,12 @@ class FakeProcessor:
                 if not self.waiting:
                     assert self._event.wait(10), "halted for ever"
 
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def acquire(self, lock: threading.Lock) -> None:
+        lock.acquire()
+
 
 class FakeMachine:
     """See the module's docstring.  Time is a counter that tests and guests move."""
@@ -154,6 +162,11 @@ class FakeMachine:
 
     def tsc(self) -> int:
         return self.now
+
+    def together(
+        self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
+    ) -> None:
+        run_threads(programs, failed)
 
     def wbinvd(self, package: int) -> None:
         self.wbinvds += 1

@@ -7,7 +7,8 @@ reads as zeros, the SEAM range does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from swtdx.arch.x86 import CR4_VMXE
@@ -118,6 +119,14 @@ class HostProcessor:
         """Wait for an interrupt (or ``timeout`` seconds)."""
         self._lp.halt(timeout)
 
+    def acquire(self, lock: threading.Lock) -> None:
+        """Take a lock that software on several processors shares, while those go on."""
+        self._lp.acquire(lock)
+
+    def pause(self, seconds: float) -> None:
+        """Execute nothing for ``seconds``, while other processors go on."""
+        self._lp.pause(seconds)
+
     def poll_timer(self) -> None:
         """Raise the timer's interrupt now if its deadline has passed."""
         self._lp.poll_timer(self._lp.machine.tsc())
@@ -139,6 +148,16 @@ class Host:
     def packages(self) -> int:
         """Number of processor packages."""
         return self._machine.config.packages
+
+    def together(
+        self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
+    ) -> None:
+        """Run software on several processors, by index, side by side until all of it has returned.
+
+        ``failed`` is told of an exception in one of them, and has to make the others return; then the first
+        one is raised.
+        """
+        self._machine.together(programs, failed)
 
     def tsc(self) -> int:
         """RDTSC."""

@@ -6,12 +6,13 @@ It is made before the processors and handed to them.  It knows them only as :cla
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from swtdx.machine.cpu.package import Package
-from swtdx.machine.engine.protocol import Engine
+from swtdx.machine.engine.protocol import Engine, Wakeup
 from swtdx.machine.memory import PhysicalMemory
 from swtdx.machine.random import HardwareRandom
 from swtdx.machine.seam import Seam
@@ -118,7 +119,31 @@ class Uncore:
         """The time-stamp counter."""
         return self.engine.tsc()
 
-    def wait(self, lp: int, woken: threading.Event, seconds: float | None) -> bool:
+    def together(
+        self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
+    ) -> None:
+        """Run the software of several processors, by index, side by side until all of it has returned.
+
+        ``failed`` is told of an exception in one of them, and has to make the others return; then the first
+        one is raised.
+        """
+        self.engine.together(programs, failed)
+
+    def acquire(self, lp: int, lock: threading.Lock) -> None:
+        """Have processor ``lp`` take a lock that the software of several shares."""
+        if self._engine is None:
+            lock.acquire()
+        else:
+            self._engine.acquire(lp, lock)
+
+    def pause(self, lp: int, seconds: float) -> None:
+        """Let processor ``lp`` do nothing for ``seconds`` of the host's time."""
+        if self._engine is None:
+            time.sleep(seconds)
+        else:
+            self._engine.pause(lp, seconds)
+
+    def wait(self, lp: int, woken: Wakeup, seconds: float | None) -> bool:
         """Let processor ``lp`` idle until ``woken`` is set (True) or ``seconds`` pass (False).
 
         Seconds are those of the engine that has been started, which may have a time of its own.

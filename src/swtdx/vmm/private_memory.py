@@ -12,7 +12,6 @@ pages earlier.
 from __future__ import annotations
 
 import enum
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -246,25 +245,25 @@ class PrivateMemory:
             if st.code_of(status) != st.TDX_PREVIOUS_TLB_EPOCH_BUSY:
                 break
             self._kick()
-            time.sleep(_EPOCH_PAUSE)
+            cpu.host.pause(_EPOCH_PAUSE)
         cpu.need(status)
         self.counts["tracked"] += 1
         self._kick()
 
     def _when_tracked(self, cpu: Processor, call: Callable[[], tuple[int, int, int]], doing: str) -> int:
         """Repeat ``call`` until vCPUs of the old epoch have left; RCX of its success."""
-        status, rcx = self._repeat(call)
+        status, rcx = self._repeat(cpu, call)
         cpu.need(status, doing)
         return rcx
 
-    def _repeat(self, call: Callable[[], tuple[int, int, int]]) -> tuple[int, int]:
+    def _repeat(self, cpu: Processor, call: Callable[[], tuple[int, int, int]]) -> tuple[int, int]:
         """Repeat ``call`` while vCPUs of the old epoch are in the guest; its status and RCX."""
         for _ in range(_EPOCH_TRIES):
             status, rcx, _ = call()
             if st.code_of(status) != st.TDX_TLB_TRACKING_NOT_DONE:
                 break
             self._kick()
-            time.sleep(_EPOCH_PAUSE)
+            cpu.host.pause(_EPOCH_PAUSE)
         return status, rcx
 
     def remove_range(self, cpu: Processor, start: int, end: int, limit: int = 1 << 62) -> int:
@@ -378,7 +377,7 @@ class PrivateMemory:
             return False
         self._block(cpu, [(base, 1)])
         self.track(cpu)
-        status, page = self._repeat(lambda: sc.tdh_mem_page_promote(cpu, base, 1, self._tdr))
+        status, page = self._repeat(cpu, lambda: sc.tdh_mem_page_promote(cpu, base, 1, self._tdr))
         if st.code_of(status) == st.TDX_EPT_INVALID_PROMOTE_CONDITIONS:
             unblocked, _, _ = sc.tdh_mem_range_unblock(cpu, base, 1, self._tdr)
             cpu.need(unblocked, f"GPA {base:#x}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -112,7 +111,7 @@ class Processor:
             family = status >> 32
             if family in _BUSY:
                 if tries >= _EAGER:
-                    time.sleep(PAUSE)
+                    self.host.pause(PAUSE)
             elif family in _INTERRUPTED:
                 self.take_interrupts()
             else:

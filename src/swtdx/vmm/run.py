@@ -1,14 +1,13 @@
 """Running a TD: its vCPUs on the machine's processors, from one TD exit to the next entry.
 
-A :class:`Worker` runs vCPUs on one processor.  With one processor that happens on the caller's thread and
-without any lock; with several, each has a thread, and everything outside the guest is done under one lock
-(the guests themselves run in parallel).  A vCPU stays where it is until another processor has nothing to
+A :class:`Worker` runs vCPUs on one processor.  With one processor that happens without any lock; with
+several the machine runs them side by side, and everything outside the guest is done under one lock (the
+guests themselves run in parallel).  A vCPU stays where it is until another processor has nothing to
 do; then it is flushed (TDH.VP.FLUSH) by the processor that has it, and handed over.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -71,21 +70,11 @@ class Runner:
         if len(self.workers) == 1:
             self.workers[0].run()
         else:
-            threads = [
-                threading.Thread(target=worker.run, name=f"swtdx processor {worker.cpu.index}", daemon=True)
-                for worker in self.workers
-            ]
-            for thread in threads:
-                thread.start()
-            try:
-                for thread in threads:
-                    thread.join()
-            except BaseException as error:
+            self.td.hypervisor.host.together(
+                {worker.cpu.index: worker.run for worker in self.workers},
                 # Ctrl-C, say: no vCPU may run when the caller goes on.
-                self.stop(EndReason.STOPPED, type(error).__name__)
-                for thread in threads:
-                    thread.join()
-                raise
+                lambda error: self.stop(EndReason.STOPPED, type(error).__name__),
+            )
         self._seconds += time.perf_counter() - started
         reason, detail = self.control.outcome or (EndReason.ERROR, "the run ended without a reason")
         return RunResult(reason, detail, stats=self.stats())

@@ -14,7 +14,6 @@ Source: docs/reference/seamcall.md §2.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -152,7 +151,7 @@ def tdh_phymem_cache_wb(cpu: Processor) -> int:
             cpu.take_interrupts()
             resume = 1
         elif code == st.TDX_OPERAND_BUSY:
-            time.sleep(PAUSE)
+            cpu.host.pause(PAUSE)
         else:
             break
     return status

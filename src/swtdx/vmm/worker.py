@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -31,6 +30,8 @@ _STUCK: Final = 64
 #: Busy entries in a row before giving up, and the pause between them, in seconds.
 _BUSY_LIMIT: Final = 2000
 _BUSY_PAUSE: Final = 0.0005
+#: How long another thread is given to use the processor before we look whether it is done, in seconds.
+_LOAN_PAUSE: Final = 50e-6
 # Plain ints: compared at every exit.
 _TDCALL: Final = int(ExitReason.TDCALL)
 _EPT_VIOLATION: Final = int(ExitReason.EPT_VIOLATION)
@@ -94,7 +95,7 @@ class Worker:
         cpu = self.cpu
         cpu.mutex.acquire()
         if control.lock is not None:
-            control.lock.acquire()
+            cpu.host.acquire(control.lock)
         try:
             self.arm()
             while control.outcome is None:
@@ -122,11 +123,10 @@ class Worker:
         if control.lock is not None:
             control.lock.release()
         self.cpu.mutex.release()
-        while self.cpu.wanted:
-            time.sleep(0)
-        self.cpu.mutex.acquire()
+        while self.cpu.wanted or not self.cpu.mutex.acquire(blocking=False):
+            self.cpu.host.pause(_LOAN_PAUSE)
         if control.lock is not None:
-            control.lock.acquire()
+            self.cpu.host.acquire(control.lock)
 
     def _next(self) -> Vcpu | None:
         if not self.queue:
@@ -168,7 +168,7 @@ class Worker:
         else:
             control.lock.release()
             self.cpu.host.halt()
-            control.lock.acquire()
+            self.cpu.host.acquire(control.lock)
         self.idle = False
         self._interrupts()
 
@@ -245,7 +245,8 @@ class Worker:
                     try:
                         answered = enter()
                     finally:
-                        lock.acquire()
+                        if not lock.acquire(blocking=False):
+                            cpu.host.acquire(lock)
                         vcpu.in_guest = False
             except ProcessorFault as fault:
                 raise SeamcallError(0, st.SW_ERROR | fault.vector) from fault
@@ -321,7 +322,7 @@ class Worker:
                 control.end(*exits.end_of(rax))
                 return False
             if self._busy > 16:
-                time.sleep(_BUSY_PAUSE)
+                self.cpu.host.pause(_BUSY_PAUSE)
             self._interrupts()
             gpr[:] = passed
             vcpu.renotify(self.cpu)

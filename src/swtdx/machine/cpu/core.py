@@ -57,7 +57,7 @@ class ProcessorCore:
         self.in_guest = False
         #: Told of what crosses the boundary of SEAM here (:mod:`swtdx.machine.observe`).
         self.observer: Observer | None = None
-        self._woken = threading.Event()
+        self._woken = Wakeup()
 
     @property
     def in_seam(self) -> bool:
@@ -110,6 +110,14 @@ class ProcessorCore:
             woken = machine.wait(self.index, self._woken, wait)
             if not woken and timeout is not None and wait == timeout:
                 return
+
+    def acquire(self, lock: threading.Lock) -> None:
+        """Take a lock that software on several processors shares."""
+        self.machine.acquire(self.index, lock)
+
+    def pause(self, seconds: float) -> None:
+        """Execute nothing for ``seconds`` of the host's time."""
+        self.machine.pause(self.index, seconds)
 
     def machine_check(self, cause: Exception) -> None:
         """#MC on this processor; kept for the software that handles it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any, Final, Protocol
 
 from swtdx.arch import msrs
@@ -35,6 +35,21 @@ OTHER_MSRS: Final = (
 
 class EngineError(RuntimeError):
     """The engine cannot be started or has failed; the message says what to do."""
+
+
+class Wakeup(threading.Event):
+    """What a processor that waits is woken by; ``told`` is called, too, by whoever sets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: Callable[[], None] | None = None
+
+    def set(self) -> None:
+        """Wake the processor.  Any thread."""
+        super().set()
+        told = self.told
+        if told is not None:
+            told()
 
 
 class Stop(enum.IntEnum):
@@ -275,7 +290,21 @@ class Engine(Protocol):
     def tsc_hz(self) -> float:
         """Its frequency in Hz."""
 
-    def wait(self, lp: int, woken: threading.Event, seconds: float | None) -> bool:
+    def together(
+        self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
+    ) -> None:
+        """Run the software of several processors, by index, side by side until all of it has returned.
+
+        ``failed`` is told of an exception and has to make the others return; then the first one is raised.
+        """
+
+    def acquire(self, lp: int, lock: threading.Lock) -> None:
+        """Take a lock that the software of several processors shares; the others go on meanwhile."""
+
+    def pause(self, lp: int, seconds: float) -> None:
+        """Let the host's time pass, while other processors go on."""
+
+    def wait(self, lp: int, woken: Wakeup, seconds: float | None) -> bool:
         """Let processor ``lp`` idle until ``woken`` is set (True), or ``seconds`` of machine time pass."""
 
     def close(self) -> None:

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from swtdx.arch.units import PAGE
 from swtdx.machine.engine.hosttsc import frequency, host_tsc
-from swtdx.machine.engine.protocol import Access, EngineError, Event, Stop
+from swtdx.machine.engine.protocol import Access, Event, Stop, Wakeup
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu import vmcb
 from swtdx.machine.engine.qemu.context import QemuContext
+from swtdx.machine.engine.qemu.hub import Hub, current
 from swtdx.machine.engine.qemu.npt import IDENTITY_GPA, NestedTable, PagePool, guest_gpa
-from swtdx.machine.engine.qemu.ordering import IN_ORDER, fence
+from swtdx.machine.engine.qemu.port import CALL, Port
 from swtdx.machine.engine.qemu.process import QemuProcess
 
-#: Polls of the mailbox before going to sleep until the doorbell rings (about 60 ns each): at most, and at
-#: least.  In between it is what has paid off after the last kind of stop, so that a host without processors
-#: to spare does not wait in vain.
-SPIN: Final = 1500
-_SPIN_LEAST: Final = 50
-#: A sleep that took no longer than this, in seconds, would better have been spent polling.
-_WORTH_SPINNING: Final = 150e-6
-#: Kinds of stops are the values of Stop; undefined instructions (TDCALL) are told apart by RAX[3:0].
-_CALL: Final = 32
-#: How long to sleep before looking again whether all is well, in seconds.
-_NAP: Final = 0.25
-#: How long a guest that was told to stop may take before it is told again, in seconds.
-_IMPATIENCE: Final = 0.01
+#: Words and quadwords of the mailbox.
+_KICKED: Final = at.MB_KICKED >> 2
+_TIMER_FIRED: Final = at.MB_TIMER_FIRED >> 2
+_EXIT_TSC: Final = at.MB_EXIT_TSC >> 3
+_DONE: Final = at.MB_DONE >> 2
+_EXIT_CODE: Final = vmcb.EXIT_CODE >> 3
+_NESTED_CR3: Final = vmcb.NESTED_CR3 >> 3
+_UD: Final = vmcb.EXIT_EXCEPTION + 6
+#: Between two tries to take a lock, in seconds.
+_BRIEFLY: Final = 20e-6
 
 _SIMPLE: Final = {
     vmcb.EXIT_CPUID: Stop.CPUID,
@@ -52,64 +47,6 @@ _SIMPLE: Final = {
     vmcb.EXIT_INIT: Stop.INTERRUPT,
     **dict.fromkeys(vmcb.FOREIGN, Stop.UNDEFINED),
 }
-
-
-class _Port:
-    """One QEMU processor and its mailbox.
-
-    ``lock`` is held while a command is carried out.  Entered as a context, a port makes its guest stop
-    first, so that any thread may give a command, or change what the processor translates addresses by.
-    """
-
-    __slots__ = (
-        "_kick",
-        "armed",
-        "base",
-        "bell",
-        "fence",
-        "index",
-        "last",
-        "live",
-        "lock",
-        "q",
-        "seq",
-        "spins",
-        "w",
-        "wanted",
-    )
-
-    def __init__(self, process: QemuProcess, index: int) -> None:
-        self.index = index
-        self.lock = threading.RLock()
-        self.fence = fence()
-        #: How many threads want the guest to stop.
-        self.wanted = 0
-        self._kick = partial(process.wake, index, kick=True)
-        self.base = at.MAILBOX + index * PAGE
-        page = process.memory[self.base : self.base + PAGE]
-        self.w = page.cast("I")
-        self.q = page.cast("Q")
-        self.bell = process.bells[index]
-        self.seq = self.w[at.MB_DONE >> 2]
-        self.live: QemuContext | None = None
-        self.armed: int | None = None
-        #: The kind of the last stop, and polls by kind of stop before.
-        self.last = 0
-        self.spins = [SPIN] * (_CALL + 16)
-
-    def __enter__(self) -> _Port:
-        if not self.lock.acquire(blocking=False):
-            self.wanted += 1
-            try:
-                self._kick()
-                while not self.lock.acquire(timeout=_IMPATIENCE):
-                    self._kick()
-            finally:
-                self.wanted -= 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
 
 
 class QemuEngine:
@@ -132,28 +69,32 @@ class QemuEngine:
         #: Contexts that have a place there, first come first.
         self._resident: dict[QemuContext, None] = {}
         self._attended: dict[int, QemuContext] = {}
-        self._ports: list[_Port] = []
+        self._ports: list[Port] = []
         self._lock = threading.Lock()
         self._host_tsc = host_tsc()
         #: What QEMU's counter lacks of the host's.
         self._tsc_offset = 0
         self._tsc_base = (0, 0)  # (perf_counter_ns, tsc), where the host's cannot be read
         self._tsc_hz = 0.0
+        #: The TSC of the latest stop.
+        self._latest = 0
         self.runs = 0
 
     # ------------------------------------------------------------------ start, time
-    def _ready(self) -> list[_Port]:
+    def _ready(self) -> list[Port]:
         if self._ports:
             return self._ports
         with self._lock:
             if not self._ports:
                 self._process.wait_ready()
-                ports = [_Port(self._process, index) for index in range(self._process.cpus)]
+                ports = [Port(self._process, index) for index in range(self._process.cpus)]
                 self._calibrate(ports[0])
+                for port in ports:
+                    port.set_times(self._tsc_hz)
                 self._ports = ports
         return self._ports
 
-    def _calibrate(self, port: _Port) -> None:
+    def _calibrate(self, port: Port) -> None:
         """Relate QEMU's TSC to the host's, or to ``perf_counter_ns`` by two readings 20 ms apart."""
         if self._host_tsc is not None:
             self._tsc_hz = frequency(self._host_tsc)
@@ -165,14 +106,14 @@ class QemuEngine:
         self._tsc_base = second
         self._tsc_hz = (second[1] - first[1]) * 1e9 / (second[0] - first[0])
 
-    def _read_offset(self, port: _Port, read: Callable[[], int]) -> int:
+    def _read_offset(self, port: Port, read: Callable[[], int]) -> int:
         """The host's counter less QEMU's, from the tightest of a few probes."""
         best: tuple[int, int] | None = None
         for _ in range(8):
             before = read()
-            self._command(port, at.CMD_PROBE)
+            port.command(at.CMD_PROBE)
             after = read()
-            shown = port.q[at.MB_EXIT_TSC >> 3]
+            shown = port.q[at.MB_PROBE_TSC >> 3]
             if best is None or after - before < best[0]:
                 # QEMU's was read in between.  Rather a little ahead than behind: a stop that we have
                 # seen must not lie in the future.
@@ -180,26 +121,39 @@ class QemuEngine:
         assert best is not None
         return best[1]
 
-    def _read_tsc(self, port: _Port) -> tuple[int, int]:
+    def _read_tsc(self, port: Port) -> tuple[int, int]:
         """(perf_counter_ns, TSC) read together: the tightest of a few tries."""
         best: tuple[int, int, int] | None = None
         for _ in range(5):
             before = time.perf_counter_ns()
-            self._command(port, at.CMD_PROBE)
+            port.command(at.CMD_PROBE)
             after = time.perf_counter_ns()
             if best is None or after - before < best[0]:
-                best = (after - before, (before + after) // 2, port.q[at.MB_EXIT_TSC >> 3])
+                best = (after - before, (before + after) // 2, port.q[at.MB_PROBE_TSC >> 3])
         assert best is not None
         return best[1], best[2]
 
     def tsc(self) -> int:
-        """The time-stamp counter now (extrapolated from the last stop)."""
+        """The time-stamp counter now (extrapolated where the host's cannot be read).
+
+        It follows what stops show: one that was seen must not lie in the future. QEMU's counter runs ahead of
+        the host's where two cores' counters differ, for it never goes back (``cpu_get_ticks``).
+        """
         if not self._ports:
             self._ready()
         if self._host_tsc is not None:
-            return self._host_tsc() - self._tsc_offset
-        base, tsc = self._tsc_base
-        return tsc + int((time.perf_counter_ns() - base) * self._tsc_hz / 1e9)
+            now = self._host_tsc() - self._tsc_offset
+        else:
+            base, tsc = self._tsc_base
+            now = tsc + int((time.perf_counter_ns() - base) * self._tsc_hz / 1e9)
+        lack = self._latest - now
+        if lack <= 0:
+            return now
+        if self._host_tsc is not None:
+            self._tsc_offset -= lack
+        else:
+            self._tsc_base = (base, tsc + lack)
+        return now + lack
 
     @property
     def tsc_hz(self) -> float:
@@ -212,7 +166,7 @@ class QemuEngine:
         with self._free_port() as port:
             port.q[at.MB_SRC >> 3] = leaf
             port.q[at.MB_DST >> 3] = subleaf
-            self._command(port, at.CMD_PROBE)
+            port.command(at.CMD_PROBE)
             start = at.MB_RESULT >> 2
             return (port.w[start], port.w[start + 1], port.w[start + 2], port.w[start + 3])
 
@@ -258,15 +212,15 @@ class QemuEngine:
         assert context.live_on is not None
         with self._ports[context.live_on] as port:
             self._address(port, context)
-            self._command(port, at.CMD_SAVE)
+            port.command(at.CMD_SAVE)
             context.saved = True
 
     @contextlib.contextmanager
-    def _free_port(self) -> Iterator[_Port]:
+    def _free_port(self) -> Iterator[Port]:
         """A processor that is not in a guest, for a command that any can carry out."""
         ports = self._ready()
         # The caller's own processor, if it has one, is outside.
-        free = next((port for port in ports if port.lock.acquire(blocking=False)), None)
+        free = next((port for port in ports if self._take_free(port)), None)
         if free is None:
             with ports[0]:
                 yield ports[0]
@@ -277,13 +231,22 @@ class QemuEngine:
             free.lock.release()
 
     @staticmethod
-    def _address(port: _Port, context: QemuContext) -> None:
+    def _take_free(port: Port) -> bool:
+        if not port.lock.acquire(blocking=False):
+            return False
+        if port.w[_DONE] == port.seq:
+            return True
+        port.lock.release()
+        return False
+
+    @staticmethod
+    def _address(port: Port, context: QemuContext) -> None:
         base = context.base
         port.q[at.MB_VMCB >> 3] = base + at.CTX_VMCB
         port.q[at.MB_GPRS >> 3] = base + at.CTX_GPRS
         port.q[at.MB_EXTRA >> 3] = base + at.CTX_EXTRA
 
-    def _make_live(self, port: _Port, context: QemuContext) -> bool:
+    def _make_live(self, port: Port, context: QemuContext) -> bool:
         """Give the processor to ``context``: save what it held, load what this one needs.
 
         False: the context holds something that the processor does not take.
@@ -302,7 +265,7 @@ class QemuEngine:
         with port:
             self._address(port, context)
             if context.needs_load:
-                self._command(port, at.CMD_LOAD)
+                port.command(at.CMD_LOAD)
                 if port.w[at.MB_FAILED >> 2]:
                     port.w[at.MB_FAILED >> 2] = 0
                     port.live = context.live_on = None
@@ -324,68 +287,9 @@ class QemuEngine:
             port.q[at.MB_SRC >> 3] = where
             port.q[at.MB_DST >> 3] = where
             port.q[at.MB_LEN >> 3] = size
-            self._command(port, at.CMD_COPY)
+            port.command(at.CMD_COPY)
 
     # ------------------------------------------------------------------ running
-    def _command(self, port: _Port, command: int) -> None:
-        """Give a command to the stub and wait until it is done."""
-        words = port.w
-        words[at.MB_CMD >> 2] = command
-        port.seq = seq = (port.seq + 1) & 0xFFFFFFFF
-        if not IN_ORDER:
-            with port.fence:
-                pass
-        words[at.MB_SEQ >> 2] = seq
-        # The stub says that it sleeps and looks for a command: we the other way round.
-        with port.fence:
-            pass
-        if words[at.MB_ASLEEP >> 2]:
-            self._process.wake(port.index, kick=False)
-        done = at.MB_DONE >> 2
-        after, spins = port.last, port.spins
-        spin = spins[after]
-        for _ in range(spin):
-            if words[done] == seq:
-                if not IN_ORDER:
-                    with port.fence:
-                        pass
-                return
-        before = time.perf_counter()
-        self._sleep(port, seq)
-        if time.perf_counter() - before < _WORTH_SPINNING:
-            spins[after] = SPIN
-        else:
-            spins[after] = max(_SPIN_LEAST, spin >> 1)
-
-    def _sleep(self, port: _Port, seq: int) -> None:
-        """Wait for the doorbell."""
-        words = port.w
-        done = at.MB_DONE >> 2
-        while words[done] != seq:
-            words[at.MB_RING >> 2] = 1
-            with port.fence:
-                pass
-            if words[done] == seq:
-                break
-            readable, _, _ = select.select([port.bell], [], [], _NAP)
-            if readable:
-                try:
-                    if not port.bell.recv(64):
-                        self._process.check_alive()
-                except BlockingIOError:
-                    pass
-            elif words[done] != seq:
-                self._process.check_alive()
-                if words[at.MB_RESULT >> 2] == 0xDEAD:
-                    raise EngineError(
-                        f"the stub failed on processor {port.index} at {port.q[(at.MB_RESULT + 8) >> 3]:#x}"
-                    )
-                if words[at.MB_ASLEEP >> 2]:
-                    self._process.wake(port.index, kick=False)
-        words[at.MB_RING >> 2] = 0
-        with port.fence:
-            pass
-
     def run(self, lp: int, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
         """Run the guest until it stops; see the protocol."""
         port = self._ports[lp]
@@ -395,60 +299,61 @@ class QemuEngine:
             context.event.stop = Stop.UNLOADABLE
             context.event.tsc = self.tsc()
             return context.event
-        while port.wanted:
-            time.sleep(0)
-        with port.lock:
-            return self._run(port, context, space, deadline)
-
-    def _run(self, port: _Port, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
         event = context.event
-        if port.w[at.MB_TIMER_FIRED >> 2]:
-            # It fired while the guest was not running: no stop has told of it.
-            port.w[at.MB_TIMER_FIRED >> 2] = 0
-            port.armed = None
-        late = deadline != port.armed and not self._arm(port, deadline)
-        # Another processor may have made the cache forget everything since it was to serve this context.
-        if late or context.unpaged is not space.identity:
-            event.stop = Stop.INTERRUPT
-            event.tsc = self.tsc()
-            context.nothing_undelivered()
-            return event
-        context._q[vmcb.NESTED_CR3 >> 3] = space.root
-        context.saved = False
-        self.runs += 1
-        self._command(port, at.CMD_RUN)
-        event.tsc = port.q[at.MB_EXIT_TSC >> 3]
-        if self._host_tsc is None:
-            self._keep_up(event.tsc)
-        self._decode(port, context, event)
-        port.last = _CALL + (context.gpr[0] & 15) if event.stop is Stop.UNDEFINED else event.stop
+        lock, words = port.lock, port.w
+        with lock:
+            if words[_TIMER_FIRED]:
+                # It fired while the guest was not running: no stop has told of it.
+                words[_TIMER_FIRED] = 0
+                port.armed = None
+            late = deadline != port.armed and not self._arm(port, deadline)
+            # Another processor may have made the cache forget everything since it was to serve this context.
+            if late or context.unpaged is not space.identity:
+                event.stop = Stop.INTERRUPT
+                event.tsc = self.tsc()
+                context.nothing_undelivered()
+                return event
+            context._q[_NESTED_CR3] = space.root
+            context.saved = False
+            self.runs += 1
+            port.look()
+            port.start(at.CMD_RUN)
+        program = port.program
+        if program is None or program is not current(port):
+            port.wait()
+        else:
+            program.wait_for_guest()
+        # Another thread that has made it stop may still be at work with the port.
+        with lock:
+            event.tsc = tsc = port.q[_EXIT_TSC]
+            if tsc > self._latest:
+                self._latest = tsc
+            code = context._q[_EXIT_CODE]
+            if code == _UD and not context.unpaged:
+                event.stop = Stop.UNDEFINED
+                event.length = 0
+                port.last = CALL + (context.gpr[0] & 15)
+            else:
+                self._decode(port, context, event, code)
+                port.last = CALL + (context.gpr[0] & 15) if event.stop is Stop.UNDEFINED else event.stop
         return event
 
-    def _keep_up(self, tsc: int) -> None:
-        """An extrapolated counter follows what a stop shows: that must not lie in the future."""
-        now = time.perf_counter_ns()
-        base, base_tsc = self._tsc_base
-        if tsc > base_tsc + (now - base) * self._tsc_hz / 1e9:
-            self._tsc_base = (now, tsc)
-
-    def _arm(self, port: _Port, deadline: int | None) -> bool:
+    def _arm(self, port: Port, deadline: int | None) -> bool:
         """Set the processor's timer; False when the deadline has passed."""
-        count = 0
-        if deadline is not None:
-            left = deadline - self.tsc()
-            if left <= 0:
-                return False
-            count = max(1, min(int(left * 1e9 / self._tsc_hz), 0xFFFFFFFF))
+        if deadline is None:
+            port.q[at.MB_DEADLINE >> 3] = 0
+        elif deadline <= self.tsc():
+            return False
+        else:
+            port.q[at.MB_DEADLINE >> 3] = deadline
         port.w[at.MB_TIMER_FIRED >> 2] = 0
-        port.w[at.MB_TIMER >> 2] = count
         port.w[at.MB_TIMER_OP >> 2] = 1
         port.armed = deadline
         return True
 
-    def _decode(self, port: _Port, context: QemuContext, event: Event) -> None:
+    def _decode(self, port: Port, context: QemuContext, event: Event, code: int) -> None:
         """Turn the VMCB's exit code into an event."""
         q = context._q
-        code = q[vmcb.EXIT_CODE >> 3]
         event.length = 0
         if context.unpaged and q[vmcb.CR3 >> 3] != IDENTITY_GPA and code not in vmcb.INVALID:
             # QEMU does not stop at a task switch, and this one has loaded CR3 over our stand-in.
@@ -510,9 +415,37 @@ class QemuEngine:
         if self._ports:
             self._process.wake(lp, kick=True)
 
-    def wait(self, lp: int, woken: threading.Event, seconds: float | None) -> bool:
+    def together(
+        self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
+    ) -> None:
+        """Run the software of several processors; see the protocol."""
+        Hub().run(self._ready(), programs, failed)
+
+    def acquire(self, lp: int, lock: threading.Lock) -> None:
+        """Take a lock that programs share: one that has it may be waiting for its guest."""
+        program = current(self._ports[lp]) if self._ports else None
+        if program is None:
+            lock.acquire()
+            return
+        while not lock.acquire(blocking=False):
+            program.wait(Wakeup(), _BRIEFLY)
+
+    def pause(self, lp: int, seconds: float) -> None:
+        """Let the host's time pass."""
+        program = current(self._ports[lp]) if self._ports else None
+        if program is None:
+            time.sleep(seconds)
+        else:
+            program.wait(Wakeup(), seconds)
+
+    def wait(self, lp: int, woken: Wakeup, seconds: float | None) -> bool:
         """Wait for ``woken``, at most ``seconds``: this machine's time is that of the host."""
-        return woken.wait(seconds)
+        if not self._ports:
+            return woken.wait(seconds)
+        port = self._ports[lp]
+        port.park()
+        program = current(port)
+        return woken.wait(seconds) if program is None else program.wait(woken, seconds)
 
     def close(self) -> None:
         """Stop QEMU.  Idempotent."""

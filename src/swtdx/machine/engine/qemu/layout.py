@@ -46,7 +46,7 @@ MB_RING: Final = 0x0C
 MB_ASLEEP: Final = 0x10
 MB_KICKED: Final = 0x14
 MB_TIMER_OP: Final = 0x18
-MB_TIMER: Final = 0x1C
+MB_LEAST: Final = 0x1C
 MB_VMCB: Final = 0x20
 MB_GPRS: Final = 0x28
 MB_EXTRA: Final = 0x30
@@ -60,6 +60,18 @@ MB_RESULT: Final = 0x60
 MB_DR7: Final = 0x70
 MB_LOADING: Final = 0x74
 MB_FAILED: Final = 0x78
+MB_DEADLINE: Final = 0x80
+MB_SCALE: Final = 0x88
+MB_CR4: Final = 0x90
+MB_SPIN: Final = 0x98
+MB_PROBE_TSC: Final = 0xA0
+
+#: In MB_RESULT: an exception in the stub, at the address that the next quadword says.
+STUB_FAULT: Final = 0xDEAD
+
+#: Vectors of the stub's interrupts: one that makes it leave the guest, and one that only wakes it.
+VEC_IPI: Final = 0x41
+VEC_WAKE: Final = 0x42
 
 CMD_RUN: Final = 1
 CMD_SAVE: Final = 2
@@ -81,8 +93,6 @@ EX_TSC_AUX: Final = 0xF08
 EX_DR0: Final = 0xF10
 
 DOORBELL_PORT: Final = 0xE9
-#: Flag in a byte to the UART: wake the processor from HLT, but do not make it leave its guest.
-WAKE_ONLY: Final = 0x80
 
 #: DR7 with no breakpoint enabled.
 DR7_OFF: Final = 0x400

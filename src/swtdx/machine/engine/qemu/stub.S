@@ -27,8 +27,8 @@
         .equ    MB_RING,        0x0C            # u32 1: Python sleeps, ring when done
         .equ    MB_ASLEEP,      0x10            # u32 1: the processor halts, wake it by a byte
         .equ    MB_KICKED,      0x14            # u32 an interrupt request arrived
-        .equ    MB_TIMER_OP,    0x18            # u32 1: load MB_TIMER into the local APIC timer
-        .equ    MB_TIMER,       0x1C            # u32 initial count, 0 stops it
+        .equ    MB_TIMER_OP,    0x18            # u32 1: set the local APIC timer by MB_DEADLINE
+        .equ    MB_LEAST,       0x1C            # u32 the least initial count, ns: guests get on
         .equ    MB_VMCB,        0x20            # u64
         .equ    MB_GPRS,        0x28            # u64 16 registers, x86 order
         .equ    MB_EXTRA,       0x30            # u64 XSAVE area, debug registers, XCR0, TSC_AUX
@@ -42,6 +42,13 @@
         .equ    MB_DR7,         0x70            # u32 DR7 of a guest with breakpoints, else 0
         .equ    MB_LOADING,     0x74            # u32 1: LOAD goes on, and may fail
         .equ    MB_FAILED,      0x78            # u32 1: the last LOAD did, its context cannot be loaded
+        .equ    MB_DEADLINE,    0x80            # u64 TSC at which to leave the guest, 0: never
+        .equ    MB_SCALE,       0x88            # u64 nanoseconds of a TSC tick, times 2^32
+        .equ    MB_CR4,         0x90            # u64 our CR4
+        .equ    MB_SPIN,        0x98            # u32 how often to poll before sleeping
+        .equ    MB_PROBE_TSC,   0xA0            # u64 TSC at the last PROBE
+
+        .equ    STUB_FAULT,     0xDEAD          # in MB_RESULT: an exception in the stub
 
         .equ    CMD_RUN,        1
         .equ    CMD_SAVE,       2
@@ -59,18 +66,20 @@
 
         # VMCB fields
         .equ    VMCB_EXITCODE,  0x70
+        .equ    VMCB_CR4,       0x548
         .equ    VMCB_RSP,       0x5D8
         .equ    VMCB_RAX,       0x5F8
 
         .equ    EXIT_INTR,      0x60
 
+        # CR4: what the stub needs, and the bits whose change makes QEMU flush the TLB
+        .equ    CR4_OURS,       0x40620         # OSXSAVE | OSXMMEXCPT | OSFXSR | PAE
+        .equ    CR4_FLUSHING,   0x3000B0        # SMAP | SMEP | PGE | PAE | PSE
+
         .equ    VEC_TIMER,      0x40
         .equ    VEC_IPI,        0x41
         .equ    VEC_WAKE,       0x42
         .equ    VEC_SPURIOUS,   0x4F
-        .equ    VEC_PIC,        0x50            # IRQ0..7 of the first 8259
-        .equ    VEC_UART,       VEC_PIC + 4
-        .equ    UART,           0x3F8
         .equ    DOORBELL,       0x0E9
 
         .section .text
@@ -98,7 +107,7 @@ enter32:
         mov     es, ax
         mov     ss, ax
         mov     eax, cr4
-        or      eax, 0x40620                    # OSXSAVE | OSXMMEXCPT | OSFXSR | PAE
+        or      eax, CR4_OURS
         mov     cr4, eax
         mov     eax, PML4
         mov     cr3, eax
@@ -132,6 +141,8 @@ enter64:
         shl     eax, 10
         lea     rsp, [rax + STACK + 1024]
         mov     [r12 + MB_INDEX], ebp
+        mov     rax, cr4
+        mov     [r12 + MB_CR4], rax
         # Local APIC: on, timer one-shot at divide 1, spurious vector
         mov     dword ptr [rbx + 0xF0], 0x100 | VEC_SPURIOUS
         mov     dword ptr [rbx + 0x3E0], 0x0B
@@ -170,25 +181,9 @@ xcr0_all:
         xsetbv
         ret
 
-# The bootstrap processor owns the 8259, the UART (Python's bell) and the start of the others.
+# The bootstrap processor starts the others: INIT, SIPI to all but self.
 bsp_setup:
         mov     ebx, LAPIC
-        mov     al, 0x13                        # ICW1: edge, single, ICW4
-        out     0x20, al
-        mov     al, VEC_PIC
-        out     0x21, al
-        mov     al, 0x03                        # ICW4: 8086, auto EOI
-        out     0x21, al
-        mov     al, 0xEF                        # only IRQ4
-        out     0x21, al
-        mov     dword ptr [rbx + 0x350], 0x700  # LINT0 = ExtINT
-        mov     dx, UART + 1
-        mov     al, 1                           # interrupt on received data
-        out     dx, al
-        mov     dx, UART + 4
-        mov     al, 0x0B                        # OUT2 lets the interrupt through
-        out     dx, al
-        # INIT, SIPI to all but self
         cmp     dword ptr [NUM_CPUS], 1
         je      1f
         mov     dword ptr [rbx + 0x310], 0
@@ -208,13 +203,16 @@ bsp_setup:
 # ---------------------------------------------------------------- the mailbox
 # R12 mailbox, R13 last command; both are kept in the mailbox's stack frame over a VM entry.
 wait:
-        # Spin for some milliseconds: most commands come within 0.1 ms, and to be woken costs half of one.
-        mov     ecx, 1500000
+        # Python says how long to poll: an answer that it is working on is there soon, and to be woken costs
+        # more than most answers do; a processor that has nothing to do sleeps at once.  (No RDTSC here: all
+        # of QEMU's threads take one lock for it.)
+        xor     ecx, ecx
 3:      mov     eax, [r12 + MB_SEQ]
         cmp     eax, r13d
         jne     command
-        dec     ecx
-        jnz     3b
+        inc     ecx
+        cmp     ecx, [r12 + MB_SPIN]
+        jb      3b
         # Sleep.  XCHG is a full barrier: either we see the command, or Python sees us asleep.
         cli
         mov     eax, 1
@@ -260,10 +258,37 @@ run:
         cmp     dword ptr [r12 + MB_TIMER_OP], 0
         je      5f
         mov     dword ptr [r12 + MB_TIMER_OP], 0
-        mov     eax, [r12 + MB_TIMER]
-        mov     ecx, LAPIC
+        mov     rsi, [r12 + MB_DEADLINE]
+        xor     eax, eax
+        test    rsi, rsi
+        jz      4f
+        rdtsc
+        shl     rdx, 32
+        or      rax, rdx
+        sub     rsi, rax
+        mov     eax, [r12 + MB_LEAST]
+        jbe     4f                              # it has passed
+        mov     rax, rsi
+        mul     qword ptr [r12 + MB_SCALE]
+        shrd    rax, rdx, 32                    # nanoseconds, 32 bits of them at most
+        mov     edx, 0xFFFFFFFF
+        cmp     rax, rdx
+        cmova   rax, rdx
+        mov     edx, [r12 + MB_LEAST]
+        cmp     eax, edx
+        cmovb   eax, edx
+4:      mov     ecx, LAPIC
         mov     [rcx + 0x380], eax
-5:      clgi
+5:      mov     rdx, [r12 + MB_VMCB]
+        # QEMU flushes its TLB for each change of these bits, so ours are the guest's.
+        mov     rax, [rdx + VMCB_CR4]
+        and     eax, CR4_FLUSHING
+        or      eax, CR4_OURS
+        cmp     rax, [r12 + MB_CR4]
+        je      6f
+        mov     [r12 + MB_CR4], rax
+        mov     cr4, rax
+6:      clgi
         cmp     dword ptr [r12 + MB_KICKED], 0
         jne     kicked
         cmp     dword ptr [r12 + MB_TIMER_FIRED], 0
@@ -272,7 +297,6 @@ run:
         push    r13
         mov     rax, [r12 + MB_GPRS]
         push    rax
-        mov     rdx, [r12 + MB_VMCB]
         push    rdx
         mov     ecx, [r12 + MB_DR7]
         push    rcx
@@ -418,8 +442,8 @@ probe:
         mov     [r12 + MB_RESULT + 8], ecx
         mov     [r12 + MB_RESULT + 12], edx
         rdtsc
-        mov     [r12 + MB_EXIT_TSC], eax
-        mov     [r12 + MB_EXIT_TSC + 4], edx
+        mov     [r12 + MB_PROBE_TSC], eax
+        mov     [r12 + MB_PROBE_TSC + 4], edx
         jmp     done
 
 # ---------------------------------------------------------------- interrupts
@@ -444,36 +468,6 @@ isr_ipi:
         call    my_mailbox
         mov     dword ptr [rax + MB_KICKED], 1
         jmp     eoi
-# A byte from Python: the number of the processor to wake.  Only the first processor gets it.
-isr_uart:
-        push    rax
-        push    rcx
-        push    rdx
-6:      mov     dx, UART + 5
-        in      al, dx
-        test    al, 1
-        jz      7f
-        mov     dx, UART
-        in      al, dx
-        mov     ecx, LAPIC
-        mov     edx, VEC_IPI
-        btr     eax, 7                          # bit 7: only wake
-        jnc     8f
-        mov     edx, VEC_WAKE
-8:      movzx   eax, al
-        test    eax, eax
-        jz      9f
-        shl     eax, 24
-        mov     [rcx + 0x310], eax
-        mov     [rcx + 0x300], edx
-        jmp     6b
-9:      cmp     edx, VEC_IPI
-        jne     6b
-        mov     dword ptr [MAILBOX + MB_KICKED], 1
-        jmp     6b
-7:      pop     rdx
-        pop     rcx
-        pop     rax
 isr_none:
         iretq
 # RAX := this processor's mailbox, by APIC id
@@ -503,7 +497,7 @@ isr_gp:
 # An exception in the stub is a defect of the engine: leave a mark that Python reports.
 isr_fatal:
         call    my_mailbox
-        mov     dword ptr [rax + MB_RESULT], 0xDEAD
+        mov     dword ptr [rax + MB_RESULT], STUB_FAULT
         pop     rcx
         mov     [rax + MB_RESULT + 8], rcx
 9:      hlt
@@ -542,11 +536,7 @@ idt:
         gate    isr_timer
         gate    isr_ipi
         gate    isr_wake
-        .rept   VEC_UART - VEC_WAKE - 1
-        gate    isr_none
-        .endr
-        gate    isr_uart
-        .rept   3
+        .rept   VEC_SPURIOUS - VEC_WAKE
         gate    isr_none
         .endr
 idt_ptr:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from swtdx.arch import regs
-from swtdx.machine.engine.protocol import EngineError, Event, Stop
+from swtdx.machine.engine.protocol import EngineError, Event, Stop, Wakeup
 from swtdx.machine.engine.scripted.clock import READING, STOP, TSC_HZ, VirtualClock
 from swtdx.machine.engine.scripted.context import ScriptedContext
 from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
 from swtdx.machine.engine.scripted.operation import Core
 from swtdx.machine.engine.scripted.script import WINDOW, Program, Script
 from swtdx.machine.engine.scripted.space import GuestMemory, Lock, ScriptedSpace
+from swtdx.machine.engine.threads import run_threads
 
 #: Code addresses of scripts: below 4 GiB, and away from where BIOSes and reset vectors are.
 _CODE: Final = 0x1000_0000
@@ -215,7 +217,21 @@ class ScriptedEngine:
         """Its nominal frequency, 2 GHz."""
         return float(TSC_HZ)
 
-    def wait(self, lp: int, woken: threading.Event, seconds: float | None) -> bool:
+    def together(
+        self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
+    ) -> None:
+        """Run the software of several processors, each on a thread; see the protocol."""
+        run_threads(programs, failed)
+
+    def acquire(self, lp: int, lock: threading.Lock) -> None:
+        """Take a lock."""
+        lock.acquire()
+
+    def pause(self, lp: int, seconds: float) -> None:
+        """Let the host's time pass; virtual time does not."""
+        time.sleep(seconds)
+
+    def wait(self, lp: int, woken: Wakeup, seconds: float | None) -> bool:
         """Wait for ``woken``, at most ``seconds`` of virtual time; False when they have passed.
 
         If every other processor that has run a guest waits as well, and for nothing earlier, the time
