@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.arch.layout import Array, Blob, Field, Struct
+from swtdx.arch.layout import Array, Blob, Field, Struct, packed
 from swtdx.arch.states import LastTdExit, Lifecycle, OpState, PageType, VcpuState
 from swtdx.arch.td_config import ATTRIBUTES, CONFIG_FLAGS, EPTP, TD_CTLS, XFAM
 from swtdx.arch.units import PAGE
@@ -171,6 +171,17 @@ class VE_INFO(Struct, size=128, source="tdx_tdvps.h; Intel SDM, virtualization-e
 
 
 VE_INFO_VALID: Final = 0xFFFF_FFFF
+#: All of it at once, in the order of the structure.
+VE_INFO_WHOLE: Final = packed(
+    VE_INFO.exit_reason,
+    VE_INFO.valid,
+    VE_INFO.exit_qualification,
+    VE_INFO.gla,
+    VE_INFO.gpa,
+    VE_INFO.eptp_index,
+    VE_INFO.instruction_length,
+    VE_INFO.instruction_info,
+)
 
 
 class TDVPS(Struct, size=PAGE, source="tdx_tdvps.h"):

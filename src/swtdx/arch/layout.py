@@ -99,6 +99,21 @@ class Field:
         return str(kind(value))
 
 
+def packed(*fields: Field) -> struct.Struct:
+    """What packs and unpacks several fields of a structure at once, from its start; gaps become zeros.
+
+    Raises:
+        LayoutError: the fields are not in ascending order.
+    """
+    end, codes = 0, "<"
+    for field in fields:
+        if field.offset < end:
+            raise LayoutError(f"{field.name or 'a field'} at {field.offset} is not behind the one before")
+        codes += f"{field.offset - end}x{_CODES[field.size]}"
+        end = field.offset + field.size
+    return struct.Struct(codes)
+
+
 class Array:
     """``count`` unsigned little-endian integers of ``size`` bytes each, ``stride`` bytes apart."""
 

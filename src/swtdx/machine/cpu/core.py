@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 from swtdx.machine.cpu.topology import Topology
+from swtdx.machine.engine.protocol import Wakeup
 from swtdx.machine.observe import Observer
 from swtdx.machine.uncore import Uncore
 

@@ -132,6 +132,12 @@ class TranslationCache(Protocol):
     def lookup(self, gpa: int) -> int | None:
         """The HPA that ``gpa`` is mapped to (byte address), or None."""
 
+    def code_address(self, linear: int, cr3: int, words: memoryview) -> int | None:
+        """The HPA of ``linear`` in 4-level paging, if all that the walk needs is cached, else None.
+
+        ``words``: all frames as 8-byte integers.
+        """
+
     def flush(self) -> None:
         """Forget everything."""
 
@@ -166,6 +172,8 @@ class GuestContext(Protocol):
 
     rip: int
     rflags: int
+    #: The guest interrupt status, VMCS field 0x0810 (SVI in 15:8, RVI in 7:0).
+    interrupt_status: int
 
     @property
     def code(self) -> bytes | None:

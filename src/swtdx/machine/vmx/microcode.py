@@ -10,7 +10,7 @@ from swtdx.machine.cpu.core import ProcessorCore
 from swtdx.machine.engine.protocol import GuestContext
 from swtdx.machine.vmx import decode
 from swtdx.machine.vmx.core import VmxCore
-from swtdx.machine.vmx.paging import cached_address, linear_to_gpa
+from swtdx.machine.vmx.paging import linear_to_gpa
 from swtdx.machine.vmx.translate import Translator
 from swtdx.machine.vmx.vmcs import Vmcs
 
@@ -46,7 +46,7 @@ class Microcode(VmxCore):
         linear = self.linear_rip(vmcs)
         if linear & 4095 <= 4096 - count and context.efer & EFER_LMA and not context.cr4 & CR4_LA57:
             # The usual case, some ten thousand times in a boot: everything is cached.
-            hpa = cached_address(linear, context.cr3, vmcs.space.lookup, self._words)
+            hpa = vmcs.space.code_address(linear, context.cr3, self._words)
             if hpa is not None:
                 return bytes(self.memory.frames[hpa : hpa + count])
         read = self._read_qword(vmcs)

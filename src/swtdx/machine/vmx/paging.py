@@ -56,27 +56,3 @@ def _walk_32(linear: int, directory: int, large: bool, read: ReadQword) -> int |
     if entry is None or not entry & 1:
         return None
     return entry & 0xFFFFF000 | linear & 0xFFF
-
-
-def cached_address(
-    linear: int, cr3: int, lookup: Callable[[int], int | None], words: memoryview
-) -> int | None:
-    """The HPA of ``linear`` in 4-level paging, if all that the walk needs is in the translation cache.
-
-    Args:
-        lookup: the HPA of a GPA, None where it is not cached.
-        words: all frames as 8-byte integers.
-    """
-    table = cr3 & FRAME_MASK
-    for shift in (39, 30, 21, 12):
-        hpa = lookup(table | (linear >> shift & 511) << 3)
-        if hpa is None:
-            return None
-        entry = words[hpa >> 3]
-        if not entry & 1:
-            return None
-        if shift == 12 or (entry & 0x80 and shift < 39):
-            size = 1 << shift
-            return lookup(entry & FRAME_MASK & -size | linear & size - 1)
-        table = entry & FRAME_MASK
-    return None

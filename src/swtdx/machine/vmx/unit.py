@@ -257,7 +257,7 @@ class VmxUnit(Microcode):
 
     @staticmethod
     def _deliverable(vmcs: Vmcs) -> int | None:
-        status = vmcs.context.read(f.GUEST_INTERRUPT_STATUS)
+        status: int = vmcs.context.interrupt_status
         if not status & 0xFF:
             return None
         assert vmcs.apic_page is not None

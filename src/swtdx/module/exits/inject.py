@@ -6,7 +6,7 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
-from swtdx.arch.control_structs import VE_INFO, VE_INFO_VALID
+from swtdx.arch.control_structs import VE_INFO, VE_INFO_VALID, VE_INFO_WHOLE
 from swtdx.arch.exits import INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID
 from swtdx.arch.x86 import RFLAGS_RF, VECTOR_DF, VECTOR_GP, VECTOR_PF, VECTOR_UD, VECTOR_VE
 from swtdx.module.errors import TdExit
@@ -65,13 +65,17 @@ def inject_ve(vcpu: Vcpu, reason: int, qualification: int, gpa: int = 0, gla: in
         _inject(vcpu, VECTOR_DF, 0)
     else:
         out = vcpu.exit
-        VE_INFO.exit_reason.set(main, reason & 0xFFFFFFFF)
-        VE_INFO.exit_qualification.set(main, qualification)
-        VE_INFO.gla.set(main, gla)
-        VE_INFO.gpa.set(main, gpa)
-        VE_INFO.eptp_index.set(main, 0)
-        VE_INFO.instruction_length.set(main, out.length)
-        VE_INFO.instruction_info.set(main, out.instruction_info)
-        VE_INFO.valid.set(main, VE_INFO_VALID)
+        VE_INFO_WHOLE.pack_into(
+            main,
+            0,
+            reason & 0xFFFFFFFF,
+            VE_INFO_VALID,
+            qualification,
+            gla,
+            gpa,
+            0,
+            out.length,
+            out.instruction_info,
+        )
         _inject(vcpu, VECTOR_VE)
     _resume_flag(vcpu)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swtdx.arch import status as st
-from swtdx.arch.control_structs import TDCS, TDVPS, VE_INFO
+from swtdx.arch.control_structs import TDCS, TDVPS, VE_INFO, VE_INFO_WHOLE
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, R10, R11, RCX, RDX
 from swtdx.module.errors import LeafFailed
@@ -28,15 +28,18 @@ def vp_info(vcpu: Vcpu) -> int:
 def veinfo_get(vcpu: Vcpu) -> int:
     """What the last #VE was; the next one may come."""
     main, gpr = vcpu.main, vcpu.gpr
-    if not VE_INFO.valid.get(main):
+    reason, valid, qualification, gla, gpa, _, length, information = VE_INFO_WHOLE.unpack_from(main)
+    if not valid:
         for register in (RCX, RDX, R8, R9, R10):
             gpr[register] = 0
         return st.TDX_NO_VALID_VE_INFO
-    gpr[RCX] = VE_INFO.exit_reason.get(main)
-    gpr[RDX] = VE_INFO.exit_qualification.get(main)
-    gpr[R8] = VE_INFO.gla.get(main)
-    gpr[R9] = VE_INFO.gpa.get(main)
-    gpr[R10] = VE_INFO.instruction_length.get(main) | VE_INFO.instruction_info.get(main) << 32
+    gpr[RCX], gpr[RDX], gpr[R8], gpr[R9], gpr[R10] = (
+        reason,
+        qualification,
+        gla,
+        gpa,
+        length | information << 32,
+    )
     VE_INFO.valid.set(main, 0)
     return st.TDX_SUCCESS
 

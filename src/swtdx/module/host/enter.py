@@ -88,11 +88,16 @@ def vp_enter(call: HostCall) -> int:
         inject_ve(vcpu, lp.vmx.exit.reason, lp.vmx.exit.qualification, lp.vmx.exit.gpa)
     _load_registers(call, vcpu, last_exit, handle)
     _state.set(main, _ACTIVE)
+    held = module.memory.epoch
     _hold(tdr, tdvpr)
     try:
         outcome = _run(call, vcpu)
     finally:
-        _release(call, vp)
+        if module.memory.epoch == held:
+            locks.hp_unshare(tdr.view, tdr.offset)
+            locks.hp_unshare(tdvpr.view, tdvpr.offset)
+        else:
+            _release(call, vp)
     if outcome is None:
         return _synchronous(call, vcpu)
     return _asynchronous(call, outcome)
@@ -126,7 +131,7 @@ def _hold(tdr: Entry, tdvpr: Entry) -> None:
 
 
 def _release(call: HostCall, vp: Vp) -> None:
-    """Release them.  They are looked up again: their pages may have left the cache meanwhile."""
+    """Release them where pages have left the cache meanwhile: they are looked up again."""
     pamt = call.module.pamt
     for hpa in (vp.td.tdr_hpa, vp.hpa):
         entry = pamt.owned(hpa, 0)
@@ -256,14 +261,11 @@ def _synchronous(call: HostCall, vcpu: Vcpu) -> int:
     """TDG.VP.VMCALL: the selected registers of the guest, zero in the others."""
     g, gpr, main = call.gpr, vcpu.gpr, vcpu.main
     mask = gpr[RCX]
-    keep_rbp = TDCS.config_flags.get(vcpu.tdcs) & CONFIG_NO_RBP_MOD
-    for number in range(2, 16):
-        if mask >> number & 1:
-            g[number] = gpr[number]
-        elif number != RBP or not keep_rbp:
-            g[number] = 0
-        else:
-            g[number] = call.inputs[number]
+    g[2:16] = _ZEROES[2:]
+    if TDCS.config_flags.get(vcpu.tdcs) & CONFIG_NO_RBP_MOD:
+        g[RBP] = call.inputs[RBP]
+    for number in call.module.selected(mask & 0xFFFC):
+        g[number] = gpr[number]
     g[RCX] = mask & 0xFFFFFFFF
     if mask >> 16 & 0xFFFF:
         _pass_xmm_out(call, vcpu, mask >> 16 & 0xFFFF)

@@ -23,6 +23,7 @@ _ENTRY: Final = 16
 _TYPE_SHIFT: Final = 16
 _OWNER_SHIFT: Final = 24
 _LOCK: Final = 0xFFFF
+_NOT_SIMPLY_SHARED: Final = locks.EXCLUSIVE | locks.HOST_PRIORITY
 _MOST_PLACES: Final = 4096
 #: A page of a PAMT and the byte where an entry starts.
 Place = tuple[memoryview, int]
@@ -134,16 +135,18 @@ class Pamt:
             LeafFailed: outside all TDMRs, a lock is held, or the leaf has another size.
         """
         places = self._places_of(hpa, operand)
-        size = 2
-        while True:
-            entry = Entry(*places[size], size)
-            if entry.page_type == REG or size == (target if exact else 0):
-                if not (entry.ownable if exclusive else entry.shareable):
-                    raise LeafFailed(st.TDX_OPERAND_BUSY | operand)
+        size, last = 2, target if exact else 0
+        while size > last:
+            view, offset = places[size]
+            word = _Q.unpack_from(view, offset)[0]
+            if word >> _TYPE_SHIFT & 0xFF == REG:
                 break
-            if not entry.shareable:
+            if word & _NOT_SIMPLY_SHARED and not locks.hp_host_can_share(view, offset):
                 raise LeafFailed(st.TDX_OPERAND_BUSY | operand)
             size -= 1
+        entry = Entry(*places[size], size)
+        if not (entry.ownable if exclusive else entry.shareable):
+            raise LeafFailed(st.TDX_OPERAND_BUSY | operand)
         if exact and size != target:
             raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
         return entry

@@ -108,7 +108,8 @@ class QemuContext:
 
     __slots__ = (
         "_b", "_cr0", "_cr3", "_cr4", "_dr", "_dr7", "_efer", "_exceptions", "_i", "_image", "_memory",
-        "_other", "_q", "_save", "armed", "base", "event", "extra_msrs", "gpr", "gpr_bytes", "live_on",
+        "_other", "_q", "_save", "armed", "base", "event", "extra_msrs", "gpr", "gpr_bytes",
+        "interrupt_status", "live_on",
         "needs_load", "parked", "saved", "unpaged", "virq",
     )  # fmt: skip
     #: Instructions are in guest memory.
@@ -126,6 +127,7 @@ class QemuContext:
         self.saved = True
         self.needs_load = True
         self.virq: int | None = None
+        self.interrupt_status = 0
         #: Guest MSRs that only the microcode knows, by index.
         self.extra_msrs: dict[int, int] = {}
         self._other: dict[int, int] = {}
@@ -375,6 +377,8 @@ class QemuContext:
                 return self._dr7
             case vmcs.GUEST_INTERRUPTIBILITY:
                 return int(self.in_shadow)
+            case vmcs.GUEST_INTERRUPT_STATUS:
+                return self.interrupt_status
         return self._other.get(encoding, 0)
 
     def write(self, encoding: int, value: int) -> None:
@@ -413,6 +417,8 @@ class QemuContext:
                 self.write_dr(7, value)
             case vmcs.GUEST_INTERRUPTIBILITY:
                 self._b[vmcb.INT_STATE] = value & 1
+            case vmcs.GUEST_INTERRUPT_STATUS:
+                self.interrupt_status = value
             case _:
                 self._other[encoding] = value
 
@@ -559,6 +565,8 @@ class QemuContext:
 
     def offer_interrupt(self, vector: int | None) -> None:
         """Set or withdraw the virtual interrupt."""
+        if vector is None and self.virq is None:
+            return
         self.virq = vector
         control = vmcb.V_INTR_MASKING | vmcb.V_IGN_TPR
         if vector is not None:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from swtdx.arch.units import LARGE_PAGE, PAGE
+from swtdx.arch.x86 import FRAME_MASK
 from swtdx.machine.engine.protocol import Access
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu.process import QemuProcess
@@ -226,6 +227,37 @@ class NestedTable:
             return base | gpa & 0x1FFFFF
         base = self._small.get(gpa >> 12)
         return None if base is None else base | gpa & 0xFFF
+
+    def code_address(self, linear: int, cr3: int, words: memoryview) -> int | None:
+        """The HPA of ``linear`` in 4-level paging, if all that the walk needs is cached, else None.
+
+        ``words``: all frames as 8-byte integers.  One loop over plain dictionaries: some ten thousand
+        instructions are looked up here in a boot.
+        """
+        large, small = self._large, self._small
+        gpa = cr3 & FRAME_MASK | (linear >> 36 & 0xFF8)
+        shift = 39
+        while True:
+            base = large.get(gpa >> 21)
+            if base is not None:
+                hpa = base | gpa & 0x1FFFFF
+            else:
+                base = small.get(gpa >> 12)
+                if base is None:
+                    return None
+                hpa = base | gpa & 0xFFF
+            if not shift:
+                return hpa
+            entry: int = words[hpa >> 3]
+            if not entry & 1:
+                return None
+            if shift == 12 or (entry & 0x80 and shift < 39):
+                size = 1 << shift
+                gpa = entry & FRAME_MASK & -size | linear & size - 1
+                shift = 0
+            else:
+                shift -= 9
+                gpa = entry & FRAME_MASK | (linear >> shift - 3 & 0xFF8)
 
     def flush(self) -> None:
         """Forget every translation."""

@@ -33,8 +33,8 @@ CALL: Final = 32
 #: with cores to spare and on one without.
 _STUB_POLLS: Final = 300_000
 _STUB_POLLS_SCARCE: Final = 15_000
-#: Runs between two looks at the host's load.
-_LOOK_EVERY: Final = 63
+#: Runs between two looks at the host's load (a mask).
+LOOK_EVERY: Final = 63
 #: The least time that a guest is given before its timer is due, in nanoseconds.
 _LEAST_NS: Final = 20_000
 #: A guest that was told to stop is told again after so many seconds.
@@ -122,7 +122,11 @@ class Port:
         with self.fence:
             pass
         if words[_ASLEEP]:
-            self._process.wake(self.index, kick=False)
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake the processor from its sleep."""
+        self._process.wake(self.index, kick=False)
 
     def command(self, command: int) -> None:
         """Have a command carried out; with the port entered."""
@@ -130,10 +134,8 @@ class Port:
         self.wait()
 
     def look(self) -> None:
-        """Look at the host's load now and then."""
-        self.runs += 1
-        if not self.runs & _LOOK_EVERY:
-            self.stub_polls = _STUB_POLLS_SCARCE if CORES.scarce() else _STUB_POLLS
+        """Look at the host's load: how long the stub may poll."""
+        self.stub_polls = _STUB_POLLS_SCARCE if CORES.scarce() else _STUB_POLLS
 
     def park(self) -> None:
         """There will be nothing to do for a while: the stub need not poll for it."""

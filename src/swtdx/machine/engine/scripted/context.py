@@ -58,6 +58,7 @@ class ScriptedContext:
         self.tsc_intercepted = False
         self.exceptions_intercepted = 0
         self._taken = False
+        self.interrupt_status = 0
         self._fields: dict[int, int] = {}
         self._msrs = dict.fromkeys((*OTHER_MSRS, msrs.IA32_CSTAR), 0)
         self._dr = {number: debug_register(number, 0) for number in (0, 1, 2, 3, 6, 7)}
@@ -87,6 +88,8 @@ class ScriptedContext:
                 return self._dr[7]
             case f.GUEST_INTERRUPTIBILITY:
                 return int(self.shadow)
+            case f.GUEST_INTERRUPT_STATUS:
+                return self.interrupt_status
         return self._fields.get(encoding, 0)
 
     def write(self, encoding: int, value: int) -> None:
@@ -110,6 +113,8 @@ class ScriptedContext:
                 self.write_dr(7, value)
             case f.GUEST_INTERRUPTIBILITY:
                 self.shadow = bool(value & 1)
+            case f.GUEST_INTERRUPT_STATUS:
+                self.interrupt_status = value
             case _:
                 self._fields[encoding] = value
 

@@ -70,6 +70,10 @@ class ScriptedSpace:
         found = self._find(gpa)
         return None if found is None else found[0]
 
+    def code_address(self, linear: int, cr3: int, words: memoryview) -> int | None:
+        """Scripts have no code in memory."""
+        return None
+
     def reach(self, gpa: int, rights: int) -> int | None:
         """The HPA of byte ``gpa`` if it is cached with these rights (bits of ``Access``), else None."""
         found = self._find(gpa)
