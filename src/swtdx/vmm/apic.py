@@ -44,6 +44,8 @@ _ESR_SEND_ILLEGAL: Final = 1 << 5
 _LOWEST_VECTOR: Final = 16
 #: A periodic timer faster than this many timer ticks is slowed down (KVM: 200 us at least).
 _SHORTEST_PERIOD: Final = TIMER_HZ // 5000
+#: A deadline timer is kept off for no longer than this, in seconds.
+_LONGEST_ROUND_TRIP: Final = 0.1
 
 
 class Target(Protocol):
@@ -87,8 +89,8 @@ class LocalApic:
     """
 
     __slots__ = (
-        "_changed", "_clock", "_divide", "_error", "_error_latched", "_guest_deadline", "_icr", "_initial",
-        "_lvt", "_others", "_period", "_svr", "deadline", "vcpu",
+        "_changed", "_clock", "_divide", "_error", "_error_latched", "_fired", "_guest_deadline", "_icr",
+        "_initial", "_lvt", "_others", "_period", "_round_trip", "_svr", "deadline", "vcpu",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +115,9 @@ class LocalApic:
         self._period = 0
         #: IA32_TSC_DEADLINE as it was written, while armed.
         self._guest_deadline = 0
+        #: When the deadline timer fired, until it is set again; and how long that took last, in machine TSC.
+        self._fired: int | None = None
+        self._round_trip = 0
         self.deadline: int | None = None
 
     @property
@@ -272,7 +277,26 @@ class LocalApic:
         """IA32_TSC_DEADLINE := guest TSC value; 0 disarms; ignored outside deadline mode."""
         if self._lvt[_LVT_TIMER] >> 17 & 3 == _TSC_DEADLINE:
             self._guest_deadline = guest_tsc
-            self._set(self._clock.host_deadline(guest_tsc) if guest_tsc else None, 0)
+            self._set(self._not_too_soon(guest_tsc) if guest_tsc else None, 0)
+
+    def _not_too_soon(self, guest_tsc: int) -> int:
+        """When the timer that the guest has set is to fire, in machine TSC.
+
+        On a busy host the guest's handler may take longer than the time to its next deadline, and the guest
+        would do nothing else.  So it gets at least as long between two interrupts as the last one took: from
+        when the timer fired until the guest set it again, waiting for a core included.
+        """
+        deadline = self._clock.host_deadline(guest_tsc)
+        now = self._clock.now()
+        if self._fired is not None:
+            self._round_trip = min(now - self._fired, int(_LONGEST_ROUND_TRIP * self._clock.tsc_hz))
+            self._fired = None
+        return max(deadline, now + self._round_trip)
+
+    def halted(self) -> None:
+        """The vCPU waits: its timer need not be kept off."""
+        if self.deadline is not None and self._mode() == _TSC_DEADLINE:
+            self._set(self._clock.host_deadline(self._guest_deadline), 0)
 
     def fire(self, now: int) -> bool:
         """Send the timer's interrupt if its time has come at machine TSC ``now``; whether it had."""
@@ -280,6 +304,7 @@ class LocalApic:
         if deadline is None or now < deadline:
             return False
         following = None
+        self._fired = now
         if self._period:
             # Periods that passed meanwhile are one interrupt, as they are for hardware.
             missed = (now - deadline) // self._period

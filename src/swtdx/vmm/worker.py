@@ -285,6 +285,7 @@ class Worker:
             if waiting:
                 return True
         vcpu.state = VcpuState.DEAF if deaf else VcpuState.HALTED
+        vcpu.apic.halted()
         if deaf:
             self._check_all_deaf()
         return False

@@ -20,7 +20,7 @@ from greenlet import getcurrent, greenlet
 
 from swtdx.machine.engine.protocol import Wakeup
 from swtdx.machine.engine.qemu import layout as at
-from swtdx.machine.engine.qemu.port import NAP, SPIN, SPIN_LEAST, WORTH_SPINNING, Port
+from swtdx.machine.engine.qemu.port import NAP, SPIN, SPIN_LEAST, WORTH_SPINNING, Port, Software
 
 _DONE: Final = at.MB_DONE >> 2
 _RING: Final = at.MB_RING >> 2
@@ -55,10 +55,11 @@ class Program(greenlet):
         return woken.is_set()
 
 
-def current(port: Port) -> Program | None:
+def current(port: Port) -> Software | None:
     """The program of ``port`` if it is what calls."""
     program = port.program
-    return program if program is not None and program is getcurrent() else None
+    here: object = getcurrent()
+    return program if program is here else None
 
 
 class Hub:

@@ -6,9 +6,10 @@ import contextlib
 import select
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from swtdx.arch.units import PAGE
+from swtdx.machine.engine.protocol import Wakeup
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu.cores import CORES
 from swtdx.machine.engine.qemu.ordering import IN_ORDER, fence
@@ -16,7 +17,6 @@ from swtdx.machine.engine.qemu.process import QemuProcess
 
 if TYPE_CHECKING:
     from swtdx.machine.engine.qemu.context import QemuContext
-    from swtdx.machine.engine.qemu.hub import Program
 
 #: Polls of the mailbox before going to sleep until the doorbell rings (about 60 ns each): at most, and at
 #: least.  In between it is what has paid off after the last kind of stop, so that a host without processors
@@ -49,6 +49,16 @@ _CMD: Final = at.MB_CMD >> 2
 _RING: Final = at.MB_RING >> 2
 _ASLEEP: Final = at.MB_ASLEEP >> 2
 _SPIN: Final = at.MB_SPIN >> 2
+
+
+class Software(Protocol):
+    """The software of a processor that shares a thread with others: see ``hub.py``."""
+
+    def wait_for_guest(self) -> None:
+        """Let the others run until the port's latest command has been carried out."""
+
+    def wait(self, woken: Wakeup, seconds: float | None) -> bool:
+        """Let the others run until ``woken`` is set (True), or ``seconds`` have passed (False)."""
 
 
 class Port:
@@ -95,7 +105,7 @@ class Port:
         #: The deadline that the processor's timer is set to.
         self.armed: int | None = None
         #: The software of this processor, where it shares a thread with others.
-        self.program: Program | None = None
+        self.program: Software | None = None
         #: The kind of the last stop, and polls by kind of stop before.
         self.last = 0
         self.spins = [SPIN] * (CALL + 16)
