@@ -88,6 +88,36 @@ def test_what_is_no_kernel_is_refused(
     assert capsys.readouterr().err.startswith(f"swtdx: {path} is not a Linux bzImage")
 
 
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_a_kernel_that_is_no_file_is_refused_at_once(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = {"device": Path("/dev/zero"), "pipe": tmp_path / "pipe", "folder": tmp_path}[kind]
+    assert main(["run", "--kernel", str(path), "--exec", "true"]) == run_report.NOT_STARTED
+    assert capsys.readouterr().err == f"swtdx: {path} is a {kind}; give the file of a bzImage\n"
+
+
+def test_a_damaged_newest_kernel_is_not_replaced_by_an_older_one(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (OLD, NEW):
+        put(cache, version, busybox())
+    (cache.root / "guests" / f"linux-{NEW}" / "vmlinuz").write_bytes(b"damaged")
+    asked: list[str | None] = []
+
+    def fetch(version: str | None, **_: object) -> None:
+        asked.append(version)
+        raise FetchError("no network")
+
+    monkeypatch.setattr("swtdx.guests.fetch.fetch_guest", fetch)
+    said: list[str] = []
+    with pytest.raises(FetchError, match="no network"):
+        choose(Wishes(), Exec("true"), "", said.append)
+    assert asked == [NEW]
+    assert "vmlinuz is damaged" in said[0]
+
+
 def test_the_newest_cached_kernel_boots_unless_one_is_named(cache: Cache) -> None:
     for version in (OLD, NEW):
         put(cache, version, busybox())

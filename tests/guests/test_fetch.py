@@ -6,6 +6,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -224,6 +225,30 @@ def test_ubuntu_keeps_modules_in_a_package_of_their_own(apt: FakeApt, cache: Cac
     assert [path.name for path in guest.modules] == ["tsm.ko", "tdx_guest.ko"]
 
 
+def test_debian_splits_a_kernel_into_three_packages(apt: FakeApt, cache: Cache, tmp_path: Path) -> None:
+    """As from Linux 6.17 on: the image package only depends on the others."""
+    release = "7.2.13+deb14-cloud-amd64"
+    root = f"usr/lib/modules/{release}"
+    files = kernel_files(tmp_path, release)
+    image = next(data for name, data in files.items() if "vmlinuz" in name)
+    config = next(data for name, data in files.items() if "config" in name)
+    modules = {
+        f"{root}/{name.split(f'{release}/')[1]}": data
+        for name, data in files.items()
+        if name.endswith(".ko.xz")
+    }
+    assert modules
+    apt.offer(f"linux-image-{release}", "7.2.13-1", {"usr/share/doc/x": b"nothing of use"})
+    apt.offer(f"linux-binary-{release}", "7.2.13-1", {f"{root}/vmlinuz": image})
+    apt.offer(f"linux-modules-{release}", "7.2.13-1", modules)
+    apt.offer(f"linux-base-{release}", "7.2.13-1", {f"{root}/config": config})
+    apt.offer("busybox-static", "1:1.38.0-3", {"usr/bin/busybox": busybox()})
+    guest = fetch_guest("7.2", cache=cache)
+    assert guest.version == release
+    assert guest.kernel.read_bytes() == image
+    assert [path.name for path in guest.modules] == ["tsm.ko", "tdx_guest.ko"]
+
+
 def test_ovmf(apt: FakeApt, cache: Cache) -> None:
     files = {"usr/share/ovmf/OVMF.fd": b"firmware", "usr/share/doc/ovmf/copyright": b"BSD"}
     apt.offer("ovmf", "2022.11-6", files)
@@ -240,4 +265,13 @@ def test_without_apt_the_message_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FetchError, match=r"apt-get not found.*swtdx run --kernel"):
+        fetch_guest(cache=cache)
+
+
+def test_a_full_disk_is_found_before_anything_is_fetched(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.root.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=5 << 20))
+    with pytest.raises(CacheError, match="has 5 MiB free, and 129 MiB are needed"):
         fetch_guest(cache=cache)

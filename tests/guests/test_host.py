@@ -8,8 +8,15 @@ import pytest
 
 from swtdx.guests.cache import Cache
 from swtdx.guests.errors import GuestError
-from swtdx.guests.host import find_busybox, initramfs_for, own_kernel_advice, own_kernels, own_modules
-from swtdx.guests.kernel import parse_kernel
+from swtdx.guests.host import (
+    find_busybox,
+    initramfs_for,
+    modules_for,
+    own_kernel_advice,
+    own_kernels,
+    own_modules,
+)
+from swtdx.guests.kernel import load_kernel, parse_kernel
 from tests.guests.bzimage import make_bzimage
 
 TDX_CODE = b"\xf4" * 0x400 + b"IntelTDX    "
@@ -40,6 +47,25 @@ def test_an_initramfs_for_a_kernel_without_modules(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", str(tmp_path))
     kernel = parse_kernel(make_bzimage())
     assert bytes(static) in initramfs_for(kernel, cache=Cache(tmp_path / "c"), modules=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "modules"),
+    [
+        ("boot/vmlinuz-6.12", "lib/modules"),
+        ("boot/vmlinuz-6.12", "usr/lib/modules"),
+        ("usr/lib/modules/6.12/vmlinuz", "usr/lib/modules"),
+    ],
+)
+def test_modules_are_found_around_an_unpacked_kernel(tmp_path: Path, kernel: str, modules: str) -> None:
+    folder = tmp_path / modules / "6.12"
+    folder.mkdir(parents=True)
+    (folder / "tdx-guest.ko").write_bytes(b"not ELF")
+    path = tmp_path / kernel
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(make_bzimage(version=b"6.12"))
+    with pytest.raises(GuestError, match="tdx_guest"):  # found, and looked at
+        modules_for(load_kernel(path), tmp_path / "absent")
 
 
 def test_a_release_cannot_lead_out_of_the_modules_directory(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from swtdx.guests.added import Addition, entries
+from swtdx.guests.cache import Cache
 from swtdx.guests.cpio import Entry
+from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import CacheError, FetchError, GuestError
-from swtdx.guests.guest import Guest, newest_guest
+from swtdx.guests.guest import KIND, Guest, newest_guest
 from swtdx.guests.initramfs import WRAPPED_INIT, Exec, Job, default_cmdline, wrapped_initrd
 from swtdx.guests.kernel import KernelImage, load_kernel
 from swtdx.guests.tdx_support import config_beside, require_tdx_support
@@ -71,7 +74,7 @@ def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> B
     if wishes.kernel is not None:
         return _own_kernel(wishes, wishes.kernel, job, term, extra)
     try:
-        guest = _fetched(wishes.version)
+        guest = _fetched(wishes.version, say)
     except (FetchError, CacheError) as error:
         if wishes.version is not None or isinstance(job, Exec):
             raise
@@ -85,9 +88,16 @@ def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> B
     )
 
 
-def _fetched(version: str | None) -> Guest:
+def _fetched(version: str | None, say: Callable[[str], None]) -> Guest:
     """From the cache if it has one; else by the system's package tool."""
-    guest = newest_guest() if version is None else None
+    guest = None
+    if version is None:
+        try:
+            guest = newest_guest()
+        except CacheError as error:
+            damaged = next(iter(sorted(Cache().names(KIND), key=version_key, reverse=True)))
+            version = damaged.removeprefix("linux-")
+            say(f"{error}\nFetching {version} again.")
     if guest is None:
         from swtdx.guests.fetch import fetch_guest
         from swtdx.guests.progress import Bar
@@ -109,12 +119,12 @@ def _own_kernel(wishes: Wishes, path: Path, job: Job, term: str, extra: list[Ent
     initrd = _read(wishes.initrd)
     if not isinstance(job, Exec):
         return Boot(kernel, initrd, _cmdline(wishes, OWN_INITRD_CMDLINE), label)
-    from swtdx.guests.host import find_busybox, own_modules
+    from swtdx.guests.host import find_busybox, modules_for
 
     cmdline = _cmdline(wishes, default_cmdline(job, term))
     # The user's init is started by ours, which the last rdinit= on the command line names.
     own_init = next((w[7:] for w in reversed(cmdline.split()) if w.startswith("rdinit=")), "/init")
-    wrapped = wrapped_initrd(initrd, find_busybox(), own_modules(kernel.release), job, extra, own_init)
+    wrapped = wrapped_initrd(initrd, find_busybox(), modules_for(kernel), job, extra, own_init)
     return Boot(kernel, wrapped, f"{cmdline} {WRAPPED_INIT}", label)
 
 
@@ -125,6 +135,8 @@ def _cmdline(wishes: Wishes, default: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise GuestError(f"the initrd {path} is not a file")
         return path.read_bytes()
     except OSError as error:
         raise GuestError(f"the initrd {path} cannot be read: {error.strerror}") from error

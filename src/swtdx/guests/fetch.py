@@ -5,6 +5,7 @@ package sources, without root, into the cache.
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ T = TypeVar("T")
 FIRMWARE_KIND: Final = "firmware"
 _BUSYBOX: Final = "busybox-static"
 _OVMF: Final = "ovmf"
+#: Bytes that fetching takes in the cache: package lists, where the system has none, and what is kept.
+_LISTS_AND_FILES: Final = 128 << 20
+#: linux-PART-RELEASE, as far as there are such packages.
+_PARTS: Final = ("binary", "modules", "base")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,10 @@ def _from_cache(version: str | None, cache: Cache) -> Guest | None:
         except CacheError:
             pass
     if version is None:
-        return newest_guest(cache)
+        try:
+            return newest_guest(cache)
+        except CacheError:
+            return None
     return next((guest for guest in cached_guests(cache) if _is_version(guest.version, version)), None)
 
 
@@ -155,6 +163,8 @@ def _cached_ovmf(cache: Cache) -> Firmware | None:
 
 
 def _apt(cache: Cache) -> Apt:
+    if cache.root.is_dir():
+        _check_room(cache.root, _LISTS_AND_FILES)
     try:
         return Apt(cache.root / "apt")
     except FetchError as error:
@@ -229,9 +239,12 @@ def _fetch_kernel(
     apt: Apt, package: Package, flavour: KernelFlavour, scratch: Path, cache: Cache, progress: Reporter
 ) -> Guest:
     release = package.name.removeprefix("linux-image-")
-    sources = [package, _one(apt, _BUSYBOX)]
-    if flavour.modules:
-        sources.append(_one(apt, flavour.modules + release))
+    # Newer packages of Debian have the kernel, its modules and its configuration in a package each.
+    parts = {part.name: part for part in apt.packages(f"linux-{part}-{release}" for part in _PARTS)}
+    if flavour.modules and flavour.modules + release not in parts:
+        _one(apt, flavour.modules + release)
+    sources = [package, *parts.values(), _one(apt, _BUSYBOX)]
+    _check_room(scratch, sum(source.size for source in sources))
     files: dict[str, bytes] = {}
     for source in sources:
         path = _download(apt, source, scratch, progress)
@@ -240,18 +253,20 @@ def _fetch_kernel(
         path.unlink()
     # Distributions differ in whether / and /usr are one.
     files = {name.removeprefix("usr/"): data for name, data in files.items()}
-    try:
-        kernel = files[f"boot/vmlinuz-{release}"]
-        busybox = files["bin/busybox"]
-    except KeyError as error:
-        raise FetchError(f"package {package.name} {package.version} holds no {error.args[0]}") from error
-    config = files.get(f"boot/config-{release}")
+    root = f"lib/modules/{release}/"
+    kernel = files.get(f"boot/vmlinuz-{release}") or files.get(f"{root}vmlinuz")
+    busybox = files.get("bin/busybox")
+    if kernel is None or busybox is None:
+        missing_file = "kernel" if kernel is None else "busybox"
+        raise FetchError(
+            f"{', '.join(source.name for source in sources)}: no {missing_file} in these packages"
+        )
+    config = files.get(f"boot/config-{release}") or files.get(f"{root}config")
     progress.step("checking")
     config_path = scratch / f"config-{release}"
     if config is not None:
         config_path.write_bytes(config)
     require_tdx_support(parse_kernel(kernel, f"vmlinuz-{release}"), config_path if config else None)
-    root = f"lib/modules/{release}/"
     builtin = files.get(f"{root}modules.builtin", b"").decode("utf-8", "replace").splitlines()
     readers = {name: (lambda name=name: files[name]) for name in files if name.startswith(root)}
     console, _ = load_order(readers, builtin, CONSOLE)
@@ -268,6 +283,20 @@ def _fetch_kernel(
         source=f"{package.name} {package.version}, fetched by apt",
         packages={source.name: source.version for source in sources},
     )
+
+
+def _check_room(folder: Path, wanted: int) -> None:
+    """Find out before the download that a disk is full.
+
+    Raises:
+        CacheError: ``folder`` has not ``wanted`` bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise CacheError(
+            f"{folder} has {free >> 20} MiB free, and {(wanted >> 20) + 1} MiB are needed; make room there, "
+            "or point XDG_CACHE_HOME and TMPDIR to another disk"
+        )
 
 
 def _is_wanted(name: str) -> bool:

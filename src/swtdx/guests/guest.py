@@ -105,8 +105,14 @@ def cached_guests(cache: Cache | None = None) -> list[Guest]:
 
 
 def newest_guest(cache: Cache | None = None) -> Guest | None:
-    """The first of :func:`cached_guests`, without looking at the others."""
-    return next(_newest_first(cache or Cache()), None)
+    """The guest in the cache with the newest kernel; None if there is none.
+
+    Raises:
+        CacheError: it is damaged: an older one in its place would be a surprise.
+    """
+    cache = cache or Cache()
+    names = sorted(cache.names(KIND), key=version_key)
+    return _guest(cache.open(KIND, names[-1])) if names else None
 
 
 def _newest_first(cache: Cache) -> Iterator[Guest]:

@@ -11,7 +11,7 @@ from swtdx.guests.cache import Cache
 from swtdx.guests.cpio import Entry
 from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import GuestError
-from swtdx.guests.guest import newest_guest
+from swtdx.guests.guest import cached_guests
 from swtdx.guests.initramfs import Job, build_initramfs
 from swtdx.guests.kernel import KernelImage, load_kernel
 from swtdx.guests.modules import CONSOLE, WANTED, Module, load_order, module_name
@@ -24,6 +24,10 @@ MODULES = Path("/lib/modules")
 def own_kernels(boot: Path = BOOT) -> Iterator[KernelImage]:
     """The readable kernels in ``boot`` that can be a TD, the newest first."""
     paths = sorted(boot.glob("vmlinuz-*"), key=lambda path: version_key(path.name), reverse=True)
+    if boot == BOOT:
+        # Where newer packages have only these.
+        inside = MODULES.glob("*/vmlinuz")
+        paths += sorted(inside, key=lambda path: version_key(path.parent.name), reverse=True)
     for path in paths:
         try:
             kernel = load_kernel(path)
@@ -74,7 +78,7 @@ def find_busybox(cache: Cache | None = None) -> bytes:
     Raises:
         GuestError: there is none; the message says how to get one.
     """
-    guest = newest_guest(cache)
+    guest = next(iter(cached_guests(cache)), None)
     if guest is not None:
         return guest.busybox.read_bytes()
     for name in ("busybox", "busybox-static", "busybox.static"):
@@ -92,6 +96,21 @@ def find_busybox(cache: Cache | None = None) -> bytes:
     )
 
 
+def modules_for(kernel: KernelImage, root: Path = MODULES) -> tuple[Module, ...]:
+    """The modules that a TD wants, from the folders around ``kernel``'s file, else from ``root``.
+
+    Packages keep a kernel in ``boot`` or, newer ones, in ``lib/modules/RELEASE`` itself; unpacked, or on a
+    mounted disk, the modules are beside it all the same.
+
+    Raises:
+        GuestError: a module file is damaged.
+    """
+    folder = Path(kernel.name).parent
+    around = [folder.parent] if folder.name == kernel.release else []
+    around += [folder.parent / "lib/modules", folder.parent / "usr/lib/modules", root]
+    return next((found for place in around if (found := own_modules(kernel.release, place))), ())
+
+
 def initramfs_for(
     kernel: KernelImage,
     job: Job | None = None,
@@ -105,4 +124,4 @@ def initramfs_for(
     Raises:
         GuestError: no busybox, or a damaged module.
     """
-    return build_initramfs(find_busybox(cache), own_modules(kernel.release, modules), job, extra)
+    return build_initramfs(find_busybox(cache), modules_for(kernel, modules), job, extra)

@@ -6,6 +6,7 @@ found as described in :mod:`swtdx.guests.tdx_support`.
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -109,6 +110,16 @@ def parse_kernel(data: bytes, name: str = "kernel") -> KernelImage:
     )
 
 
+#: Bytes of a bzImage at most; those of distributions have 6 to 20 million.
+_LARGEST: Final = 1 << 30
+
+
+def _kind(mode: int) -> str:
+    """What a file that is none is."""
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
 def load_kernel(path: Path) -> KernelImage:
     """Read and parse the bzImage at ``path``.
 
@@ -116,6 +127,11 @@ def load_kernel(path: Path) -> KernelImage:
         NotAKernel: see :func:`parse_kernel`; also when the file cannot be read.
     """
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise NotAKernel(f"{path} is a {_kind(about.st_mode)}; give the file of a bzImage")
+        if about.st_size > _LARGEST:
+            raise NotAKernel(f"{path} has {about.st_size} bytes; no bzImage is that large")
         data = path.read_bytes()
     except PermissionError as error:
         raise NotAKernel(

@@ -110,6 +110,8 @@ def config_beside(kernel_path: Path, release: str) -> Path | None:
     names = [f"config-{release}"] if release else []
     if kernel_path.name.startswith("vmlinuz-"):
         names.append("config-" + kernel_path.name.removeprefix("vmlinuz-"))
+    if kernel_path.parent.name == release:
+        names.append("config")  # lib/modules/RELEASE/vmlinuz
     for name in names:
         candidate = kernel_path.parent / name
         if candidate.is_file():
