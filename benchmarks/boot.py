@@ -97,11 +97,11 @@ def plain_command(guest: Guest, initrd: Path) -> list[str]:
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", f"{MEMORY_MIB}M",
         "-kernel", str(guest.kernel), "-initrd", str(initrd), "-append", default_cmdline(JOB),
         "-display", "none", "-nodefaults", "-no-reboot", "-device", "virtio-serial-pci",
-        "-chardev", "null,id=null", "-device", "virtconsole,chardev=null",
+        "-chardev", "null,id=console", "-device", "virtconsole,chardev=console",
         # The channels of swtdx.guests.exec_channels.
         "-chardev", "stdio,id=out", "-device", "virtserialport,chardev=out,name=swtdx.out",
-        "-device", "virtserialport,chardev=null,name=swtdx.err",
-        "-device", "virtserialport,chardev=null,name=swtdx.ctl",
+        "-chardev", "null,id=err", "-device", "virtserialport,chardev=err,name=swtdx.err",
+        "-chardev", "null,id=ctl", "-device", "virtserialport,chardev=ctl,name=swtdx.ctl",
     ]  # fmt: skip
 
 
