@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from benchmarks.plain_vm import plain_vm
 from benchmarks.promise import Promise
 from swtdx.guests.fetch import fetch_guest
 from swtdx.guests.guest import Guest
@@ -91,20 +92,6 @@ def td_command(guest: Guest, summary: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def plain_command(guest: Guest, initrd: Path) -> list[str]:
-    """The same kernel, initrd and command line without any of our machinery."""
-    return [
-        "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", f"{MEMORY_MIB}M",
-        "-kernel", str(guest.kernel), "-initrd", str(initrd), "-append", default_cmdline(JOB),
-        "-display", "none", "-nodefaults", "-no-reboot", "-device", "virtio-serial-pci",
-        "-chardev", "null,id=console", "-device", "virtconsole,chardev=console",
-        # The channels of swtdx.guests.exec_channels.
-        "-chardev", "stdio,id=out", "-device", "virtserialport,chardev=out,name=swtdx.out",
-        "-chardev", "null,id=err", "-device", "virtserialport,chardev=err,name=swtdx.err",
-        "-chardev", "null,id=ctl", "-device", "virtserialport,chardev=ctl,name=swtdx.ctl",
-    ]  # fmt: skip
-
-
 def measure(guest: Guest, pairs: int, folder: Path) -> Boots:
     """Boot both, in turn; who goes first changes with every pair."""
     initrd = folder / "initrd"
@@ -112,7 +99,10 @@ def measure(guest: Guest, pairs: int, folder: Path) -> Boots:
     boots = Boots()
     for number in range(pairs):
         summary = folder / "summary.json"
-        sides = [(boots.td, td_command(guest, summary)), (boots.plain, plain_command(guest, initrd))]
+        sides = [
+            (boots.td, td_command(guest, summary)),
+            (boots.plain, plain_vm(guest, initrd, JOB, MEMORY_MIB)),
+        ]
         for times, command in sides if number % 2 == 0 else reversed(sides):
             times.append(until_word(command))
         boots.summaries.append(json.loads(summary.read_text()))

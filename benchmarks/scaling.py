@@ -34,10 +34,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plain_vm import plain_vm
 from benchmarks.promise import Promise
 from swtdx.guests.fetch import fetch_guest
 from swtdx.guests.guest import Guest
-from swtdx.guests.initramfs import Exec, default_cmdline
+from swtdx.guests.initramfs import Exec
 
 PARTS = ("vcpus", "six", "loaded")
 PAIRS = 3
@@ -71,16 +72,6 @@ def td_command(guest: Guest, vcpus: int) -> list[str]:
     return [
         sys.executable, "-m", "swtdx.cli.main", "run", "--guest", guest.version, "--memory", f"{MEMORY_MIB}M",
         "--vcpus", str(vcpus), "--exec", JOB.command,
-    ]  # fmt: skip
-
-
-def plain_command(guest: Guest, initrd: Path, vcpus: int) -> list[str]:
-    """The same kernel, initrd and command line without any of our machinery."""
-    return [
-        "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", f"{MEMORY_MIB}M", "-smp", str(vcpus),
-        "-kernel", str(guest.kernel), "-initrd", str(initrd), "-append", default_cmdline(JOB),
-        "-display", "none", "-nodefaults", "-no-reboot", "-device", "virtio-serial-pci",
-        "-chardev", "stdio,id=console", "-device", "virtconsole,chardev=console",
     ]  # fmt: skip
 
 
@@ -124,7 +115,7 @@ def pairs(guest: Guest, initrd: Path, vcpus: int, number: int, count: int = 1) -
     """(TD, plain VM), in turns; who goes first changes with every pair."""
     found: list[tuple[Took, Took]] = []
     for turn in range(number):
-        commands = [td_command(guest, vcpus), plain_command(guest, initrd, vcpus)]
+        commands = [td_command(guest, vcpus), plain_vm(guest, initrd, JOB, MEMORY_MIB, vcpus)]
         took = [run(command, count) for command in (commands if turn % 2 == 0 else commands[::-1])]
         ours, theirs = took if turn % 2 == 0 else took[::-1]
         found.append((ours, theirs))
