@@ -43,7 +43,7 @@ def faults(lp: LogicalProcessor, index: int, value: int) -> str:
         (0x1401, 0),
         (0xC0000080, 0),
         (0x6E0, 0),
-        (0x480, 0x01D8_1000_0000_005D),  # 4 KiB WB VMCS, I/O info, TRUE_ controls, events without code
+        (0x480, 0x01D8_0800_0000_005D),  # 2 KiB WB VMCS, I/O info, TRUE_ controls, events without code
         (0x486, 0x80000021),  # CR0_FIXED0: PE, NE, PG
         (0x488, 0x2000),  # CR4_FIXED0: VMXE
     ],

@@ -130,7 +130,7 @@ def no_tracking(patch: pytest.MonkeyPatch) -> None:
 
 
 def any_page_is_free(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Pamt, "free_range", lambda self, hpa, _operand, size: self.owned(hpa, size))
+    patch.setattr(Pamt, "free_range", lambda self, hpa, _operand, size, **_held: self.owned(hpa, size))
 
 
 def any_operation_state(patch: pytest.MonkeyPatch) -> None:

@@ -277,7 +277,9 @@ def test_shared_memory_is_that_of_the_hypervisor(machine: Machine) -> None:
     shared_ept = 0x30000
     for level in range(3):
         entry = shared_ept + (level + 1) * 0x1000 | 7
-        machine.memory.write(shared_ept + level * 0x1000, struct.pack("<Q", entry))
+        # The shared bit takes part in the walk: it selects the upper half of the root.
+        index = 0 if level else 256
+        machine.memory.write(shared_ept + level * 0x1000 + 8 * index, struct.pack("<Q", entry))
     machine.memory.write(shared_ept + 0x3000, struct.pack("<Q", 0x40000 | 0x37))
     machine.memory.write(0x40000, struct.pack("<Q", 0x1234))
 

@@ -37,7 +37,7 @@ def test_fetch_from_a_shared_gpa_is_a_page_fault(machine: Machine) -> None:
     # The hypervisor's EPT, at another page and without a KeyID, maps the page at WINDOW with all rights.
     tables = (0x40000, 0x41000, 0x42000, 0x43000)
     for table, below in pairwise(tables):
-        index = WINDOW >> 21 & 511 if table == 0x42000 else 0
+        index = {0x40000: SHARED >> 39 & 511, 0x42000: WINDOW >> 21 & 511}.get(table, 0)
         machine.memory.write(table + index * 8, struct.pack("<Q", below | 7))
     machine.memory.write(0x43000, struct.pack("<Q", 0x50000 | 0x37))
     machine.memory.write(0x50FFC, b"\xf4" * 4)

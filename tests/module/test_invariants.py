@@ -68,8 +68,8 @@ def kot(world: World, hkid: int, state: int) -> tuple[memoryview, int, bytes]:
 
 
 PLANTS: dict[str, tuple[str, Plant]] = {
-    "a free page with an owner": ("the free page .* has owner", lambda w, a, b: pamt(
-        w, TDMR + (64 << 20), 3, number(a.tdr >> 12, 5))),
+    "a free page with an epoch": ("the free page .* was blocked in epoch", lambda w, a, b: pamt(
+        w, TDMR + (64 << 20), 8, number(5, 8))),
     "a type that does not exist": ("a type that does not exist", lambda w, a, b: pamt(
         w, a.pages[FIRST], 2, b"\x07")),
     "a page of another TD": ("are not the same|not those", lambda w, a, b: pamt(

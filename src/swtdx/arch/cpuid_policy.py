@@ -20,6 +20,9 @@ __all__ = [
     "bit_classes", "effective_leaf", "field_code", "lookup", "split_field_code",
 ]  # fmt: skip
 
+#: CPUID(1).EAX of the processors that the TDX Module 1.5.01 knows, newest first: Clearwater Forest, Granite
+#: Rapids D and SP, Sierra Forest, Emerald Rapids, Sapphire Rapids (``cpuid_fms.c``).
+KNOWN_SIGNATURES: Final = (0xD06D0, 0xA06E0, 0xA06D0, 0xA06F0, 0xC06F2, 0x806F8)
 LAST_BASE_LEAF: Final = 0x23
 LAST_EXTENDED_LEAF: Final = 0x8000_0008
 #: Lowest CPUID(0).EAX of a processor that TDH.SYS.INIT accepts.

@@ -125,8 +125,9 @@ def metadata_read(*, enumerate_ids: bool) -> tuple[Outcome, ...]:
 METADATA_WRITE: Final = (
     plain(s.TDX_METADATA_FIELD_ID_INCORRECT, "an existing field; reserved bits and counts 0"),
     plain(s.TDX_METADATA_FIELD_NOT_WRITABLE, "the caller may write some bit that the mask selects"),
-    plain(s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "bits not writable keep their value; the value is allowed"),
+    plain(s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "bits not writable keep their value"),
     plain(s.TDX_METADATA_WR_MASK_NOT_VALID, "a field that is written whole is written whole"),
+    plain(s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "the value is allowed"),
     at(s.TDX_OPERAND_BUSY, "METADATA_FIELD", "nobody wrote the field meanwhile"),
 )  # fmt: skip
 

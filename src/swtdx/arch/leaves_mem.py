@@ -63,13 +63,13 @@ MEM_LEAVES: Final = (
         3, "TDH.MEM.SEPT.ADD", HOST, "add a Secure EPT page",
         inputs=(
             gpa_level(1, ROOT),
-            Input("RDX", "TDR page; bit 0 (version 1) allows pages that exist already", TDR_FLAG_BITS, kind=Kind.TDR),
-            Input("R8", "new Secure EPT page (HPA); version 1: -1 for none", kind=Kind.NEW_PAGE),
+            Input("RDX", "TDR page; bit 0 allows pages that exist already", TDR_FLAG_BITS, kind=Kind.TDR),
+            Input("R8", "new Secure EPT page (HPA, bit 63 ignored); version 1: -1 for none", kind=Kind.NEW_PAGE),
             *_L2_PAGES,
         ),
         outputs=(
             *SEPT_INFO,
-            Output("R8", "-1 if used, else the page with bit 63 set; its input after an error before the walk", LEAF, 1),
+            Output("R8", "-1 if used, with bit 63 set if a page was there already; else its input with bit 63 clear", LEAF, 1),
             *(Output(f"R{8 + vm}", "as R8, for the L2 VM's page", LEAF, 1) for vm in (1, 2, 3)),
         ),
         outcomes=(
@@ -77,6 +77,7 @@ MEM_LEAVES: Final = (
             invalid("RDX", "reserved bits 0"),
             *td("RDX"), *SEPT_ENTRY,
             invalid("R8", "version 0: not -1"),
+            at(s.TDX_EPT_ENTRY_STATE_INCORRECT, "RCX", "free; or NL_MAPPED, for no page or with bit 0 of RDX"),
             *new_page("R8"),
             *(outcome for vm in (1, 2, 3) for outcome in (
                 invalid(f"R{8 + vm}", "-1, unless the TD has this L2 VM"), *new_page(f"R{8 + vm}"))),
@@ -168,7 +169,7 @@ MEM_LEAVES: Final = (
         ),
         outputs=(
             *SEPT_INFO,
-            *(Output(f"R{8 + vm}", "its input, with bit 63 set if the page was not used", SAME) for vm in (1, 2, 3)),
+            *(Output(f"R{8 + vm}", "its input; with bit 63 set if the TD has the L2 VM, but used no page", SAME) for vm in (1, 2, 3)),
         ),
         outcomes=(
             invalid("RDX", "reserved bits 0"),

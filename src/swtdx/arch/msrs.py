@@ -162,6 +162,7 @@ NAMES: Final[dict[int, str]] = {
 }
 
 # IA32_MISC_ENABLE
+MISC_ENABLE_MONITOR: Final = 1 << 18
 MISC_ENABLE_LIMIT_CPUID: Final = 1 << 22
 # IA32_DEBUGCTL
 DEBUGCTL_TR: Final = 1 << 6

@@ -1,7 +1,7 @@
 """Bits of the VM-execution controls that swtdx speaks of.
 
 Source: Intel SDM volume 3, section 25.6 (pin-based, primary, secondary and tertiary processor-based
-controls); PCONFIG and user wait from the same tables.
+controls; 25.7, VM-exit controls); PCONFIG and user wait from the same tables.
 """
 
 from __future__ import annotations
@@ -23,3 +23,10 @@ PROC2_USER_WAIT_PAUSE: Final = 1 << 26
 PROC2_PCONFIG: Final = 1 << 27
 # Tertiary
 PROC3_GPAW: Final = 1 << 5
+# VM exit
+EXIT_ACK_INTERRUPT: Final = 1 << 15
+#: IA32_PERF_GLOBAL_CTRL is loaded, and saved.
+EXIT_PERF: Final = 1 << 12 | 1 << 30
+# VM entry
+ENTRY_PERF: Final = 1 << 13
+ENTRY_PKRS: Final = 1 << 22

@@ -77,6 +77,10 @@ class ProcessorFacts:
         """IA32_VMX_EPT_VPID_CAP."""
         return self._lp.rdmsr(msrs.IA32_VMX_EPT_VPID_CAP)
 
+    def required_controls(self, index: int) -> int:
+        """VM-execution, exit or entry controls that must be 1, from the capability MSR at ``index``."""
+        return self._lp.rdmsr(index) & 0xFFFFFFFF
+
     @cached_property
     def secondary_controls(self) -> tuple[int, int]:
         """Secondary processor-based controls that must be 1, and that may be 1 (IA32_VMX_PROCBASED_CTLS2)."""

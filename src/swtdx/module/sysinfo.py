@@ -38,6 +38,11 @@ class SysInfo:
         return bool(SYS_INFO_TABLE.tdx_without_integrity.get(self.table))
 
     @property
+    def has_smrr2(self) -> bool:
+        """Whether MCHECK looked at a second SMRR."""
+        return not SYS_INFO_TABLE.smrr2_not_supported.get(self.table)
+
+    @property
     def processors(self) -> int:
         """Logical processors of the platform."""
         return int(SYS_INFO_TABLE.tot_num_lps.get(self.table))

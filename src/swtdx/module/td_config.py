@@ -187,8 +187,11 @@ def _derive(
     if unless is not None and not _has(tdcs, unless):
         values[:] = [0, 0, 0, 0]
     if leaf == 1:
-        if not values[0] & 0x0FFF3FFF:
-            values[0] = values[0] & ~0x0FFF3FFF | module.native_cpuid(1, 0)[0] & 0x0FFF3FFF
+        signature = module.sysinfo.package_signature(0)
+        values[0] = values[0] or signature
+        if values[0] != signature:
+            # Only a TD that can migrate may be told that it runs on another part.
+            raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.CPUID_CONFIG, leaf | subleaf << 32)
         _flag(tdcs, "monitor_mwait", values[2] >> 3)
         _flag(tdcs, "dca", values[2] >> 18)
         _flag(tdcs, "tsc_deadline", values[2] >> 24)

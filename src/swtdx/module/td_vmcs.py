@@ -6,10 +6,13 @@ import struct
 from typing import Final
 
 from swtdx.arch import vmcs as f
-from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDR, TDVPS
+from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDCS_ZERO_PAGE, TDR, TDVPS
 from swtdx.arch.regs import R8, RBX, RCX, RDX, RSI
 from swtdx.arch.units import NULL_PA
 from swtdx.arch.vmx_controls import (
+    ENTRY_PERF,
+    ENTRY_PKRS,
+    EXIT_PERF,
     PROC2_PCONFIG,
     PROC2_USER_WAIT_PAUSE,
     PROC3_GPAW,
@@ -23,6 +26,7 @@ from swtdx.machine.vmx.vmcs import Vmcs
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDVPS_VAPIC, TDVPS_XBUFF, Vp
 from swtdx.module.state import ModuleState
 from swtdx.module.vcpu import load_state
+from swtdx.module.virtual_msrs import l2_cr4_write_mask
 
 _SEGMENT_LIMITS: Final = 0xFFFFFFFF
 _CODE: Final = 0xC09B
@@ -54,10 +58,25 @@ _GUEST_STATE: Final = {
 #: Controls that are the same for every TD.
 _CONTROLS: Final = {
     f.EXCEPTION_BITMAP: 1 << 18,
-    f.APIC_ACCESS_PAGE: NULL_PA,
     f.POSTED_INTERRUPT_NOTIFICATION_VECTOR: 0xFFFF,
-    f.POSTED_INTERRUPT_DESCRIPTOR: NULL_PA,
-    f.PML_ADDRESS: NULL_PA,
+    # Addresses that nothing uses.
+    **dict.fromkeys(
+        (
+            f.APIC_ACCESS_PAGE,
+            f.POSTED_INTERRUPT_DESCRIPTOR,
+            f.PML_ADDRESS,
+            f.IO_BITMAP_A,
+            f.IO_BITMAP_B,
+            f.EPTP_LIST_ADDRESS,
+            f.VMREAD_BITMAP,
+            f.VMWRITE_BITMAP,
+            f.EXECUTIVE_VMCS_POINTER,
+            f.EXIT_MSR_STORE_ADDRESS,
+            f.EXIT_MSR_LOAD_ADDRESS,
+            f.ENTRY_MSR_LOAD_ADDRESS,
+        ),
+        NULL_PA,
+    ),
     f.ENCLS_EXITING_BITMAP: NULL_PA,
     f.ENCLV_EXITING_BITMAP: NULL_PA,
     f.PCONFIG_EXITING_BITMAP: NULL_PA,
@@ -73,6 +92,7 @@ _TERTIARY: Final = 0x80
 _EXIT: Final = 0x1F3C8204 | 0x00036DFB
 _ENTRY: Final = 0x003EC004 | 0x000011FB
 _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
+_CR0_RESERVED: Final = 0xFFFFFFFF_1FFAFFC0  # bits 63:32, 28:19, 17, 15:6
 
 
 def initial_registers(module: ModuleState, vp: Vp, rcx: int, index: int) -> None:
@@ -101,18 +121,21 @@ def initialise(module: ModuleState, lp: LogicalProcessor, vp: Vp) -> None:
     for field, value in (*_CONTROLS.items(), *_GUEST_STATE.items()):
         write(field, value)
     pages = TDVPS.tdvps_page_pa
-    mask = (1 << module.hpa_bits) - 1
-    write(f.VIRTUAL_APIC_PAGE, pages.get(vp.main, TDVPS_VAPIC) & mask)
-    write(f.VE_INFORMATION_ADDRESS, pages.get(vp.main, 0) & mask)
-    write(f.MSR_BITMAP, TDR.tdcx_pa.get(td.tdr, TDCS_MSR_BITMAPS) & mask)
-    write(f.SHARED_EPTP, TDR.tdcx_pa.get(td.tdr, 4) & mask)
+    # These carry the TD's HKID.
+    write(f.VIRTUAL_APIC_PAGE, pages.get(vp.main, TDVPS_VAPIC))
+    write(f.VE_INFORMATION_ADDRESS, pages.get(vp.main, 0))
+    write(f.MSR_BITMAP, TDR.tdcx_pa.get(td.tdr, TDCS_MSR_BITMAPS))
+    for field in (f.SHARED_EPTP, f.LOW_PASID_DIRECTORY, f.HIGH_PASID_DIRECTORY):
+        write(field, TDR.tdcx_pa.get(td.tdr, TDCS_ZERO_PAGE))
     write(f.HKID, td.hkid)
     write(f.EPTP, TDCS.eptp.get(tdcs))
     write(f.TSC_OFFSET, TDCS.tsc_offset.get(tdcs))
     write(f.TSC_MULTIPLIER, TDCS.tsc_multiplier.get(tdcs))
-    write(f.VPID, TDVPS.vcpu_index.get(vp.main) + 1)
+    write(f.VPID, td.hkid << 2)  # the number of the VM, which is 0, in the lowest bits
+    write(f.SPEC_CTRL_MASK, TDCS.ia32_spec_ctrl_mask.get(tdcs))
     _execution_controls(vmcs, tdcs)
     _control_register_masks(module, vmcs, tdcs)
+    _shadows(module, vp, vmcs)
     write(f.GUEST_CR0, 0x21)
     write(f.GUEST_CR4, 0x2040)
     load_state(lp, vp, vmcs)
@@ -137,15 +160,48 @@ def _execution_controls(vmcs: Vmcs, tdcs: memoryview) -> None:
     vmcs.write(f.PROC_BASED_CONTROLS, proc)
     vmcs.write(f.SECONDARY_CONTROLS, secondary)
     vmcs.write(f.PROCBASED_CTLS3, _TERTIARY | (PROC3_GPAW if TDCS.gpaw.get(tdcs) else 0))
-    vmcs.write(f.EXIT_CONTROLS, _EXIT)
-    vmcs.write(f.ENTRY_CONTROLS, _ENTRY)
+    exit_controls, entry_controls = _EXIT & ~EXIT_PERF, _ENTRY & ~(ENTRY_PERF | ENTRY_PKRS)
+    attributes = TDCS.attributes.get(tdcs)
+    debug = attributes & 1
+    if attributes >> 63 or debug:
+        exit_controls, entry_controls = exit_controls | EXIT_PERF, entry_controls | ENTRY_PERF
+    if attributes >> 30 & 1 or debug:
+        entry_controls |= ENTRY_PKRS
+    vmcs.write(f.EXIT_CONTROLS, exit_controls)
+    vmcs.write(f.ENTRY_CONTROLS, entry_controls)
+
+
+def _shadows(module: ModuleState, vp: Vp, vmcs: Vmcs) -> None:
+    """TDVPS fields that repeat the VMCS, or wait for L2 VMs (``init_tdvps_fields`` in ``helpers.c``)."""
+    main, tdcs = vp.main, vp.td.tdcs
+    cr0_fixed0, cr0_fixed1, cr4_fixed0, _ = module.cr_fixed
+    base = (cr0_fixed0 | ~cr0_fixed1) & ~(CR0_PG | 1) | 1 << 5 | 1 << 29 | 1 << 30 | _CR0_RESERVED
+    TDVPS.base_l2_cr0_guest_host_mask.set(main, base & NULL_PA)
+    TDVPS.base_l2_cr0_read_shadow.set(main, cr0_fixed0 & ~(CR0_PG | 1) | 1 << 5)
+    TDVPS.base_l2_cr4_guest_host_mask.set(main, ~l2_cr4_write_mask(module, tdcs) & NULL_PA)
+    TDVPS.base_l2_cr4_read_shadow.set(main, cr4_fixed0 | 1 << 6 | 1 << 13)
+    for array, encoding in (
+        (TDVPS.shadow_cr0_guest_host_mask, f.CR0_GUEST_HOST_MASK),
+        (TDVPS.shadow_cr0_read_shadow, f.CR0_READ_SHADOW),
+        (TDVPS.shadow_cr4_guest_host_mask, f.CR4_GUEST_HOST_MASK),
+        (TDVPS.shadow_cr4_read_shadow, f.CR4_READ_SHADOW),
+        (TDVPS.shadow_procbased_exec_ctls2, f.SECONDARY_CONTROLS),
+    ):
+        array.set(main, 0, vmcs.read(encoding))
+    TDVPS.shadow_pinbased_exec_ctls.set(main, 0, vmcs.read(f.PIN_BASED_CONTROLS))
+    TDVPS.shadow_posted_int_notification_vector.set(main, 0, 0xFFFF)
+    TDVPS.shadow_pid_hpa.set(main, 0, NULL_PA)
+    for array in (
+        TDVPS.tsc_deadline, TDVPS.shadow_shared_eptp, TDVPS.l2_enter_guest_state_gpa,
+        TDVPS.l2_enter_guest_state_hpa, TDVPS.l2_vapic_gpa, TDVPS.l2_vapic_hpa,
+    ):  # fmt: skip
+        array.set(main, 0, NULL_PA)
 
 
 def _control_register_masks(module: ModuleState, vmcs: Vmcs, tdcs: memoryview) -> None:
     """Which bits of CR0 and CR4 the module owns, and what the guest reads in them."""
     cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1 = module.cr_fixed
-    reserved = 0xFFFFFFFF_1FFAFFC0  # bits 63:32, 28:19, 17, 15:6
-    mask = (cr0_fixed0 | ~cr0_fixed1) & ~CR0_PG | 1 << 0 | 1 << 5 | 1 << 29 | 1 << 30 | reserved
+    mask = (cr0_fixed0 | ~cr0_fixed1) & ~CR0_PG | 1 << 0 | 1 << 5 | 1 << 29 | 1 << 30 | _CR0_RESERVED
     vmcs.write(f.CR0_GUEST_HOST_MASK, mask & NULL_PA)
     vmcs.write(f.CR0_READ_SHADOW, cr0_fixed0 | 1 << 0 | 1 << 5)
     xfam, attributes = TDCS.xfam.get(tdcs), TDCS.attributes.get(tdcs)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 VENDOR_ID: Final = 0x8086
-#: BCD yyyymmdd.
-BUILD_DATE: Final = 0x20240101
+#: The decimal number yyyymmdd.
+BUILD_DATE: Final = 20240101
 BUILD_NUM: Final = 0
 MAJOR_VERSION: Final = 1
 MINOR_VERSION: Final = 5

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch import msrs
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS
 from swtdx.arch.units import MASK64
 from swtdx.arch.vmx_controls import (
+    ENTRY_PERF,
+    ENTRY_PKRS,
+    EXIT_PERF,
     PROC2_USER_WAIT_PAUSE,
     PROC_MONITOR_EXITING,
     PROC_MWAIT_EXITING,
@@ -41,9 +45,6 @@ _ENTRY: Final = (0x003EC004, 0x00000200)
 _CR0: Final = (0x21, 0x8005001F)
 _CR4: Final = (0x2040, 0x3FF1FBF)
 _PCONFIG: Final = 1 << 27
-_EXIT_PERF: Final = 1 << 12 | 1 << 30
-_ENTRY_PERF: Final = 1 << 13
-_ENTRY_PKRS: Final = 1 << 22
 #: IA32_VMX_BASIC: I/O information, TRUE_ MSRs, events without error code.
 _BASIC: Final = 1 << 54 | 1 << 55 | 1 << 56
 #: IA32_VMX_MISC: unrestricted guest, HLT, shutdown, PT in VMX, 4 CR3 targets, VMWRITE, length 0.
@@ -80,23 +81,27 @@ def vmx_msrs(module: ModuleState, tdcs: memoryview) -> dict[str, int]:
     def has(name: str) -> int:
         return int(TDCS.cpuid_flags.get(tdcs, _FLAG_INDEX[name]))
 
-    proc, proc_mask = _PROC
+    required = module.facts.required_controls
+    proc, proc_mask = _PROC[0] | required(msrs.IA32_VMX_TRUE_PROCBASED_CTLS), _PROC[1]
     if not has("monitor_mwait"):
         proc |= PROC_MWAIT_EXITING | PROC_MONITOR_EXITING
     if perfmon:
         proc_mask |= PROC_RDPMC_EXITING
     else:
         proc, proc_mask = proc | PROC_RDPMC_EXITING, proc_mask & ~PROC_RDPMC_EXITING
-    proc2, proc2_mask = _PROC2
+    proc2, proc2_mask = _PROC2[0] | required(msrs.IA32_VMX_PROCBASED_CTLS2), _PROC2[1]
     for name, bit in (("waitpkg", PROC2_USER_WAIT_PAUSE), ("mktme", _PCONFIG)):
         if has(name):
             proc2, proc2_mask = proc2 | bit, proc2_mask | bit
         else:
             proc2_mask &= ~bit
-    exit_controls = _EXIT[0] | (_EXIT_PERF if perfmon or debug else 0)
-    entry_controls = _ENTRY[0] & ~(_ENTRY_PERF | _ENTRY_PKRS)
-    entry_controls |= (_ENTRY_PERF if perfmon or debug else 0) | (_ENTRY_PKRS if pks or debug else 0)
-    cr4_mask = _cr4_mask(module, xfam, pks)
+    exit_controls = _EXIT[0] | required(msrs.IA32_VMX_TRUE_EXIT_CTLS)
+    entry_controls = _ENTRY[0] & ~(ENTRY_PERF | ENTRY_PKRS) | required(msrs.IA32_VMX_TRUE_ENTRY_CTLS)
+    if perfmon or debug:
+        exit_controls, entry_controls = exit_controls | EXIT_PERF, entry_controls | ENTRY_PERF
+    if pks or debug:
+        entry_controls |= ENTRY_PKRS
+    cr4_mask = l2_cr4_write_mask(module, tdcs)
     ept = (
         _EPT | (_SUPERVISOR_SHADOW_STACK if xfam >> 12 & 1 else 0) | module.facts.ept_vpid_cap & _HLAT_PREFIX
     )
@@ -109,7 +114,7 @@ def vmx_msrs(module: ModuleState, tdcs: memoryview) -> dict[str, int]:
         "cr4_fixed1": _CR4[0] | cr4_mask,
         "procbased_ctls2": _allowed(proc2, proc2_mask),
         "ept_vpid_cap": ept,
-        "true_pinbased_ctls": _allowed(*_PIN),
+        "true_pinbased_ctls": _allowed(_PIN[0] | required(msrs.IA32_VMX_TRUE_PINBASED_CTLS), _PIN[1]),
         "true_procbased_ctls": _allowed(proc, proc_mask),
         "true_exit_ctls": _allowed(exit_controls, _EXIT[1]),
         "true_entry_ctls": _allowed(entry_controls, _ENTRY[1]),
@@ -118,8 +123,9 @@ def vmx_msrs(module: ModuleState, tdcs: memoryview) -> dict[str, int]:
     }
 
 
-def _cr4_mask(module: ModuleState, xfam: int, pks: int) -> int:
-    """Bits of CR4 that the TD's configuration lets vary."""
+def l2_cr4_write_mask(module: ModuleState, tdcs: memoryview) -> int:
+    """Bits of an L2 VM's CR4 that the TD's configuration lets vary."""
+    xfam, pks = TDCS.xfam.get(tdcs), TDCS.attributes.get(tdcs) >> 30 & 1
     _, _, fixed0, fixed1 = module.cr_fixed
     mask = _CR4[1] & ~fixed0 & fixed1 & ~(1 << 19)
     if not xfam >> 9 & 1:

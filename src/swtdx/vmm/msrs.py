@@ -31,7 +31,7 @@ _BSP: Final = 0x100
 _MTRRCAP_VALUE: Final = 0
 _MTRR_ENABLED_WB: Final = 0x806
 
-#: Reading gives this, writing anything is ignored, as in KVM.
+#: Reading gives this; writing anything is ignored, as in KVM, unless the register is read-only.
 _FIXED: Final = {
     msrs.IA32_PLATFORM_ID: 0,
     msrs.MSR_PLATFORM_INFO: 0x8000_0000,  # CPUID faulting
@@ -42,6 +42,8 @@ _FIXED: Final = {
     IA32_MTRRCAP: _MTRRCAP_VALUE,
     msrs.IA32_MCG_CAP: 0,
 }
+#: Of them, what refuses to be written.
+_READ_ONLY: Final = (IA32_MTRRCAP, msrs.IA32_MCG_CAP, msrs.IA32_PLATFORM_ID)
 #: Kept as written, with the reset value; nothing comes of them.
 _STORED: Final = {
     msrs.IA32_MISC_ENABLE: 1,  # fast strings
@@ -91,4 +93,4 @@ class Msrs:
             return True
         if index == IA32_APIC_BASE:
             return value == self.read(index)
-        return index in _FIXED and index not in (IA32_MTRRCAP, msrs.IA32_MCG_CAP)
+        return index in _FIXED and index not in _READ_ONLY

@@ -2,8 +2,8 @@
 
 An entry that maps nothing has bit 63 (suppress #VE) set: an access there leaves the TD, and the
 hypervisor decides.  Where devices are the bit is clear: the guest gets a #VE, decodes its own instruction
-and asks for MMIO by TDVMCALL.  GPAs here are without the shared bit; the tables hold every mapping at both
-GPAs, because the processor walks them with the bit still in the address.
+and asks for MMIO by TDVMCALL.  GPAs here are without the shared bit; the tables hold every mapping where the
+bit leads to, because the processor walks them with the bit still in the address.
 
 Sources: Intel SDM volume 3, section 28.3 (EPT entries); ghci.md §4; Linux, ``kvm_gfn_direct_bits`` (the
 shared bit takes part in the walk).
@@ -48,7 +48,8 @@ class SharedEpt:
         self._levels = levels
         self._owner = owner
         self._table_owner = f"{_OWNER} of {owner}"
-        self._alias = shared_bit >> 12 + 9 * (levels - 1) & 511
+        #: What the shared bit adds to an index into the root.
+        self._shared_index = shared_bit >> 12 + 9 * (levels - 1) & 511
         #: HPA of each table by (level of its entries, first GPA).
         self._tables: dict[tuple[int, int], int] = {}
         #: What is mapped: page number to HPA, for 4 KiB pages and for 2 MiB blocks.
@@ -79,9 +80,9 @@ class SharedEpt:
         if table is None:
             table = self._grow(level, gpa)
         index = gpa // self._span(level) & 511
-        self._memory.write_u64(table + 8 * index, entry)
         if level == self._levels - 1:
-            self._memory.write_u64(table + 8 * (index | self._alias), entry)
+            index |= self._shared_index
+        self._memory.write_u64(table + 8 * index, entry)
 
     def _grow(self, level: int, gpa: int) -> int:
         """A new table of ``level`` for ``gpa``, entered in the one above it."""

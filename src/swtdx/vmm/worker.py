@@ -311,6 +311,7 @@ class Worker:
             elif reason not in exits.HARMLESS:
                 control.end(*exits.end_of(rax))
             if reason == _EXTERNAL_INTERRUPT:
+                self.cpu.taken |= 1 << (gpr[9] & 0xFF)  # acknowledged by the exit
                 self._interrupts()
                 vcpu.renotify(self.cpu)
             return control.outcome is None and not self._preempted(vcpu)

@@ -34,13 +34,14 @@ _PIN: Final = 0x000000FF
 # All but bits 0 and 18, which are reserved; bit 17 activates the tertiary controls.
 _PROC: Final = 0xFFFBFFFE
 _EXIT: Final = 0xFF7FFFFF
-_ENTRY: Final = 0x00FFF3FF
+# No MPX: neither "clear IA32_BNDCFGS" (exit, bit 23) nor "load IA32_BNDCFGS" (entry, bit 16).
+_ENTRY: Final = 0x00FEF3FF
 _PROC2: Final = 0xFF7FFFFF
 _PROC3: Final = 0x000000FF
 
-#: IA32_VMX_BASIC: revision, 4096-byte regions, write-back, I/O information, TRUE_ MSRs, events without
-#: error code.
-_BASIC: Final = REVISION | 4096 << 32 | 6 << 50 | 1 << 54 | 1 << 55 | 1 << 56
+#: IA32_VMX_BASIC: revision, 2048-byte regions (the TDX Module takes no larger ones), write-back, I/O
+#: information, TRUE_ MSRs, events without error code.
+_BASIC: Final = REVISION | 2048 << 32 | 6 << 50 | 1 << 54 | 1 << 55 | 1 << 56
 #: IA32_VMX_MISC: TSC shift 7, EFER.LMA on exit, HLT/shutdown/wait-for-SIPI, PT in VMX, IA32_SMBASE,
 #: 4 CR3 targets, SMM monitor, VMWRITE to any field, injection with length 0.
 _MISC: Final = 7 | 1 << 5 | 7 << 6 | 1 << 14 | 1 << 15 | 4 << 16 | 1 << 28 | 1 << 29 | 1 << 30

@@ -43,6 +43,12 @@ class VmxCore:
         """A page that the processor reads with a private KeyID (Secure EPT, #VE area)."""
         return self.memory.map_page(*self.split(pa))
 
+    def map_shared_root(self, pa: int) -> memoryview:
+        """The table at SHARED_EPTP: a page of zeros of the TD's own until the hypervisor has set it."""
+        if self.memory.addresses.is_private(self.split(pa)[1]):
+            return self.map_private_table(pa)
+        return self.map_shared_table(pa)
+
     def map_shared_table(self, pa: int) -> memoryview:
         """A page of the hypervisor's EPT."""
         return memoryview(self.memory.read(pa, 4096, Requestor.HOST))

@@ -48,9 +48,9 @@ class Misses:
             # Bits that the tables do not translate: an EPT violation, and never a #VE.
             return self._violation(vmcs, gpa, access, SUPPRESS_VE)
         found = translator.walk(vmcs, gpa)
-        if found.present and not found.misconfigured:
+        if found.entry & 7 and not found.misconfigured:
             wanted = int(access) & 7
-            if found.entry & wanted == wanted:
+            if found.rights & wanted == wanted:
                 try:
                     translator.fill(vmcs, gpa, found)
                     return None
@@ -60,7 +60,7 @@ class Misses:
             outcome = self._unit.exit.set(reason.EPT_MISCONFIGURATION)
             outcome.gpa = gpa
             return outcome
-        return self._violation(vmcs, gpa, access, found.entry)
+        return self._violation(vmcs, gpa, access, found.rights | found.entry & SUPPRESS_VE)
 
     # ------------------------------------------------------------------ violations
     def _shared_fetch(self, vmcs: Vmcs, gpa: int) -> None:
@@ -82,8 +82,8 @@ class Misses:
         # The engine does not report it, and software in SEAM is not to look into guest code for it.
         fetch = access & Access.FETCH
         gla = self._fetched_address(vmcs, gpa) if fetch else self._linear_address(vmcs)
-        if gla is not None:
-            qualification |= EPT_GLA_VALID
+        # Valid for every violation, but for the loads of PDPTEs that no TD makes (SDM volume 3, table 28-7).
+        qualification |= EPT_GLA_VALID
         outcome = self._unit.exit.set(reason.EPT_VIOLATION, qualification)
         outcome.gpa = gpa
         outcome.gla = gla

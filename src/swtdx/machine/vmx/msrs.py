@@ -86,9 +86,9 @@ class GuestMsrs:
             return _READ_ONLY[index]
         if index in _PLAIN:
             return int(vmcs.context.extra_msrs.get(index, _PLAIN[index][1]))
-        if X2APIC_FIRST <= index <= X2APIC_LAST and vmcs.apic_page is not None and index != IA32_X2APIC_EOI:
-            if index in (IA32_X2APIC_SELF_IPI, 0x809, 0x80C, 0x80E):
-                raise GeneralProtection(f"RDMSR of {index:#x}")
+        if X2APIC_FIRST <= index <= X2APIC_LAST and vmcs.apic_page is not None:
+            # With APIC-register virtualization the page answers for write-only and reserved registers, too
+            # (SDM volume 3, 30.5).
             return VirtualApic.read(vmcs.apic_page, index)
         raise GeneralProtection(f"RDMSR of {index:#x}, which this processor does not have")
 

@@ -41,7 +41,7 @@ class Translator:
         if gpa >= self._core.shared_bit(vmcs) << 1:
             return None
         found = self.walk(vmcs, gpa)
-        if found.misconfigured or not found.entry & 1:
+        if found.misconfigured or not found.rights & 1:
             return None
         size = (PAGE, LARGE_PAGE, HUGE_PAGE)[found.level]
         hpa = self._core.split(found.entry & FRAME_MASK)[0] & -size | gpa & size - 1
@@ -57,13 +57,16 @@ class Translator:
         core = self._core
         controls = vmcs.controls
         if gpa & core.shared_bit(vmcs):
-            # The hypervisor's tables: addresses carry shared KeyIDs, or fault.
+            # The hypervisor's tables: addresses carry shared KeyIDs, or fault.  The GPA keeps its shared bit,
+            # which takes part in the walk.
+            root = controls[f.SHARED_EPTP] & FRAME_MASK
             return walk(
-                controls[f.SHARED_EPTP] & FRAME_MASK | controls[f.EPTP] & 0x3F,
-                gpa & ~core.shared_bit(vmcs),
+                root | controls[f.EPTP] & 0x3F,
+                gpa,
                 0,
                 core.map_shared_table,
                 self._found,
+                root=core.map_shared_root(root),
             )
         return walk(
             controls[f.EPTP], gpa, core.keyid_bits(controls[f.HKID]), core.map_private_table, self._found
@@ -85,11 +88,11 @@ class Translator:
         # A 1 GiB page is cached 2 MiB at a time.
         size = LARGE_PAGE if found.level == 1 else HUGE_PAGE
         address = found.entry & FRAME_MASK & -size | gpa & size - LARGE_PAGE
-        self._map(vmcs, gpa & -LARGE_PAGE, address | keyid, LARGE_PAGE, found.entry, shared)
+        self._map(vmcs, gpa & -LARGE_PAGE, address | keyid, LARGE_PAGE, found.rights, shared)
         if found.level == 1 and not shared:
             self._fill_neighbours(vmcs, gpa, found, keyid)
 
-    def _map(self, vmcs: Vmcs, gpa: int, pa: int, size: int, entry: int, shared: bool) -> None:
+    def _map(self, vmcs: Vmcs, gpa: int, pa: int, size: int, rights: int, shared: bool) -> None:
         core = self._core
         hpa, keyid = core.split(pa)
         if shared and keyid and core.memory.addresses.is_private(keyid):
@@ -98,11 +101,11 @@ class Translator:
         core.memory.acquire(hpa, size, keyid, core.guest)
         if not shared:
             core.machine.frames_mapped(hpa, size)
-        vmcs.space.map(gpa, hpa, size, Access(entry & 7), code=not shared)
+        vmcs.space.map(gpa, hpa, size, Access(rights & 7), code=not shared)
 
     def _fill_small(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int, shared: bool) -> None:
         """Cache the page and up to 511 neighbours of the same table that are present."""
-        self._map(vmcs, gpa & -PAGE, found.entry & FRAME_MASK | keyid, PAGE, found.entry, shared)
+        self._map(vmcs, gpa & -PAGE, found.entry & FRAME_MASK | keyid, PAGE, found.rights, shared)
         assert found.table is not None
         entries = np.frombuffer(found.table, dtype="<u8")
         base = gpa & -LARGE_PAGE
@@ -114,7 +117,14 @@ class Translator:
             if entry & 7 and lookup(base + index * PAGE) is None:
                 # What is wrong with a neighbour is not wrong with this access.
                 with suppress(MemoryFault):
-                    self._map(vmcs, base + index * PAGE, entry & FRAME_MASK | keyid, PAGE, entry, shared)
+                    self._map(
+                        vmcs,
+                        base + index * PAGE,
+                        entry & FRAME_MASK | keyid,
+                        PAGE,
+                        entry & found.above,
+                        shared,
+                    )
 
     def _fill_neighbours(self, vmcs: Vmcs, gpa: int, found: Walk, keyid: int) -> None:
         """Cache the other 2 MiB pages that the same table maps."""
@@ -127,4 +137,4 @@ class Translator:
             if lookup(where) is None:
                 entry = int(entries[index])
                 with suppress(MemoryFault):
-                    self._map(vmcs, where, entry & FRAME_MASK | keyid, LARGE_PAGE, entry, False)
+                    self._map(vmcs, where, entry & FRAME_MASK | keyid, LARGE_PAGE, entry & found.above, False)

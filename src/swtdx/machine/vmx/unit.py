@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from swtdx.arch import vmcs as f
-from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
-from swtdx.arch.vmx_controls import PIN_PROCESS_POSTED
+from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION, ExitReason
+from swtdx.arch.vmx_controls import EXIT_ACK_INTERRUPT, PIN_PROCESS_POSTED, PROC_NMI_WINDOW_EXITING
 from swtdx.arch.x86 import VECTOR_GP
 from swtdx.machine.cpu.core import ProcessorCore
 from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, EngineError, GuestContext, Stop
@@ -125,15 +125,19 @@ class VmxUnit(Microcode):
         if entry_event is not None:
             context.inject(*entry_event)
         shadow = False
+        delivering = entry_event is not None
+        nmi_window = vmcs.controls[f.PROC_BASED_CONTROLS] & PROC_NMI_WINDOW_EXITING
         while True:
             if lp.pending:
                 outcome = self._external_interrupt(vmcs)
                 if outcome is not None:
                     return self._leave(vmcs, outcome, None)
+            if nmi_window and not shadow and not delivering:
+                return self._leave(vmcs, self.exit.set(ExitReason.NMI_WINDOW), None)
             context.offer_interrupt(None if shadow else self._deliverable(vmcs))
             deadline = lp.timer_deadline
-            if shadow:
-                # Give the guest its one instruction: interrupts are offered again soon after.
+            if shadow or nmi_window:
+                # Give the guest its one instruction, or its event: interrupts are offered again soon after.
                 deadline = self.machine.tsc() + 100_000
             vmcs.space.serve(context)
             memory.lock.release()
@@ -141,6 +145,7 @@ class VmxUnit(Microcode):
                 event = engine.run(lp.index, context, vmcs.space, deadline)
             finally:
                 memory.lock.acquire()
+            delivering = False
             if memory.epoch != vmcs.apic_epoch:
                 self._map_apic_page(vmcs)
             lp.runs += 1
@@ -238,7 +243,12 @@ class VmxUnit(Microcode):
                 self._process_posted(vmcs)
         if not self.lp.pending:
             return None
-        return self.exit.set(reason.EXTERNAL_INTERRUPT)
+        outcome = self.exit.set(reason.EXTERNAL_INTERRUPT)
+        if controls[f.EXIT_CONTROLS] & EXIT_ACK_INTERRUPT:
+            vector = max(self.lp.pending)
+            self.lp.acknowledge(vector)
+            outcome.intr_info = INTERRUPTION_VALID | vector
+        return outcome
 
     def _process_posted(self, vmcs: Vmcs) -> None:
         """Posted-interrupt processing (SDM volume 3, section 30.6)."""

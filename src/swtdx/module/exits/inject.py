@@ -8,6 +8,7 @@ from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import VE_INFO, VE_INFO_VALID, VE_INFO_WHOLE
 from swtdx.arch.exits import INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID
+from swtdx.arch.vmx_controls import PROC_NMI_WINDOW_EXITING
 from swtdx.arch.x86 import RFLAGS_RF, VECTOR_DF, VECTOR_GP, VECTOR_PF, VECTOR_UD, VECTOR_VE
 from swtdx.module.errors import TdExit
 from swtdx.module.vcpu import Vcpu
@@ -32,6 +33,12 @@ def _inject(vcpu: Vcpu, vector: int, error: int | None = None) -> None:
 
 def _resume_flag(vcpu: Vcpu) -> None:
     vcpu.context.rflags = vcpu.context.rflags | RFLAGS_RF
+
+
+def request_nmi_window(vcpu: Vcpu) -> None:
+    """Leave the guest as soon as it can take the NMI that the host asked for; a #VE comes first."""
+    if not VE_INFO.valid.get(vcpu.main):
+        vcpu.vmcs.controls[f.PROC_BASED_CONTROLS] |= PROC_NMI_WINDOW_EXITING
 
 
 def inject_ud(vcpu: Vcpu) -> None:

@@ -16,7 +16,7 @@ from swtdx.arch.td_config import TD_CTLS_PENDING_VE_DISABLE
 from swtdx.arch.units import PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.machine.vmx import exit as reason
-from swtdx.machine.vmx.ept import SUPPRESS_VE, Walk
+from swtdx.machine.vmx.ept import Walk
 from swtdx.machine.vmx.ept import walk as ept_walk
 from swtdx.module.checks import shared_buffer
 from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
@@ -66,7 +66,7 @@ def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: boo
         raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
     wanted = _READ | (_WRITE if write else 0)
     if shared:
-        return GuestBuffer(vcpu.module, _shared(vcpu, gpa, shared_bit, wanted))
+        return GuestBuffer(vcpu.module, _shared(vcpu, gpa, wanted))
     entry = walk(vcpu.module.keyhole, td, gpa, 0)
     if not entry.raw & bits.LEAF or entry.raw & wanted != wanted:
         qualification = wanted & ~entry.raw & 3 | (entry.raw & 7) << 3
@@ -81,16 +81,17 @@ def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: boo
     return GuestBuffer(vcpu.module, vcpu.module.private(td, hpa))
 
 
-def _shared(vcpu: Vcpu, gpa: int, shared_bit: int, wanted: int) -> int:
+def _shared(vcpu: Vcpu, gpa: int, wanted: int) -> int:
     """Walk the hypervisor's EPT."""
     unit = vcpu.lp.vmx
     eptp = TDCS.eptp.get(vcpu.tdcs) & 0x3F | vcpu.vmcs.read(f.SHARED_EPTP) & bits.HPA
-    found = ept_walk(eptp, gpa & ~shared_bit, 0, unit.map_shared_table, Walk())
-    qualification = wanted & ~found.entry & 3 | (found.entry & 7) << 3
+    root = unit.map_shared_root(eptp & bits.HPA)
+    found = ept_walk(eptp, gpa, 0, unit.map_shared_table, Walk(), root=root, wanted=wanted)
+    qualification = wanted & ~found.rights & 3 | (found.rights & 7) << 3
     if found.misconfigured:
         raise TdExit(st.TDX_SUCCESS, reason.EPT_MISCONFIGURATION, 0, 0, gpa & -PAGE)
     if found.entry & wanted != wanted:
-        if not found.entry & SUPPRESS_VE:
+        if found.convertible:
             inject_ve(vcpu, reason.EPT_VIOLATION, qualification, gpa)
             raise RetryTdcall
         raise to_host(gpa, qualification)

@@ -34,9 +34,9 @@ def rtmr_extend(vcpu: Vcpu) -> int:
     gpa, index = vcpu.gpr[RCX], vcpu.gpr[RDX]
     if gpa & 63:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
+    data = buffer(vcpu, gpa, OperandId.RCX, write=False, private_only=True).read(48)
     if index >= len(TDCS_RTMRS):
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
-    data = buffer(vcpu, gpa, OperandId.RCX, write=False, private_only=True).read(48)
     if not locks.hp_guest_can_own(vcpu.tdcs, _RTMR_LOCK):
         raise _busy(vcpu)
     measurement.extend_rtmr(vcpu.tdcs, index, data)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDR, TDVPS
+from swtdx.arch.msrs import IA32_MISC_ENABLE, MISC_ENABLE_MONITOR
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, RAX, RBP, RCX, RDX
 from swtdx.arch.states import LastTdExit, VcpuState
@@ -17,7 +18,7 @@ from swtdx.module.checks import associate, check_op_state, map_state, map_vp_pag
 from swtdx.module.errors import LeafFailed, TdExit
 from swtdx.module.exits import stepping
 from swtdx.module.exits.dispatch import TDVMCALL, dispatch
-from swtdx.module.exits.inject import inject_ve
+from swtdx.module.exits.inject import inject_ve, request_nmi_window
 from swtdx.module.globals import LP_DATA
 from swtdx.module.host.platform_checks import check_boot_nt4
 from swtdx.module.objects.pamt import Entry
@@ -29,6 +30,7 @@ _HINT: Final = 1 << 52
 _RESUME_L1: Final = 1 << 53
 _SIGN: Final = 1 << 63
 _TDCALL_REASON: Final = 77
+_MONITOR: Final = CPUID_FLAGS.index("monitor_mwait")
 #: Registers that an asynchronous TD exit clears.
 _CLEARED: Final = (3, 5, 6, 7, 10, 11, 12, 13, 14, 15)
 
@@ -71,13 +73,20 @@ def vp_enter(call: HostCall) -> int:
     module.check_tsc_adjust(lp)
     if lp.machine.tsc() - _last_tsc.get(main) & _SIGN:
         raise LeafFailed(st.TDX_TSC_ROLLBACK)
+    if TDCS.cpuid_flags.get(td.tdcs, _MONITOR) and not lp.rdmsr(IA32_MISC_ENABLE) & MISC_ENABLE_MONITOR:
+        raise LeafFailed(st.TDX_INCORRECT_MSR_VALUE | IA32_MISC_ENABLE)
     _begin_epoch(call, vp, newly_associated)
-    faulting = stepping.entry_filter(module, vp)
+    try:
+        faulting = stepping.entry_filter(module, vp)
+    except LeafFailed:
+        _end_epoch(vp)
+        raise
     if faulting is not None:
         _end_epoch(vp)
         _state.set(main, _READY)
         _last_exit.set(main, _ASYNC_FAULT)
-        return _asynchronous(call, TdExit(st.TDX_SUCCESS, 48, qualification=2, gpa=faulting & -4096))
+        refused = TdExit(st.TDX_SUCCESS, 48, qualification=2, gpa=faulting & -4096)
+        return _asynchronous(call, refused, keep_rbp=True)
     vmcs = vmcs_of(module, lp, vp)
     view, at = module.data.lp(lp.index)
     if LP_DATA.last_tdvpr.get(view, at) != vp.hpa:
@@ -192,6 +201,8 @@ def _run(call: HostCall, vcpu: Vcpu) -> TdExit | None:
     memory = call.module.memory
     epoch = memory.epoch
     while True:
+        if TDVPS.pend_nmi.get(vcpu.main):
+            request_nmi_window(vcpu)
         seam.lock.release()
         lp.in_guest = True
         try:
@@ -245,10 +256,11 @@ def _leave(vcpu: Vcpu, leaving: TdExit) -> TdExit:
 
 
 # ---------------------------------------------------------------- what the host gets
-def _asynchronous(call: HostCall, leaving: TdExit) -> int:
+def _asynchronous(call: HostCall, leaving: TdExit, *, keep_rbp: bool = False) -> int:
     g = call.gpr
     for number in _CLEARED:
-        g[number] = 0
+        if number != RBP or not keep_rbp:
+            g[number] = 0
     g[RCX] = leaving.qualification & 0xFFFFFFFF
     g[RDX] = leaving.extended
     g[R8] = leaving.gpa

@@ -22,6 +22,7 @@ from swtdx.module.errors import LeafFailed
 from swtdx.module.objects import measurement
 from swtdx.module.objects.pamt import NDA, REG, SIZES
 from swtdx.module.objects.sept import (
+    SeptEntry,
     check_tracked,
     find,
     find_for,
@@ -34,7 +35,7 @@ from swtdx.module.objects.sept import (
 from swtdx.module.register import host_leaf
 
 _EPT: Final = int(PageType.EPT)
-_UNUSED: Final = 1 << 63
+_MERGEABLE: Final = (sept.MAPPED, sept.PENDING_STATE)
 _IMPORTING: Final = 1 << OpState.MEMORY_IMPORT | 1 << OpState.STATE_IMPORT | 1 << OpState.POST_IMPORT
 
 
@@ -47,7 +48,7 @@ def page_add(call: HostCall) -> int:
     entry = find(module.keyhole, td, gpa, 0)
     require(entry, call.leaf.sept_states)
     shared_buffer(module, i[R9], PAGE, OperandId.R9)
-    page = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True)
+    page = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True, held=((td.tdr_hpa, 0),))
     content = module.memory.read(i[R9], PAGE, SEAM)
     module.memory.direct_store(module.private(td, i[R8]), content, SEAM)
     entry.store(sept.leaf_entry(sept.MAPPED, i[R8]))
@@ -64,7 +65,7 @@ def page_aug(call: HostCall) -> int:
     td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 0, 1)
     entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=False)
-    page = module.pamt.free_range(i[R8], OperandId.R8, level)
+    page = module.pamt.free_range(i[R8], OperandId.R8, level, held=((td.tdr_hpa, 0),))
     entry.store(sept.leaf_entry(sept.PENDING_STATE, i[R8]))
     td.add_children(SIZES[level] // PAGE)
     page.set(REG, td.tdr_hpa)
@@ -81,12 +82,12 @@ def page_remove(call: HostCall) -> int:
     hpa = entry.hpa & -SIZES[level]
     page = module.pamt.owned(hpa, level)
     if not page.ownable:
-        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
     check_tracked(td, entry, entry.state, page.bepoch)
     importing = _IMPORTING >> TDCS.op_state.get(td.tdcs) & 1
     entry.store(sept.REMOVED.bits | bits.SUPPRESS_VE if importing else sept.FREE_ENTRY)
     td.add_children(-(SIZES[level] // PAGE))
-    page.set(NDA, 0)
+    page.free()
     call.gpr[RCX] = hpa
     return st.TDX_SUCCESS
 
@@ -104,29 +105,18 @@ def page_relocate(call: HostCall) -> int:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.R8)
     old = module.pamt.owned(old_hpa, 0)
     if not old.ownable:
-        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
     check_tracked(td, entry, state, old.bepoch)
-    new = module.pamt.page(new_hpa, OperandId.R8, NDA, exclusive=True)
+    new = module.pamt.page(new_hpa, OperandId.R8, NDA, exclusive=True, held=((td.tdr_hpa, 0),))
     if not state.pending:
         content = bytes(module.keyhole.map(old_hpa, td.hkid))
         module.memory.direct_store(module.private(td, new_hpa), content, SEAM)
     raw = sept.unblock(entry.raw)
     entry.store(raw & ~bits.HPA | new_hpa)
     new.set(REG, td.tdr_hpa)
-    old.set(NDA, 0)
+    old.free()
     call.gpr[RCX] = old_hpa
     return st.TDX_SUCCESS
-
-
-def _no_l2_pages(call: HostCall) -> None:
-    """A TD without L2 VMs takes no L2 Secure EPT pages in R9..R11.
-
-    Raises:
-        LeafFailed: OPERAND_INVALID.
-    """
-    for register in (R9, R10, R11):
-        if call.inputs[register] != NULL_PA:
-            raise LeafFailed(st.TDX_OPERAND_INVALID | register)
 
 
 @host_leaf("TDH.MEM.PAGE.DEMOTE")
@@ -141,10 +131,10 @@ def page_demote(call: HostCall) -> int:
     state = entry.state
     hpa = entry.hpa & -SIZES[level]
     large = module.pamt.owned(hpa, level)
-    if not large.ownable:
-        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
     check_tracked(td, entry, state, large.bepoch)
-    table = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True)
+    table = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True, held=((td.tdr_hpa, 0),))
+    if not large.ownable:
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
     target = sept.PENDING_STATE if state.pending else sept.MAPPED
     size = SIZES[level - 1]
     first = sept.leaf_entry(target, hpa)
@@ -152,7 +142,7 @@ def page_demote(call: HostCall) -> int:
     module.memory.direct_store(module.private(td, i[R8]), children.tobytes(), SEAM)
     entry.store(sept.non_leaf_entry(i[R8]))
     # PAMT: the large leaf becomes 512 leaves of the next size, none of them blocked.
-    large.set(NDA, 0)
+    large.free()
     if level == 1:
         _set_small(call, hpa, td.tdr_hpa, REG)
     else:
@@ -160,8 +150,6 @@ def page_demote(call: HostCall) -> int:
             module.pamt.owned(hpa + offset, 1).set(REG, td.tdr_hpa)
     table.set(_EPT, td.tdr_hpa)
     td.add_children(1)
-    for register in (R9, R10, R11):
-        call.gpr[register] = i[register] | _UNUSED
     return st.TDX_SUCCESS
 
 
@@ -182,26 +170,23 @@ def page_promote(call: HostCall) -> int:
     table_hpa = entry.hpa
     table = module.pamt.owned(table_hpa, 0)
     if not table.ownable:
-        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
-    state = entry.state
-    check_tracked(td, entry, state, table.bepoch)
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+    check_tracked(td, entry, entry.state, table.bepoch)
     children = np.frombuffer(module.keyhole.map(table_hpa, td.hkid), dtype="<u8")
-    _lock_children(module, td, children, gpa, level)
+    _check_children(entry, children, level)
     first = int(children[0])
-    hpa = first & bits.HPA
-    step = np.arange(512, dtype=np.uint64) * np.uint64(SIZES[level - 1])
-    uniform = bool((children == np.uint64(first) + step).all())
-    small = sept.state_of(first)
-    if not uniform or hpa & SIZES[level] - 1 or small not in (sept.MAPPED, sept.PENDING_STATE):
-        raise entry.failed(st.TDX_EPT_INVALID_PROMOTE_CONDITIONS | OperandId.RCX)
+    hpa, small = first & bits.HPA, sept.state_of(first)
+    large = module.pamt.owned(hpa, level)
+    if not large.ownable:
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
     entry.store(sept.leaf_entry(small, hpa))
     if level == 1:
-        _set_small(call, hpa, 0, NDA)
+        _set_small(call, hpa, td.tdr_hpa, NDA)
     else:
         for offset in range(0, SIZES[2], SIZES[1]):
-            module.pamt.owned(hpa + offset, 1).set(NDA, 0)
-    module.pamt.owned(hpa, level).set(REG, td.tdr_hpa)
-    table.set(NDA, 0)
+            module.pamt.owned(hpa + offset, 1).free()
+    large.set(REG, td.tdr_hpa)
+    table.free()
     td.add_children(-1)
     call.gpr[RCX] = table_hpa
     if call.version:
@@ -210,18 +195,27 @@ def page_promote(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
-def _lock_children(module: object, td: object, children: np.ndarray, gpa: int, level: int) -> None:
-    """Every child entry's lock must be free.
+def _check_children(entry: SeptEntry, children: np.ndarray, level: int) -> None:
+    """All 512 entries map pages of one kind that lie one behind the other.
+
+    They are locked and looked at one by one, so that the first that is held or wrong decides.
 
     Raises:
-        LeafFailed: OPERAND_BUSY|RCX, with the first entry that is held.
+        LeafFailed: OPERAND_BUSY|RCX, EPT_INVALID_PROMOTE_CONDITIONS|RCX, with the entry that would be merged.
     """
-    held = np.flatnonzero(children & np.uint64(bits.TDEL))
-    if held.size:
-        raw = int(children[held[0]])
-        raise LeafFailed(
-            st.TDX_OPERAND_BUSY | OperandId.RCX, sept.architectural_view(raw), sept.info(raw, level - 1)
-        )
+    first = int(children[0]) & ~bits.TDHP
+    step = np.arange(512, dtype=np.uint64) * np.uint64(SIZES[level - 1])
+    wrong = (children & np.uint64(~bits.TDHP & NULL_PA)) != np.uint64(first & ~bits.TDEL) + step
+    held = (children & np.uint64(bits.TDEL)) != 0
+    if first & bits.HPA & SIZES[level] - 1 or sept.state_of(first) not in _MERGEABLE:
+        wrong[0] = True
+    stop = np.flatnonzero(wrong | held)
+    if not stop.size:
+        return
+    if held[stop[0]]:
+        children[stop[0]] |= np.uint64(bits.TDHP)
+        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+    raise entry.failed(st.TDX_EPT_INVALID_PROMOTE_CONDITIONS | OperandId.RCX)
 
 
 def _debug_leaf(call: HostCall) -> tuple[memoryview, int]:
@@ -237,7 +231,7 @@ def _debug_leaf(call: HostCall) -> tuple[memoryview, int]:
     if gpa >= td.shared_bit:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     entry = walk(module.keyhole, td, gpa, 0)
-    if not entry.raw & bits.LEAF:
+    if not entry.is_present_leaf:
         raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT | OperandId.RCX)
     lock_entry(entry)
     require(entry, call.leaf.sept_states)

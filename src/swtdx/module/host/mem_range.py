@@ -63,7 +63,7 @@ def range_unblock(call: HostCall) -> int:
     entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=True)
     page = _metadata(call, td, entry)
     if tracking_needed(td, entry.state) and not is_tracked(td, page.bepoch):
-        raise entry.failed(st.TDX_TLB_TRACKING_NOT_DONE | OperandId.SEPT_TREE)
+        raise LeafFailed(st.TDX_TLB_TRACKING_NOT_DONE | OperandId.SEPT_TREE)
     entry.store(sept.unblock(entry.raw))
     return st.TDX_SUCCESS
 

@@ -33,42 +33,55 @@ from swtdx.module.register import host_leaf
 _EPT: Final = int(PageType.EPT)
 _UNUSED: Final = 1 << 63
 _L2_REGISTERS: Final = (R9, R10, R11)
+_L2_ATTRIBUTES: Final = 1 << 0
+_PAGES: Final = (R8, *_L2_REGISTERS)
+#: Of RDX, which holds a TDR's HPA and a flag in bit 0.
+_FLAGS_RESERVED: Final = 0xFFF0_0000_0000_0FFE
+
+
+def _flagged(call: HostCall, register: int) -> int:
+    """A page operand as version 1 gives it back if it is not used: bit 63 of an input is ignored."""
+    value = call.inputs[register]
+    return value if value == NULL_PA else value & ~_UNUSED
 
 
 @host_leaf("TDH.MEM.SEPT.ADD")
 def sept_add(call: HostCall) -> int:
     """Add a Secure EPT page under an entry."""
     module, i = call.module, call.inputs
-    existing_allowed = False
     if call.version:
-        if i[RDX] & 0xFFE:
-            raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
-        existing_allowed = bool(i[RDX] & 1)
-    td = open_td(module, i[RDX] & (-PAGE if call.version else -1), OperandId.RDX, call.leaf.op_states)
+        for register in _PAGES:
+            call.gpr[register] = _flagged(call, register)
+    if i[RDX] & _FLAGS_RESERVED:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
+    td = open_td(module, i[RDX] & -PAGE, OperandId.RDX, call.leaf.op_states)
     gpa, level = page_info(td, i[RCX], 1, top_level(td))
+    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=False)
+    hpa = _flagged(call, R8)
+    page = None
+    if hpa == NULL_PA:
+        if not call.version:
+            raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.R8)
+        if entry.state is not sept.NL_MAPPED:
+            raise entry.failed(st.TDX_EPT_ENTRY_STATE_INCORRECT | OperandId.RCX)
+    elif entry.state is sept.FREE:
+        page = module.pamt.page(hpa, OperandId.R8, NDA, exclusive=True, held=((td.tdr_hpa, 0),))
+    elif not i[RDX] & 1:
+        raise entry.failed(st.TDX_EPT_ENTRY_STATE_INCORRECT | OperandId.RCX)
+    elif call.version:
+        call.gpr[R8] = hpa | _UNUSED
     if call.version:
         for register in _L2_REGISTERS:
-            # No L2 VMs: their page operands must be unused.
+            # The TD has no L2 VMs that could use a page.
             if i[register] != NULL_PA:
                 raise LeafFailed(st.TDX_OPERAND_INVALID | register)
-    entry = find_for(module.keyhole, td, gpa, level, call.leaf.sept_states, exclusive=False)
-    if entry.state is sept.NL_MAPPED:
-        if not existing_allowed:
-            raise entry.failed(st.TDX_EPT_ENTRY_STATE_INCORRECT | OperandId.RCX)
-    else:
-        page = module.pamt.page(i[R8], OperandId.R8, NDA, exclusive=True)
-        module.memory.direct_store(module.private(td, i[R8]), FREE_PAGE, SEAM)
-        entry.store(sept.non_leaf_entry(i[R8]))
+    if page is not None:
+        module.memory.direct_store(module.private(td, hpa), FREE_PAGE, SEAM)
+        entry.store(sept.non_leaf_entry(hpa))
         td.add_children(1)
         page.set(_EPT, td.tdr_hpa)
         if call.version:
             call.gpr[R8] = NULL_PA
-            for register in _L2_REGISTERS:
-                call.gpr[register] = NULL_PA
-        return st.TDX_SUCCESS
-    call.gpr[R8] = i[R8] | _UNUSED
-    for register in _L2_REGISTERS:
-        call.gpr[register] = i[register] | _UNUSED
     return st.TDX_SUCCESS
 
 
@@ -82,14 +95,14 @@ def sept_remove(call: HostCall) -> int:
     hpa = entry.hpa
     page = module.pamt.owned(hpa, 0)
     if not page.ownable:
-        raise entry.failed(st.TDX_OPERAND_BUSY | OperandId.RCX)
+        raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
     check_tracked(td, entry, entry.state, page.bepoch)
     children = np.frombuffer(module.keyhole.map(hpa, td.hkid), dtype="<u8")
     if not bool(((children & np.uint64(sept.STATE_MASK)) == np.uint64(sept.FREE.bits)).all()):
         raise entry.failed(st.TDX_EPT_PAGE_NOT_FREE | OperandId.RCX)
     entry.store(sept.FREE_ENTRY)
     td.add_children(-1)
-    page.set(NDA, 0)
+    page.free()
     call.gpr[RCX] = hpa
     if call.version:
         for register in _L2_REGISTERS:
@@ -101,11 +114,15 @@ def sept_remove(call: HostCall) -> int:
 def sept_rd(call: HostCall) -> int:
     """Show an entry to the host, without what it must not see."""
     module, i = call.module, call.inputs
-    td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
+    td = open_td(module, i[RDX] & ~_L2_ATTRIBUTES, OperandId.RDX, call.leaf.op_states)
+    if i[RDX] & _L2_ATTRIBUTES and not td.debug:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RDX)
     gpa, level = page_info(td, i[RCX], 0, top_level(td))
     lock_tree(td, exclusive=False)
     entry = find(module.keyhole, td, gpa, level)
     lock_entry(entry)
+    if i[RDX] & _L2_ATTRIBUTES:
+        call.gpr[R8] = 0  # of no L2 VMs
     call.gpr[RCX] = sept.architectural_view(entry.raw & ~bits.TDHP)
     call.gpr[RDX] = sept.info(entry.raw, level)
     return st.TDX_SUCCESS

@@ -92,7 +92,7 @@ def mng_addcx(call: HostCall) -> int:
     index = TDR.num_tdcx.get(td.tdr)
     if index >= TDCS_MAX_PAGES:
         raise LeafFailed(st.TDX_TDCX_NUM_INCORRECT)
-    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
+    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True, held=((td.tdr_hpa, 0),))
     if index >= TDCS_MIN_PAGES:
         if not td.pages:
             td.map_tdcs(module.keyhole)

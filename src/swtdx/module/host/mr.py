@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from swtdx.arch import sept_bits as bits
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS
 from swtdx.arch.operands import OperandId
@@ -25,7 +24,7 @@ def mr_extend(call: HostCall) -> int:
     if gpa & measurement.CHUNK - 1 or gpa >= td.shared_bit:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     entry = walk(module.keyhole, td, gpa, 0)
-    if not entry.raw & bits.LEAF:
+    if not entry.is_present_leaf:
         raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT | OperandId.RCX)
     if not call.leaf.sept_states >> entry.state.index & 1:
         raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT)

@@ -41,12 +41,12 @@ def page_reclaim(call: HostCall) -> int:
     entry = module.pamt.walk(hpa, OperandId.RCX, exclusive=True, exact=False)
     if entry.page_type in (NDA, RSVD):
         raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | OperandId.RCX)
-    if hpa & SIZES[entry.size] - 1:
-        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     g = call.gpr
     page_type = entry.page_type
     g[RCX], g[RDX], g[R8] = page_type, entry.owner, entry.size
     call.keep_outputs = True
+    if hpa & SIZES[entry.size] - 1:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     if page_type == _TDR:
         td = module.td(hpa)
         if TDR.lifecycle_state.get(td.tdr) != Lifecycle.TEARDOWN:
@@ -60,7 +60,7 @@ def page_reclaim(call: HostCall) -> int:
         if TDR.lifecycle_state.get(td.tdr) != Lifecycle.TEARDOWN:
             raise LeafFailed(st.TDX_LIFECYCLE_STATE_INCORRECT)
         td.add_children(-(SIZES[entry.size] >> 12))
-    entry.set(NDA, 0)
+    entry.free()
     module.forget(hpa)
     return st.TDX_SUCCESS
 

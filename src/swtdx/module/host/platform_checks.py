@@ -11,6 +11,7 @@ from typing import Final
 
 from swtdx.arch import msrs
 from swtdx.arch import status as st
+from swtdx.arch.control_structs import TD_VMCS_BYTES
 from swtdx.arch.cpuid_policy import LAST_EXTENDED_LEAF, MIN_NATIVE_BASE_LEAF
 from swtdx.arch.cpuid_table import ROWS, CpuidRow, Quad
 from swtdx.arch.msrs import (
@@ -19,6 +20,8 @@ from swtdx.arch.msrs import (
     IA32_MISC_PACKAGE_CTLS,
     IA32_MKTME_KEYID_PARTITIONING,
     IA32_MTRRCAP,
+    IA32_SMRR2_PHYSBASE,
+    IA32_SMRR2_PHYSMASK,
     IA32_SMRR_PHYSBASE,
     IA32_SMRR_PHYSMASK,
     IA32_TME_ACTIVATE,
@@ -52,16 +55,33 @@ _PLAIN: Final = 0b0101
 _INTEGRITY: Final = 0b1010
 _ACTIVATE_SHIFT: Final = 48
 
-#: (MSR of allowed settings, initial value, bits that vary, bits whose value the MSR dictates).
-_CONTROLS: Final = (
-    (msrs.IA32_VMX_TRUE_PINBASED_CTLS, 0x00000029, 0x00000080, 0xFFFFFF16),
-    (msrs.IA32_VMX_TRUE_PROCBASED_CTLS, 0x91220088, 0x20400C00, 0x04046173),
-    (msrs.IA32_VMX_PROCBASED_CTLS2, 0x133CB3FA, 0xCC000400, 0x00000000),
-)
+_PROC2: Final = msrs.IA32_VMX_PROCBASED_CTLS2
+_PROC3: Final = msrs.IA32_VMX_PROCBASED_CTLS3
+#: "ENCLV exiting" is set if the processor has it.
+_ENCLV_EXITING: Final = 1 << 28
+#: (MSR of allowed settings, initial value, bits that vary, bits whose value the MSR dictates), of a TD's VMCS
+#: and of the VMCS of an L2 VM, which the platform must be able to run, too.
 _EXIT_AND_ENTRY: Final = (
     (msrs.IA32_VMX_TRUE_EXIT_CTLS, 0x1F3C8204, 0x40001000, 0x00036DFB),
     (msrs.IA32_VMX_TRUE_ENTRY_CTLS, 0x003EC004, 0x00402200, 0xFF8011FB),
 )
+_CONTROLS: Final = (
+    (msrs.IA32_VMX_TRUE_PINBASED_CTLS, 0x00000029, 0x00000080, 0xFFFFFF16),
+    (msrs.IA32_VMX_TRUE_PROCBASED_CTLS, 0x91220088, 0x20400C00, 0x04046173),
+    (_PROC2, 0x133CB3FA, 0xCC000400, 0x00000000),
+    (_PROC3, 0x00000080, 0x00000020, 0xFFFFFFFFFFFFFF40),
+    *_EXIT_AND_ENTRY,
+)
+_L2_CONTROLS: Final = (
+    (msrs.IA32_VMX_TRUE_PINBASED_CTLS, 0x00000029, 0x00000000, 0xFFFFFF16),
+    (msrs.IA32_VMX_TRUE_PROCBASED_CTLS, 0x91220088, 0x68D81E04, 0x04046173),
+    (_PROC2, 0x1338B3FA, 0x0C513E0C, 0x00000000),
+    (_PROC3, 0x00000080, 0x0000002E, 0xFFFFFFFFFFFFFF40),
+    *_EXIT_AND_ENTRY,
+)
+_L2_CR0_VARIABLE: Final = 0x8005001F
+#: SEAMOPS leaves that TD preserving needs: SEAMDB_GETREF and SEAMDB_REPORT.
+_SEAMDB: Final = 1 << 4 | 1 << 5
 _EPT_VPID: Final = 0x10106334041
 _GUEST_CR0: Final = 0x21
 _GUEST_CR4: Final = 0x2040
@@ -85,7 +105,7 @@ def check_platform(call: HostCall) -> None:
     if not _cmrs_are_valid(call.module):
         raise LeafFailed(st.TDX_CMR_LIST_INVALID)
     _check_smrr(call.module, lp)
-    if not seamops.capabilities() >> 3 & 1:
+    if seamops.capabilities() & _SEAMDB != _SEAMDB:
         raise LeafFailed(st.TDX_INCOMPATIBLE_SEAM_CAPABILITIES)
 
 
@@ -170,19 +190,22 @@ def _check_topology(call: HostCall) -> None:
 
 
 # ---------------------------------------------------------------- VMX
-def _allows(setting: int, initial: int, variable: int, unknown: int) -> bool:
-    must, may = setting & 0xFFFFFFFF, setting >> 32
+def _allows(index: int, setting: int, initial: int, variable: int, unknown: int) -> bool:
+    if index == _PROC3:  # 64 controls that may be 1
+        must, may = 0, setting
+    else:
+        must, may = setting & 0xFFFFFFFF, setting >> 32
+    if index == _PROC2 and not may & _ENCLV_EXITING:
+        initial &= ~_ENCLV_EXITING
     return not (must & ~(initial | unknown) or ~may & initial or (must | ~may) & variable)
 
 
 def _check_vmx(lp: LogicalProcessor) -> None:
     read = lp.rdmsr
     basic = read(msrs.IA32_VMX_BASIC)
-    if basic >> 32 & 0x1FFF > 4096 or not basic >> 54 & 1 or not basic >> 55 & 1:
+    if basic >> 32 & 0x1FFF > TD_VMCS_BYTES or not basic >> 54 & 1 or not basic >> 55 & 1:
         raise _msr(msrs.IA32_VMX_BASIC)
-    for index, initial, variable, unknown in (*_CONTROLS, *_EXIT_AND_ENTRY):
-        if not _allows(read(index), initial, variable, unknown):
-            raise _msr(index)
+    _check_controls(lp, _CONTROLS)
     misc = read(msrs.IA32_VMX_MISC)
     if misc >> 5 & 1 == 0 or misc >> 6 & 3 != 3 or not misc >> 14 & 1 or misc >> 16 & 0x1FF < 4:
         raise _msr(msrs.IA32_VMX_MISC)
@@ -198,6 +221,15 @@ def _check_vmx(lp: LogicalProcessor) -> None:
         raise _msr(msrs.IA32_VMX_CR4_FIXED0)
     if ~read(msrs.IA32_VMX_CR4_FIXED1) & _GUEST_CR4:
         raise _msr(msrs.IA32_VMX_CR4_FIXED1)
+    _check_controls(lp, _L2_CONTROLS)
+    if (read(msrs.IA32_VMX_CR0_FIXED0) & ~0x80000001 | ~read(msrs.IA32_VMX_CR0_FIXED1)) & _L2_CR0_VARIABLE:
+        raise _msr(msrs.IA32_VMX_CR0_FIXED0)
+
+
+def _check_controls(lp: LogicalProcessor, controls: tuple[tuple[int, int, int, int], ...]) -> None:
+    for index, initial, variable, unknown in controls:
+        if not _allows(index, lp.rdmsr(index), initial, variable, unknown):
+            raise _msr(index)
 
 
 # ---------------------------------------------------------------- keys and memory
@@ -229,31 +261,40 @@ def _cmrs_are_valid(module: ModuleState) -> bool:
 
 
 def _check_smrr(module: ModuleState, lp: LogicalProcessor) -> None:
-    """SMRR must be there, locked, well formed, and apart from every CMR."""
+    """SMRR, and SMRR2 if there is one, must be locked, well formed, and apart from every CMR."""
     capabilities = lp.rdmsr(IA32_MTRRCAP)
     if not capabilities >> 11 & 1:
         raise LeafFailed(st.TDX_SMRR_NOT_SUPPORTED)
     if not capabilities >> 14 & 1:
         raise LeafFailed(st.TDX_SMRR_LOCK_NOT_SUPPORTED)
-    base, mask = lp.rdmsr(IA32_SMRR_PHYSBASE), lp.rdmsr(IA32_SMRR_PHYSMASK)
-    if not mask >> 10 & 1:
-        raise LeafFailed(st.TDX_SMRR_NOT_LOCKED)
-    if not mask >> 11 & 1:
-        return
-    address = mask & 0xFFFFF000
-    lowest = address & -address
-    if not address or address != 0x100000000 - lowest or base & 0xFFFFF000 & ~address:
-        raise LeafFailed(st.TDX_INVALID_SMRR_CONFIGURATION)
-    start = base & 0xFFFFF000
-    for number, (cmr, size) in enumerate(module.sysinfo.cmrs):
-        if start < cmr + size and cmr < start + lowest:
-            raise LeafFailed(st.TDX_SMRR_OVERLAPS_CMR | number << 8)
+    ranges = [(lp.rdmsr(base), lp.rdmsr(mask)) for base, mask in smrrs(module, lp)]
+    for number, (_, mask) in enumerate(ranges):
+        if not mask >> 10 & 1:
+            raise LeafFailed(st.TDX_SMRR_NOT_LOCKED | number)
+    for number, (base, mask) in enumerate(ranges):
+        if not mask >> 11 & 1:
+            continue
+        address = mask & 0xFFFFF000
+        lowest = address & -address
+        if not address or address != 0x100000000 - lowest or base & 0xFFFFF000 & ~address:
+            raise LeafFailed(st.TDX_INVALID_SMRR_CONFIGURATION | number)
+        start = base & 0xFFFFF000
+        for cmr_number, (cmr, size) in enumerate(module.sysinfo.cmrs):
+            if start < cmr + size and cmr < start + lowest:
+                raise LeafFailed(st.TDX_SMRR_OVERLAPS_CMR | number | cmr_number << 8)
+
+
+def smrrs(module: ModuleState, lp: Agent) -> tuple[tuple[int, int], ...]:
+    """The MSRs (base, mask) of SMRR, and of SMRR2 if MCHECK and IA32_MTRRCAP know it."""
+    if module.sysinfo.has_smrr2 and lp.rdmsr(IA32_MTRRCAP) >> 13 & 1:
+        return (IA32_SMRR_PHYSBASE, IA32_SMRR_PHYSMASK), (IA32_SMRR2_PHYSBASE, IA32_SMRR2_PHYSMASK)
+    return ((IA32_SMRR_PHYSBASE, IA32_SMRR_PHYSMASK),)
 
 
 # ---------------------------------------------------------------- agreement of processors
 #: MSRs that must hold on every processor what they held on the one of TDH.SYS.INIT, in order.
 _SAME_MSRS: Final = (
-    msrs.IA32_CORE_CAPABILITIES, IA32_ARCH_CAPABILITIES, IA32_XAPIC_DISABLE_STATUS, IA32_MISC_PACKAGE_CTLS,
+    msrs.IA32_CORE_CAPABILITIES, IA32_ARCH_CAPABILITIES, IA32_MISC_PACKAGE_CTLS, IA32_XAPIC_DISABLE_STATUS,
 )  # fmt: skip
 _SAME_VMX: Final = (
     msrs.IA32_VMX_BASIC,
@@ -297,6 +338,7 @@ def check_processor(call: HostCall) -> None:
             call.gpr[R8] = row.verify_same[2] | row.verify_same[3] << 32
             raise LeafFailed(st.TDX_INCONSISTENT_CPUID_FIELD)
     call.module.check_tsc_adjust(lp)
+    _same_msrs(lp, first, (IA32_MTRRCAP, *(each for pair in smrrs(call.module, first) for each in pair)))
     _same_msrs(lp, first, _SAME_VMX)
 
 

@@ -144,10 +144,12 @@ def _check(module: ModuleState, infos: list[TdmrInfo]) -> None:
     index = len(infos) - 1
     info = infos[index]
     limit = 1 << module.hpa_bits
-    if (info.base | info.size) % HUGE_PAGE or not info.size or info.end > limit:
+    if info.end >= 1 << 64:
         raise _failed(st.TDX_INVALID_TDMR, index)
     if index and info.base < infos[index - 1].end:
         raise _failed(st.TDX_NON_ORDERED_TDMR, index)
+    if (info.base | info.size) % HUGE_PAGE or not info.size or info.end > limit:
+        raise _failed(st.TDX_INVALID_TDMR, index)
     _check_reserved(index, info)
     _check_pamts(module, infos, limit)
     for start, end in info.available():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.arch.control_structs import TDCS, TDCS_MIN_PAGES, TDR, TDVPS
+from swtdx.arch.control_structs import TDCS, TDCS_MIN_PAGES, TDR, TDVPS, TDVPS_MAX_PAGES
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import RCX, RDX
 from swtdx.arch.states import LastTdExit, Lifecycle, PageType, VcpuState
@@ -29,7 +29,7 @@ def vp_create(call: HostCall) -> int:
     """Make a vCPU out of a free page."""
     module, i = call.module, call.inputs
     td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states)
-    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
+    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True, held=((td.tdr_hpa, 0),))
     tdvps = TDVPS.new()
     TDVPS.vcpu_state.set(tdvps, VcpuState.UNINITIALIZED)
     TDVPS.assoc_lpid.set(tdvps, 0xFFFFFFFF)
@@ -51,9 +51,10 @@ def vp_addcx(call: HostCall) -> int:
     if TDVPS.vcpu_state.get(main) != VcpuState.UNINITIALIZED:
         raise LeafFailed(st.TDX_VCPU_STATE_INCORRECT)
     count = TDVPS.num_tdvps_pages.get(main)
-    if count >= 6 + 3 * TDCS.num_l2_vms.get(td.tdcs):
+    if count >= TDVPS_MAX_PAGES:
         raise LeafFailed(st.TDX_TDCX_NUM_INCORRECT)
-    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True)
+    held = (vp.hpa, 0), (td.tdr_hpa, 0)
+    page = module.pamt.page(i[RCX], OperandId.RCX, NDA, exclusive=True, held=held)
     module.memory.direct_zero(module.private(td, i[RCX]), PAGE, SEAM)
     TDVPS.tdvps_page_pa.set(main, count, module.private(td, i[RCX]))
     TDVPS.num_tdvps_pages.set(main, count + 1)
@@ -74,9 +75,10 @@ def vp_init(call: HostCall) -> int:
     index = TDCS.num_vcpus.get(tdcs)
     if index >= TDCS.max_vcpus.get(tdcs):
         raise LeafFailed(st.TDX_MAX_VCPUS_EXCEEDED)
-    module.check_tsc_adjust(lp)
+    # The index is taken before the last check, and lost if that fails.
     TDCS.num_vcpus.set(tdcs, index + 1)
     TDVPS.vcpu_index.set(main, index)
+    module.check_tsc_adjust(lp)
     TDVPS.last_exit_tsc.set(main, lp.machine.tsc())
     TDVPS.xfam.set(main, TDCS.xfam.get(tdcs))
     td_vmcs.initial_registers(module, vp, i[RDX], index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from swtdx.arch.cpuid_policy import ARCH_CAPABILITIES_CONFIG_MASK
+from swtdx.arch.cpuid_policy import ARCH_CAPABILITIES_CONFIG_MASK, KNOWN_SIGNATURES
 from swtdx.arch.cpuid_table import CONFIG_ROWS
 from swtdx.arch.metadata import MetadataField
 from swtdx.arch.platform_structs import MAX_CMRS, MAX_RESERVED_PER_TDMR, MAX_TDMRS, PAMT_ENTRY_BYTES
@@ -14,8 +14,10 @@ from swtdx.arch.td_config import ATTRIBUTES_FIXED1, CONFIG_FLAGS_FIXED1, XFAM_FI
 from swtdx.arch.units import NULL_PA
 from swtdx.machine.memory import SEAM
 from swtdx.module import version
-from swtdx.module.host.sys import TDCS_BYTES, TDVPS_BYTES, configurable
+from swtdx.module.host.sys import TDCS_BYTES, TDVPS_BYTES
 from swtdx.module.state import ModuleState
+
+_STEPPING: Final = 0xF
 
 #: Fields with a value that depends on nothing.  Limits of features that TDX_FEATURES0 does not list are
 #: 0: no migration streams, no service TDs, no L2 VMs.
@@ -50,7 +52,7 @@ _CONSTANT: Final[dict[str, int]] = {
     "IA32_ARCH_CAPABILITIES_CONFIG_MASK": ARCH_CAPABILITIES_CONFIG_MASK,
     **dict.fromkeys(
         (
-            "NUM_ALLOWED_FMS", "NUM_DISALLOWED_FMS", "ALLOWED_FMS", "DISALLOWED_FMS", "MIG_ATTRIBUTES",
+            "NUM_DISALLOWED_FMS", "DISALLOWED_FMS", "MIG_ATTRIBUTES",
             "MIN_EXPORT_VERSION", "MAX_EXPORT_VERSION", "MIN_IMPORT_VERSION", "MAX_IMPORT_VERSION",
             "MAX_MIGS", "NUM_IMMUTABLE_STATE_PAGES", "NUM_TD_STATE_PAGES", "NUM_VP_STATE_PAGES",
             "MAX_SERV_TDS", "SERVTD_ATTR_FIXED0", "SERVTD_ATTR_FIXED1", "GUEST_L2_GPA_ATTR_MASK",
@@ -73,7 +75,7 @@ def _config_values(module: ModuleState, index: int) -> int:
     number, half = divmod(index, 2)
     if number >= len(CONFIG_ROWS):
         return 0
-    values = configurable(module, CONFIG_ROWS[number])
+    values = CONFIG_ROWS[number].direct
     return values[2 * half] | values[2 * half + 1] << 32
 
 
@@ -85,6 +87,19 @@ def _handoff(name: str) -> Callable[[ModuleState, int], int]:
         return int(field.get(header))
 
     return read
+
+
+def _allowed_signatures(module: ModuleState) -> list[int]:
+    """CPUID(1).EAX of the parts that a TD that migrates may be told: this one, and known ones before it."""
+    here = module.sysinfo.package_signature(0)
+    known = [part & ~_STEPPING for part in KNOWN_SIGNATURES]
+    older = KNOWN_SIGNATURES[known.index(here & ~_STEPPING) + 1 :] if here & ~_STEPPING in known else ()
+    return [here, *older]
+
+
+def _allowed_signature(module: ModuleState, index: int) -> int:
+    allowed = _allowed_signatures(module)
+    return allowed[index] if index < len(allowed) else 0
 
 
 #: Fields that are looked up: by the index of the element.
@@ -101,6 +116,8 @@ _COMPUTED: Final[dict[str, Callable[[ModuleState, int], int]]] = {
     "ATTRIBUTES_FIXED0": lambda module, _: module.attributes_fixed0,
     "CONFIG_FLAGS_FIXED0": lambda module, _: module.features.config_flags_fixed0,
     "XFAM_FIXED0": lambda module, _: module.xfam_fixed0,
+    "NUM_ALLOWED_FMS": lambda module, _: len(_allowed_signatures(module)),
+    "ALLOWED_FMS": _allowed_signature,
     "CPUID_CONFIG_LEAVES": _config_leaf,
     "CPUID_CONFIG_VALUES": _config_values,
 }

@@ -152,6 +152,9 @@ class VpFields:
                 raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
         elif encoding in (f.GUEST_CR0, f.GUEST_CR4):
             return self._control_register(encoding, new)
+        elif encoding == f.GUEST_CR3:
+            if new >= self._vp.td.shared_bit:
+                raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
         elif encoding == f.GUEST_DEBUGCTL:
             if new & _TR and not new & _BTS and not self._vp.td.debug:
                 raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)

@@ -27,11 +27,18 @@ _NOT_SIMPLY_SHARED: Final = locks.EXCLUSIVE | locks.HOST_PRIORITY
 _MOST_PLACES: Final = 4096
 #: A page of a PAMT and the byte where an entry starts.
 Place = tuple[memoryview, int]
+#: A page that a call has locked: its HPA and size (0: 4 KiB, 1: 2 MiB, 2: 1 GiB).
+Held = tuple[int, int]
 SIZES: Final = (PAGE, LARGE_PAGE, HUGE_PAGE)
 
 NDA: Final = int(PageType.NDA)
 RSVD: Final = int(PageType.RSVD)
 REG: Final = int(PageType.REG)
+
+
+def _shares_entry(hpa: int, size: int, held: int, held_size: int) -> bool:
+    """Whether the entry of ``hpa`` at ``size`` is that of a held page, or one above it, which it shares."""
+    return size >= held_size and hpa & -SIZES[size] == held & -SIZES[size]
 
 
 class Entry:
@@ -56,6 +63,10 @@ class Entry:
             self.view, self.offset, lock | page_type << _TYPE_SHIFT | owner >> 12 << _OWNER_SHIFT, bepoch
         )
         self.page_type, self.owner, self.bepoch = page_type, owner, bepoch
+
+    def free(self) -> None:
+        """Nobody's any more; who had it last stays to be seen (TDH.PHYMEM.PAGE.RDMD)."""
+        self.set(NDA, self.owner)
 
     def set_bepoch(self, bepoch: int) -> None:
         """Store when the page was blocked."""
@@ -128,8 +139,19 @@ class Pamt:
         self._mark = mark
         return found
 
-    def walk(self, hpa: int, operand: int, *, exclusive: bool, target: int = 0, exact: bool = True) -> Entry:
+    def walk(
+        self,
+        hpa: int,
+        operand: int,
+        *,
+        exclusive: bool,
+        target: int = 0,
+        exact: bool = True,
+        held: tuple[Held, ...] = (),
+    ) -> Entry:
         """The leaf entry of the page at ``hpa``; with ``exact`` it must be of size ``target``.
+
+        ``held`` are pages that the call has locked already, as other operands: in its way like anybody's.
 
         Raises:
             LeafFailed: outside all TDMRs, a lock is held, or the leaf has another size.
@@ -145,7 +167,9 @@ class Pamt:
                 raise LeafFailed(st.TDX_OPERAND_BUSY | operand)
             size -= 1
         entry = Entry(*places[size], size)
-        if not (entry.ownable if exclusive else entry.shareable):
+        if not (entry.ownable if exclusive else entry.shareable) or (
+            exclusive and any(_shares_entry(hpa, size, *each) for each in held)
+        ):
             raise LeafFailed(st.TDX_OPERAND_BUSY | operand)
         if exact and size != target:
             raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
@@ -160,7 +184,9 @@ class Pamt:
         if hpa & alignment - 1 or hpa & self._outside:
             raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
 
-    def page(self, hpa: int, operand: int, page_type: int, *, exclusive: bool) -> Entry:
+    def page(
+        self, hpa: int, operand: int, page_type: int, *, exclusive: bool, held: tuple[Held, ...] = ()
+    ) -> Entry:
         """The entry of a 4-KiB page that an operand names and that must be of ``page_type``.
 
         Raises:
@@ -168,21 +194,21 @@ class Pamt:
         """
         if hpa & PAGE - 1 or hpa & self._outside:
             raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
-        entry = self.walk(hpa, operand, exclusive=exclusive)
+        entry = self.walk(hpa, operand, exclusive=exclusive, held=held)
         if entry.page_type != page_type:
             raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
         return entry
 
-    def free_range(self, hpa: int, operand: int, size: int) -> Entry:
+    def free_range(self, hpa: int, operand: int, size: int, held: tuple[Held, ...] = ()) -> Entry:
         """The entry of a wholly free range of ``size`` (0 or 1) that an operand names.
 
         Raises:
             LeafFailed: one of the NEWPAGE checks.
         """
         if size == 0:
-            return self.page(hpa, operand, NDA, exclusive=True)
+            return self.page(hpa, operand, NDA, exclusive=True, held=held)
         self.check_hpa(hpa, operand, SIZES[size])
-        entry = self.walk(hpa, operand, exclusive=True, target=size)
+        entry = self.walk(hpa, operand, exclusive=True, target=size, held=held)
         if entry.page_type != NDA or not self.is_2m_free(hpa):
             raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
         return entry

@@ -50,6 +50,11 @@ class SeptEntry:
         """The page it points to."""
         return self.raw & bits.HPA
 
+    @property
+    def is_present_leaf(self) -> bool:
+        """Whether it maps a page that can be accessed: not pending, not blocked."""
+        return bool(self.raw & bits.LEAF and self.raw & bits.RWX)
+
     def store(self, raw: int) -> None:
         """Replace the entry."""
         _put(self.view, self.offset, raw)
@@ -196,4 +201,5 @@ def check_tracked(td: Td, entry: SeptEntry, state: SeptState, bepoch: int) -> No
     if not state.blocked:
         raise entry.failed(st.TDX_GPA_RANGE_NOT_BLOCKED | OperandId.RCX)
     if not is_tracked(td, bepoch):
-        raise entry.failed(st.TDX_TLB_TRACKING_NOT_DONE | OperandId.RCX)
+        # Only this check says nothing of the entry.
+        raise LeafFailed(st.TDX_TLB_TRACKING_NOT_DONE | OperandId.RCX)

@@ -7,6 +7,8 @@ from unittest import mock
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.arch.msrs import IA32_MISC_ENABLE, MISC_ENABLE_MONITOR
+from swtdx.arch.platform_structs import TD_PARAMS
 from swtdx.arch.sept_bits import TDHP
 from swtdx.machine import seamops
 from swtdx.machine.engine.scripted import Read, Tdcall, TripleFault
@@ -15,7 +17,17 @@ from swtdx.proof.conformance.cases_vp import retired_vcpu
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.operands import operands
 from swtdx.proof.conformance.registry import add, provokes
-from swtdx.proof.conformance.stages import EMPTY, FIRST, PENDING, make_td
+from swtdx.proof.conformance.stages import (
+    EMPTY,
+    FIRST,
+    PENDING,
+    TD_STEPS,
+    add_tdcx,
+    create,
+    give_keys,
+    make_td,
+    td_params,
+)
 from swtdx.proof.conformance.world import World
 from swtdx.proof.probe import Place
 
@@ -23,6 +35,8 @@ _LEAF: Final = "TDH.VP.ENTER"
 _TRIPLE_FAULT, _EPT_VIOLATION, _TDCALL = 2, 48, 77
 _HINT: Final = 1 << 52
 _RESUME_L1: Final = 1 << 53
+#: CPUID_CONFIG of TD_PARAMS: ECX of CPUID leaf 1.
+_LEAF_1_ECX: Final = 2
 
 ENTER: Final = Good(_LEAF, "running", lambda w: {"rcx": w.td.tdvpr})
 common.rax(_LEAF, "running", ENTER.operands)
@@ -45,7 +59,7 @@ def _unready(world: World) -> None:
 
 def _with_another_vcpu(world: World, pages: int) -> int:
     """A VCPU of a TD that runs, with as many TDCX pages; it is not initialised."""
-    from swtdx.proof.conformance.stages import TD_STEPS, add_vpcx, create, create_vcpu
+    from swtdx.proof.conformance.stages import add_vpcx, create_vcpu
 
     td = create(world)
     for name, step in TD_STEPS:
@@ -89,6 +103,25 @@ def _rollback(world: World) -> None:
 def _epoch(world: World) -> None:
     with world.locked(world.tdcs_field(TDCS.epoch_lock)):
         world.provoke(rcx=world.td.tdvpr)
+
+
+@provokes(
+    _LEAF, s.TDX_INCORRECT_MSR_VALUE, "a TD with MONITOR on a processor that has switched it off",
+    details=IA32_MISC_ENABLE, stage="ready",
+)  # fmt: skip
+def _no_monitor(world: World) -> None:
+    td = world.td = create(world)
+    give_keys(world, td)
+    add_tdcx(world, td)
+    params = bytearray(td_params(world))
+    TD_PARAMS.cpuid_config.set(params, _LEAF_1_ECX, 1 << 3)
+    world.ok("TDH.MNG.INIT", rcx=td.tdr, rdx=world.buffer(bytes(params)))
+    for name, step in TD_STEPS:
+        if name in ("vcpu", "vpcx", "vpinit", "running"):
+            step(world, td)
+    old = world.lps[0].msrs.peek(IA32_MISC_ENABLE)
+    with world.msr(IA32_MISC_ENABLE, old & ~MISC_ENABLE_MONITOR):
+        world.provoke(rcx=td.tdvpr)
 
 
 # ------------------------------------------------------------------ TD exits

@@ -12,7 +12,7 @@ from swtdx.arch.leaves import GUEST_LEAVES
 from swtdx.arch.units import MASK64
 from swtdx.arch.x86 import VECTOR_VE
 from swtdx.machine.engine.scripted import GuestFault, Hlt, Tdcall
-from swtdx.proof.conformance.registry import Action, add, provokes
+from swtdx.proof.conformance.registry import Action, Defect, add, provokes
 from swtdx.proof.conformance.stages import FIRST, HUGE, PENDING
 from swtdx.proof.conformance.world import World
 
@@ -29,7 +29,13 @@ def _call(version: int = 0, rax: int = 0, **operands: int) -> Action:
 
 def _case(leaf: str, value: int, what: str, details: int | str = 0, **operands: Any) -> None:
     outputs = operands.pop("outputs", True)
-    add(leaf, value, what, _call(**operands), details=details, stage=_STAGE, outputs=outputs)
+    defect = None
+    if (good := GOOD.get(leaf)) is not None and not operands.get("version"):
+        changes = {
+            name: given for name, given in operands.items() if name != "rax" and good.get(name) != given
+        }
+        defect = Defect(changes, rax=operands.get("rax", 0))
+    add(leaf, value, what, _call(**operands), details=details, stage=_STAGE, outputs=outputs, defect=defect)
 
 
 #: Operands with which each leaf succeeds at once.
@@ -127,6 +133,10 @@ for _leaf, _register, _alignment in (
     ):
         _case(_leaf, s.TDX_OPERAND_INVALID, _what, _register.upper(), **(_good | {_register: _gpa}))
 _case("TDG.MR.RTMR.EXTEND", s.TDX_OPERAND_INVALID, "a fifth register", "RDX", rcx=FIRST, rdx=4)
+_case(
+    "TDG.MR.RTMR.EXTEND", s.TDX_OPERAND_INVALID, "a fifth register, and first of all shared data",
+    "RCX", rcx=_SHARED | FIRST, rdx=4,
+)  # fmt: skip
 for _register, _what, _gpa in (
     ("rcx", "not aligned to 1024", FIRST + 512),
     ("rcx", "beyond the GPA width", 1 << 48),
@@ -203,7 +213,7 @@ def _part(world: World) -> None:
 
 @provokes(_ACCEPT, s.TDX_OPERAND_BUSY, "the host holds the entry", details="RCX", stage=_STAGE)
 def _entry_held(world: World) -> None:
-    with world.locked_entry(world.td, PENDING, 0):
+    with world.locked_entry(world.td.tdr, PENDING, 0):
         world.tdcall(rcx=PENDING)
 
 

@@ -6,7 +6,8 @@ from typing import Final
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS
-from swtdx.arch.sept_bits import HPA
+from swtdx.arch.regs import R8
+from swtdx.arch.sept_bits import HPA, TDEL
 from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good, Operands
@@ -54,6 +55,31 @@ SEPT_ADD_1: Final = Good(
 checked(SEPT_ADD)
 _uninitialised(SEPT_ADD)
 common.sept(SEPT_ADD, entry=(2 * HUGE, 1))
+SEPT_ADD.refused(s.TDX_OPERAND_INVALID, "reserved bits of RDX", "RDX", rdx=lambda w: w.td.tdr | 2)
+SEPT_ADD.refused(s.TDX_OPERAND_INVALID, "no page, in version 0", "R8", r8=NULL_PA)
+SEPT_ADD.refused(
+    s.TDX_EPT_ENTRY_STATE_INCORRECT,
+    "the entry's state is looked at before the page",
+    "RCX",
+    rcx=0 | 1,
+    r8=0x123,
+)
+add(
+    "TDH.MEM.SEPT.ADD", s.TDX_SUCCESS, "version 0: a page is there already, which bit 0 of RDX allows",
+    SEPT_ADD.but(rcx=0 | 1, rdx=lambda w: w.td.tdr | 1), stage="running",
+)  # fmt: skip
+add(
+    "TDH.MEM.SEPT.ADD", s.TDX_SUCCESS, "bit 63 of R8 is ignored",
+    SEPT_ADD.but(r8=lambda w: w.page() | 1 << 63), stage="running",
+)  # fmt: skip
+add(
+    "TDH.MEM.SEPT.ADD", s.TDX_SUCCESS, "version 1: no page for an entry that has one",
+    SEPT_ADD_1.but(rcx=0 | 1, r8=NULL_PA), stage="running",
+)  # fmt: skip
+SEPT_ADD_1.refused(
+    s.TDX_EPT_ENTRY_STATE_INCORRECT, "version 1: no page for an entry that has none", "RCX", r8=NULL_PA
+)
+
 SEPT_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a page is there already", "RCX", rcx=0 | 1)
 SEPT_ADD.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "a 2-MiB page is there", "RCX", rcx=HUGE | 1)
 add("TDH.MEM.SEPT.ADD", s.TDX_SUCCESS, "version 1", SEPT_ADD_1.but(), stage="running")
@@ -83,7 +109,7 @@ EXTEND.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no Secure EPT page leads there", "R
 EXTEND.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no page is there", "RCX", rcx=EMPTY)
 
 
-@provokes("TDH.MR.EXTEND", s.TDX_EPT_ENTRY_NOT_PRESENT, "a page that is blocked", stage="vcpu")
+@provokes("TDH.MR.EXTEND", s.TDX_EPT_ENTRY_NOT_PRESENT, "a page that is blocked", details="RCX", stage="vcpu")
 def _extend_blocked(world: World) -> None:
     block(world, world.td, FIRST)
     world.provoke(rcx=FIRST, rdx=world.td.tdr)
@@ -106,9 +132,20 @@ AUG.refused(
     r8=lambda w: w.large() + PAGE,
 )  # fmt: skip
 AUG.refused(
-    s.TDX_PAGE_METADATA_INCORRECT, "a 2-MiB page of which a part is taken", "R8", rcx=2 * HUGE | 1,
+    s.TDX_OPERAND_BUSY, "a 2-MiB page around the TDR that the call holds", "R8", rcx=2 * HUGE | 1,
     r8=lambda w: w.td.tdr & -HUGE,
 )  # fmt: skip
+
+
+@provokes(
+    "TDH.MEM.PAGE.AUG", s.TDX_PAGE_METADATA_INCORRECT, "a 2-MiB page of which a part is taken", details="R8",
+    stage="running",
+)  # fmt: skip
+def _part_taken(world: World) -> None:
+    page = world.large()
+    world.ok("TDH.MEM.PAGE.AUG", rcx=EMPTY, rdx=world.td.tdr, r8=page + PAGE)
+    world.provoke(rcx=2 * HUGE | 1, rdx=world.td.tdr, r8=page)
+
 
 # ------------------------------------------------------------------ blocking and tracking
 BLOCK: Final = Good("TDH.MEM.RANGE.BLOCK", "running", lambda w: _td(w) | {"rcx": FIRST})
@@ -221,6 +258,27 @@ for _good, _entry in (
     _wrong = 6 * HUGE | 1 if _entry[1] else EMPTY
     _good.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "nothing is there", "RCX", rcx=_wrong)
 
+
+def _small(world: World) -> Place:
+    """The first Secure EPT entry of the table that PROMOTE frees."""
+    table = world.probe.sept_entry(world.td.tdr, TABLE, 1).read(8) & HPA
+    return Place(world.private_view(table, world.td.hkid), 0)
+
+
+PROMOTE.held(
+    s.TDX_OPERAND_BUSY, "the guest holds a small entry",
+    lambda world, _: world.poked(_small(world), _small(world).read(8) | TDEL, 8), "RCX",
+)  # fmt: skip
+PROMOTE.held(
+    s.TDX_OPERAND_BUSY, "another processor holds the large page",
+    lambda world, _: world.locked(world.probe.pamt_entry(_small(world).read(8) & HPA, 1)), "RCX",
+)  # fmt: skip
+
+add(
+    "TDH.MEM.PAGE.DEMOTE", s.TDX_SUCCESS, "pages for L2 VMs that the TD has not come back as they are",
+    DEMOTE.but(r9=lambda w: w.page(), r10=5), stage="running",
+)  # fmt: skip
+
 DEMOTE.refused(s.TDX_OPERAND_INVALID, "reserved bits of RDX", "RDX", rdx=lambda w: w.td.tdr | 2)
 RELOCATE.refused(
     s.TDX_OPERAND_INVALID, "the page that is mapped already", "R8", r8=lambda w: w.td.pages[FIRST]
@@ -255,6 +313,10 @@ def _taking(leaf: str, gpa: int, level: int, prepare: str, **operands: int) -> N
         given = rest(world)
         hpa = world.probe.sept_entry(world.td.tdr, gpa, level).read(8) & HPA
         size = level if prepare == "page" else 0
+        if leaf == "TDH.MEM.PAGE.DEMOTE":
+            # Here this lock comes last.
+            block(world, world.td, gpa, level)
+            track(world, world.td)
         with world.locked(world.probe.pamt_entry(hpa, size)):
             world.provoke(**given)
 
@@ -294,6 +356,16 @@ checked(SEPT_RD)
 _uninitialised(SEPT_RD)
 common.sept(SEPT_RD, entry=(FIRST, 0))
 
+
+@provokes("TDH.MEM.SEPT.RD", s.TDX_SUCCESS, "L2 attributes of a debug TD, which has none", stage="running")
+def _l2_attributes(world: World) -> None:
+    assert world.provoke(rcx=FIRST, rdx=world.td.tdr | 1)[R8] == 0
+
+
+SEPT_RD.refused(
+    s.TDX_OPERAND_INVALID, "L2 attributes of a production TD", "RDX", rdx=lambda w: _production_td(w) | 1
+)
+
 RD: Final = Good("TDH.MEM.RD", "running", lambda w: _td(w) | {"rcx": FIRST + 8})
 WR: Final = Good("TDH.MEM.WR", "running", lambda w: _td(w) | {"rcx": FIRST + 8, "r8": 1})
 
@@ -313,4 +385,4 @@ for _good in (RD, WR):
     _good.refused(s.TDX_TD_NON_DEBUG, "a production TD", rdx=_production_td)
     _good.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no Secure EPT page leads there", "RCX", rcx=FAR)
     _good.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "no page is there", "RCX", rcx=EMPTY)
-    _good.refused(s.TDX_EPT_ENTRY_STATE_INCORRECT, "the page is pending", "RCX", rcx=PENDING)
+    _good.refused(s.TDX_EPT_ENTRY_NOT_PRESENT, "the page is pending", "RCX", rcx=PENDING)

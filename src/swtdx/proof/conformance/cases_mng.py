@@ -8,6 +8,7 @@ from typing import Final
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDR
 from swtdx.arch.platform_structs import TD_PARAMS
+from swtdx.arch.regs import RCX
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good, Operands
 from swtdx.proof.conformance.kot import busy_key_table, busy_kot, no_entropy_for_keys
@@ -135,6 +136,24 @@ def _cpuid(entry: int, register: int, value: int) -> Callable[[bytearray], None]
         TD_PARAMS.cpuid_config.set(params, 4 * entry + register, value)
 
     return change
+
+
+@provokes(
+    "TDH.MNG.INIT", s.TDX_OPERAND_INVALID, "a family, model and stepping that are not the platform's",
+    details="CPUID_CONFIG", stage="tdcs", outputs=False, reusable=True,
+)  # fmt: skip
+def _other_part(world: World) -> None:
+    params = bytearray(td_params(world))
+    _cpuid(0, 0, world.lps[0].cpuid(1, 0)[0] ^ 1)(params)
+    after = world.provoke(rcx=world.td.tdr, rdx=world.buffer(bytes(params)))
+    assert after[RCX] == 1 | 0xFFFFFFFF << 32, f"RCX names {after[RCX]:#x}, not leaf 1"
+
+
+@provokes("TDH.MNG.INIT", s.TDX_SUCCESS, "the platform's family, model and stepping", stage="tdcs")
+def _same_part(world: World) -> None:
+    params = bytearray(td_params(world))
+    _cpuid(0, 0, world.lps[0].cpuid(1, 0)[0])(params)
+    world.provoke(rcx=world.td.tdr, rdx=world.buffer(bytes(params)))
 
 
 @provokes(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
+from swtdx.arch.regs import R8, RCX, RDX
+from swtdx.arch.states import PageType
 from swtdx.arch.units import PAGE
 from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.kot import busy_kot
 from swtdx.proof.conformance.operands import busy_page, checked, outside
 from swtdx.proof.conformance.registry import add, provokes
-from swtdx.proof.conformance.stages import HUGE, flush, free_key, retire
+from swtdx.proof.conformance.stages import FIRST, HUGE, block, flush, free_key, retire, track
 from swtdx.proof.conformance.world import World
 
 RDMD: Final = Good("TDH.PHYMEM.PAGE.RDMD", "running", lambda w: {"rcx": w.td.tdr})
@@ -55,10 +57,29 @@ busy_page(RECLAIM, "rcx", exclusive=True)
 RECLAIM.refused(s.TDX_OPERAND_INVALID, "not page-aligned", "RCX", rcx=lambda w: torn_down(w) + 64)
 RECLAIM.refused(s.TDX_OPERAND_INVALID, "an HKID", "RCX", rcx=lambda w: torn_down(w) | 1 << 51)
 RECLAIM.refused(s.TDX_OPERAND_INVALID, "beyond MAXPA", "RCX", rcx=lambda w: torn_down(w) | 1 << 52)
-RECLAIM.refused(
-    s.TDX_OPERAND_INVALID, "inside a 2-MiB page", "RCX",
-    rcx=lambda w: (torn_down(w), w.td.pages[HUGE] + PAGE)[1],
+
+
+@provokes(
+    "TDH.PHYMEM.PAGE.RECLAIM", s.TDX_OPERAND_INVALID, "inside a 2-MiB page", details="RCX", stage="running",
+    outputs=False,
 )  # fmt: skip
+def _inside(world: World) -> None:
+    torn_down(world)
+    after = world.provoke(rcx=world.td.pages[HUGE] + PAGE)
+    # Type, owner and size say what the page is.
+    assert (after[RCX], after[RDX], after[R8]) == (PageType.REG, world.td.tdr, 1)
+
+
+@provokes("TDH.PHYMEM.PAGE.RDMD", s.TDX_SUCCESS, "a page that a TD had", stage="running")
+def _had(world: World) -> None:
+    page = world.td.pages[FIRST]
+    block(world, world.td, FIRST)
+    track(world, world.td)
+    world.ok("TDH.MEM.PAGE.REMOVE", rcx=FIRST, rdx=world.td.tdr)
+    after = world.provoke(rcx=page)
+    assert (after[RCX], after[RDX]) == (PageType.NDA, world.td.tdr)
+
+
 RECLAIM.refused(s.TDX_PAGE_METADATA_INCORRECT, "a free page", "RCX", rcx=lambda w: w.page())
 RECLAIM.refused(
     s.TDX_PAGE_METADATA_INCORRECT, "inside a free 2-MiB page: its type is looked at first", "RCX",

@@ -47,7 +47,7 @@ _case(_WR, s.TDX_PAGE_SIZE_MISMATCH, "2 MiB of small pages", 1, rcx=0 | 1, rdx=0
 
 def _held(leaf: str, **operands: int) -> None:
     def action(world: World) -> None:
-        with world.locked_entry(world.td, FIRST, 0):
+        with world.locked_entry(world.td.tdr, FIRST, 0):
             world.tdcall(rcx=FIRST, **operands)
 
     add(leaf, s.TDX_OPERAND_BUSY, "the host holds the entry", action, details="RCX", stage=_STAGE)

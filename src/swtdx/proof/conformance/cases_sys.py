@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 from unittest import mock
@@ -43,12 +44,14 @@ INIT.refused(s.TDX_OPERAND_INVALID, "attributes", "RCX", rcx=1)
 INIT.refused(s.TDX_SYS_INIT_NOT_PENDING, "the second time", stage="initialised")
 
 
-def _msr_case(value: int, what: str, index: int, content: Callable[[int], int], details: int) -> None:
+def _msr_case(
+    value: int, what: str, index: int, content: Callable[[int], int], details: int, *, reusable: bool = True
+) -> None:
     def action(world: World) -> None:
         with world.msr(index, content(world.lps[0].msrs.peek(index))):
             world.provoke(rcx=0)
 
-    add("TDH.SYS.INIT", value, what, action, details=details, stage="loaded", reusable=True)
+    add("TDH.SYS.INIT", value, what, action, details=details, stage="loaded", reusable=reusable)
 
 
 for _what, _index, _change in (
@@ -59,6 +62,21 @@ for _what, _index, _change in (
     ("no full-width counters", 0x345, lambda value: value & ~(1 << 13)),
 ):
     _msr_case(s.TDX_INCORRECT_MSR_VALUE, _what, _index, _change, _index)
+for _what, _index, _change in (
+    ("a VMCS region of more than 2 KiB", 0x480, lambda value: value + (1 << 32)),
+    ("tertiary controls without bit 7", 0x492, lambda value: value & ~(1 << 7)),
+    ("tertiary controls without bit 3, which L2 VMs need", 0x492, lambda value: value & ~(1 << 3)),
+    ("secondary controls without bit 2, which L2 VMs need", 0x48B, lambda value: value & ~(1 << 32 + 2)),
+    (
+        "primary controls without bit 2, which L2 VMs need",
+        0x48E,
+        lambda value: value & ~(1 << 32 + 2),
+    ),
+):
+    _msr_case(s.TDX_INCORRECT_MSR_VALUE, _what, _index, _change, _index)
+_msr_case(
+    s.TDX_SUCCESS, 'no "ENCLV exiting"', 0x48B, lambda value: value & ~(1 << 32 + 28), 0, reusable=False
+)
 _msr_case(s.TDX_SMRR_NOT_SUPPORTED, "MTRRcap without SMRR", 0xFE, lambda value: value & ~(1 << 11), 0)
 _msr_case(
     s.TDX_SMRR_LOCK_NOT_SUPPORTED, "MTRRcap without SMRR lock", 0xFE, lambda value: value & ~(1 << 14), 0
@@ -118,9 +136,26 @@ def _cmrs(world: World) -> None:
         world.provoke(rcx=0)
 
 
-@provokes("TDH.SYS.INIT", s.TDX_INCOMPATIBLE_SEAM_CAPABILITIES, "no SEAMVERIFYREPORT", stage="loaded")
-def _capabilities(world: World) -> None:
-    with mock.patch.object(seamops, "capabilities", return_value=0):
+for _leaf in (4, 5):
+
+    @provokes(
+        "TDH.SYS.INIT", s.TDX_INCOMPATIBLE_SEAM_CAPABILITIES, f"no SEAMOPS leaf {_leaf}", stage="loaded"
+    )
+    def _capabilities(world: World, leaf: int = _leaf) -> None:
+        native = seamops.capabilities()
+        with mock.patch.object(seamops, "capabilities", return_value=native & ~(1 << leaf)):
+            world.provoke(rcx=0)
+
+
+@provokes(
+    "TDH.SYS.INIT",
+    s.TDX_SUCCESS,
+    "no SEAMDB_INSERT, which the module does not use",
+    stage="loaded",
+)
+def _no_insert(world: World) -> None:
+    native = seamops.capabilities()
+    with mock.patch.object(seamops, "capabilities", return_value=native & ~(1 << 3)):
         world.provoke(rcx=0)
 
 
@@ -140,13 +175,31 @@ def _twice(world: World) -> None:
     world.provoke()
 
 
-@provokes(
-    "TDH.SYS.LP.INIT", s.TDX_INCONSISTENT_MSR, "another IA32_ARCH_CAPABILITIES", details=0x10A,
-    stage="initialised", reusable=True,
-)  # fmt: skip
-def _other_msr(world: World) -> None:
-    with world.msr(0x10A, world.lps[1].msrs.peek(0x10A) ^ 1 << 4, lp=1):
-        world.provoke(lp=1)
+def _other_msrs(what: str, *indices: int) -> None:
+    """The second processor's MSRs differ in bit 4; the first of them is what it answers."""
+
+    def action(world: World) -> None:
+        msrs = world.lps[1].msrs
+        with contextlib.ExitStack() as changed:
+            for index in indices:
+                changed.enter_context(world.msr(index, msrs.peek(index) ^ 1 << 4, lp=1))
+            world.provoke(lp=1)
+
+    add(
+        "TDH.SYS.LP.INIT", s.TDX_INCONSISTENT_MSR, what, action, details=indices[0], stage="initialised",
+        reusable=True,
+    )  # fmt: skip
+
+
+for _what, _index in (
+    ("IA32_ARCH_CAPABILITIES", 0x10A), ("IA32_MTRRCAP", 0xFE), ("IA32_SMRR_PHYSBASE", 0x1F2),
+    ("IA32_SMRR_PHYSMASK", 0x1F3), ("IA32_VMX_BASIC", 0x480), ("IA32_PERF_CAPABILITIES", 0x345),
+    ("IA32_TME_ACTIVATE", 0x982),
+):  # fmt: skip
+    _other_msrs(f"another {_what}", _index)
+_other_msrs("package controls come before the xAPIC status", 0xBC, 0xBD)
+_other_msrs("SMRRs come before VMX", 0xFE, 0x1F2, 0x1F3, 0x480)
+_other_msrs("a base comes before its mask", 0x1F2, 0x1F3)
 
 
 @provokes(
@@ -195,6 +248,7 @@ _BAD_TDMRS: Final[tuple[tuple[int, str, int, dict[str, int]], ...]] = (
     (s.TDX_INVALID_TDMR, "a base that is no multiple of 1 GiB", 0, {"tdmr_base": TDMR + PAGE}),
     (s.TDX_INVALID_TDMR, "a size that is no multiple of 1 GiB", 0, {"tdmr_size": GIB - PAGE}),
     (s.TDX_INVALID_TDMR, "no size", 0, {"tdmr_size": 0}),
+    (s.TDX_INVALID_TDMR, "an end beyond 64 bits", 0, {"tdmr_base": -GIB & (1 << 64) - 1}),
     (s.TDX_INVALID_TDMR, "an HKID in the base", 0, {"tdmr_base": 1 << 51}),
     (s.TDX_INVALID_PAMT, "a PAMT that is too small", _4K << 8, {"pamt_4k_size": (4 << 20) - PAGE}),
     (s.TDX_INVALID_PAMT, "a PAMT that is not aligned", _2M << 8, {"pamt_2m_base": PAMT_2M + 16}),
@@ -235,7 +289,11 @@ for _status, _what, _details, _areas in (
     (s.TDX_NON_ORDERED_RESERVED_IN_TDMR, "an area after an empty one", 0, ((0, 0), (0, PAGE))),
 ):  # fmt: skip
     CONFIG.refused(_status, _what, _details, rcx=_reserved(*_areas))
-for _what, _second in (("two TDMRs in the wrong order", GIB), ("the same TDMR twice", TDMR)):
+for _what, _second in (
+    ("two TDMRs in the wrong order", GIB),
+    ("the same TDMR twice", TDMR),
+    ("the order is looked at before the alignment", TDMR + PAGE),
+):
     CONFIG.refused(
         s.TDX_NON_ORDERED_TDMR, _what, 1, rdx=2,
         rcx=lambda w, base=_second: tdmr_pointers(w, tdmr_info(), tdmr_info(tdmr_base=base)),  # type: ignore[misc]

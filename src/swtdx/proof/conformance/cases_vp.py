@@ -23,7 +23,13 @@ common.fatal(ADDCX)
 common.op_state_lock(ADDCX)
 ADDCX.refused(s.TDX_OP_STATE_INCORRECT, "the TD runs", rdx=lambda w: make_td(w, "running").tdvpr)
 ADDCX.refused(s.TDX_VCPU_STATE_INCORRECT, "the VCPU is initialised", rdx=lambda w: make_td(w, "vpinit").tdvpr)
-ADDCX.refused(s.TDX_TDCX_NUM_INCORRECT, "a seventh page", rdx=lambda w: make_td(w, "vpcx").tdvpr)
+
+
+@provokes("TDH.VP.ADDCX", s.TDX_TDCX_NUM_INCORRECT, "a sixteenth page", stage="vpcx")
+def _too_many_pages(world: World) -> None:
+    add_vpcx(world, world.td, 9)  # as many as a VCPU with three L2 VMs has
+    world.provoke(rcx=world.page(), rdx=world.td.tdvpr)
+
 
 INIT: Final = Good("TDH.VP.INIT", "vpcx", lambda w: {"rcx": w.td.tdvpr, "rdx": 0x1234})
 checked(INIT)

@@ -8,15 +8,16 @@ from typing import Final
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR
+from swtdx.arch.leaf import Kind
+from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.msrs import IA32_MISC_ENABLE, IA32_TSC_ADJUST
-from swtdx.proof.conformance.registry import Action, add, declared
+from swtdx.arch.sept_bits import HPA
+from swtdx.proof.conformance.registry import Action, Defect, Hold, Operand, add, declared
 from swtdx.proof.conformance.stages import FAR, make_td
 from swtdx.proof.conformance.world import World
 from swtdx.proof.probe import Place
 
 Operands = dict[str, int]
-#: The value of an operand, or what makes it in a world.
-Operand = int | Callable[[World], int]
 _BOOT_NT4: Final = 1 << 22
 
 
@@ -60,6 +61,20 @@ class Good:
         add(
             self.leaf, value, what, self.but(at, **changes),
             details=details, stage=stage or self.stage, reusable=reusable,
+            defect=Defect({**(at or {}), **changes}) if stage is None else None,
+        )  # fmt: skip
+
+    def held(self, value: int, what: str, hold: Hold, details: int | str = 0) -> None:
+        """A case: the same call is refused while something is wrong with the world."""
+
+        def action(world: World) -> None:
+            operands = self.operands(world)
+            with hold(world, operands):
+                world.provoke(version=self.version, **operands)
+
+        add(
+            self.leaf, value, what, action, details=details, stage=self.stage, reusable=True,
+            defect=Defect(hold=hold),
         )  # fmt: skip
 
 
@@ -87,13 +102,13 @@ def rax(leaf: str, stage: str, operands: Callable[[World], Operands] = lambda _w
         add(
             leaf, s.TDX_OPERAND_INVALID, f"reserved {what} of RAX",
             lambda world, bits=bits: world.provoke(rax=bits, **operands(world)),  # type: ignore[misc]
-            details="RAX", stage=stage, reusable=True,
+            details="RAX", stage=stage, reusable=True, defect=Defect(rax=bits),
         )  # fmt: skip
     for version in (2, 255):
         add(
             leaf, s.TDX_OPERAND_INVALID, f"version {version}",
             lambda world, version=version: world.provoke(version=version, **operands(world)),  # type: ignore[misc]
-            details="RAX", stage=stage, reusable=True,
+            details="RAX", stage=stage, reusable=True, defect=Defect(rax=version << 16),
         )  # fmt: skip
 
 
@@ -129,41 +144,40 @@ def td_state(
 
 def fatal(good: Good) -> None:
     """The TD is marked fatal."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        with world.poked(Place(world.probe.tdr(world.td.tdr), TDR.fatal.offset), 1, 1):
-            world.provoke(version=good.version, **operands)
-
-    add(good.leaf, s.TDX_TD_FATAL, "the TD is marked fatal", action, stage=good.stage, reusable=True)
+    good.held(
+        s.TDX_TD_FATAL, "the TD is marked fatal",
+        lambda world, operands: world.poked(
+            Place(world.probe.tdr(world.tdr_of(good.leaf, operands)), TDR.fatal.offset), 1, 1
+        ),
+    )  # fmt: skip
 
 
 def op_state_lock(good: Good) -> None:
     """Another processor changes the op_state."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        with world.locked(world.tdcs_field(TDCS.op_state_lock)):
-            world.provoke(version=good.version, **operands)
-
-    add(
-        good.leaf, s.TDX_OPERAND_BUSY, "the op_state lock is taken", action,
-        details="OP_STATE", stage=good.stage, reusable=True,
+    good.held(
+        s.TDX_OPERAND_BUSY, "the op_state lock is taken",
+        lambda world, operands: world.locked(
+            world.tdcs_field(TDCS.op_state_lock, world.tdr_of(good.leaf, operands))
+        ),
+        "OP_STATE",
     )  # fmt: skip
 
 
 def op_state(good: Good, wrong: int) -> None:
     """The TD is in an op_state that no sequence of base leaves leads to with such operands."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        with world.poked(world.tdcs_field(TDCS.op_state), wrong, 4):
-            world.provoke(version=good.version, **operands)
-
-    add(good.leaf, s.TDX_OP_STATE_INCORRECT, f"op_state {wrong}", action, stage=good.stage, reusable=True)
+    good.held(
+        s.TDX_OP_STATE_INCORRECT, f"op_state {wrong}",
+        lambda world, operands: world.poked(
+            world.tdcs_field(TDCS.op_state, world.tdr_of(good.leaf, operands)), wrong, 4
+        ),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ Secure EPT
+def _entry(leaf: str, operand: int, usual: tuple[int, int]) -> tuple[int, int]:
+    """GPA and level of the entry that RCX names."""
+    kind = next(each.kind for each in BY_NAME[leaf].inputs if each.register == "RCX")
+    return operand & HPA, operand & 7 if kind is Kind.GPA_AND_LEVEL else usual[1]
 
 
 def sept(
@@ -171,15 +185,12 @@ def sept(
 ) -> None:
     """Tree lock, walk, and the lock of the entry (GPA, level)."""
     if tree:
-
-        def tree_locked(world: World) -> None:
-            operands = good.operands(world)
-            with world.locked(world.tdcs_field(TDCS.secure_ept_lock)):
-                world.provoke(version=good.version, **operands)
-
-        add(
-            good.leaf, s.TDX_OPERAND_BUSY, "the Secure EPT tree lock is taken", tree_locked,
-            details="SEPT_TREE", stage=good.stage, reusable=True,
+        good.held(
+            s.TDX_OPERAND_BUSY, "the Secure EPT tree lock is taken",
+            lambda world, operands: world.locked(
+            world.tdcs_field(TDCS.secure_ept_lock, world.tdr_of(good.leaf, operands))
+        ),
+            "SEPT_TREE",
         )  # fmt: skip
     if walk is not None:
         good.refused(
@@ -187,44 +198,29 @@ def sept(
             rcx=lambda world: walk | good.operands(world)["rcx"] & 7,
         )  # fmt: skip
     if entry is not None:
-        gpa, level = entry
-
-        def entry_locked(world: World) -> None:
-            operands = good.operands(world)
-            with world.locked_entry(world.td, gpa, level):
-                world.provoke(version=good.version, **operands)
-
-        add(
-            good.leaf, s.TDX_OPERAND_BUSY, "the guest holds the entry", entry_locked,
-            details="RCX", stage=good.stage, reusable=True,
+        good.held(
+            s.TDX_OPERAND_BUSY, "the guest holds the entry",
+            lambda world, operands: world.locked_entry(
+                world.tdr_of(good.leaf, operands), *_entry(good.leaf, operands["rcx"], entry)
+            ),
+            "RCX",
         )  # fmt: skip
 
 
 # ------------------------------------------------------------------ the processor
 def tsc_adjust(good: Good) -> None:
     """IA32_TSC_ADJUST changed since TDH.SYS.INIT."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        with world.msr(IA32_TSC_ADJUST, 0x1000):
-            world.provoke(version=good.version, **operands)
-
-    add(
-        good.leaf, s.TDX_INCONSISTENT_MSR, "IA32_TSC_ADJUST changed", action,
-        details=IA32_TSC_ADJUST, stage=good.stage, reusable=True,
+    good.held(
+        s.TDX_INCONSISTENT_MSR, "IA32_TSC_ADJUST changed",
+        lambda world, _: world.msr(IA32_TSC_ADJUST, 0x1000, world.calling), IA32_TSC_ADJUST,
     )  # fmt: skip
 
 
 def boot_nt4(good: Good) -> None:
     """IA32_MISC_ENABLE limits CPUID."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        old = world.lps[0].msrs.peek(IA32_MISC_ENABLE)
-        with world.msr(IA32_MISC_ENABLE, old | _BOOT_NT4):
-            world.provoke(version=good.version, **operands)
-
-    add(
-        good.leaf, s.TDX_LIMIT_CPUID_MAXVAL_SET, "IA32_MISC_ENABLE[22] is set", action,
-        stage=good.stage, reusable=True,
+    good.held(
+        s.TDX_LIMIT_CPUID_MAXVAL_SET, "IA32_MISC_ENABLE[22] is set",
+        lambda world, _: world.msr(
+            IA32_MISC_ENABLE, world.lps[world.calling].msrs.peek(IA32_MISC_ENABLE) | _BOOT_NT4, world.calling
+        ),
     )  # fmt: skip

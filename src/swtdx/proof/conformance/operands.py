@@ -11,9 +11,9 @@ from typing import Final
 from swtdx.arch import status as s
 from swtdx.arch.leaf import ROOT, Input, Kind
 from swtdx.arch.leaves import BY_NAME
+from swtdx.arch.sept_bits import HPA
 from swtdx.arch.units import PAGE
 from swtdx.proof.conformance.common import Good, basics
-from swtdx.proof.conformance.registry import add
 from swtdx.proof.conformance.stages import FIRST, create
 from swtdx.proof.conformance.world import OUTSIDE, World
 
@@ -47,7 +47,7 @@ def page(good: Good, register: str, wrong: Callable[[World], int], *, exclusive:
     )  # fmt: skip
     good.refused(
         s.TDX_OPERAND_INVALID, f"{name} is beyond MAXPA", name,
-        at={register: lambda world: operand(world) | 1 << 63},
+        at={register: lambda world: operand(world) | 1 << 62},
     )  # fmt: skip
     outside(good, register)
     good.refused(
@@ -69,17 +69,13 @@ def busy_page(good: Good, register: str, *, exclusive: bool) -> None:
     """The PAMT lock of a page operand is taken."""
     name = register.upper()
     for shared in (False, True) if exclusive else (False,):
-
-        def action(world: World, shared: bool = shared) -> None:
-            operands = good.operands(world)
-            hpa = operands[register] & 0x000F_FFFF_FFFF_F000
-            with world.locked_page(hpa, shared=shared):
-                world.provoke(version=good.version, **operands)
-
         how = "shared" if shared else "exclusively"
-        add(
-            good.leaf, s.TDX_OPERAND_BUSY, f"another processor holds the page in {name} {how}", action,
-            details=name, stage=good.stage, reusable=True,
+        good.held(
+            s.TDX_OPERAND_BUSY, f"another processor holds the page in {name} {how}",
+            lambda world, operands, shared=shared: world.locked_page(  # type: ignore[misc]
+                operands[register] & HPA, shared=shared
+            ),
+            name,
         )  # fmt: skip
 
 
@@ -87,10 +83,25 @@ def new_page(good: Good, register: str) -> None:
     """A page operand that must be free."""
 
     def taken(world: World) -> int:
-        td = world.td if world.td.tdr else create(world)
-        return td.tdcx[0] if td.tdcx else td.tdr
+        # Of another TD, where this one's TDR may be what the call holds.
+        return world.td.tdcx[0] if world.td.tdcx else create(world).tdr
 
     page(good, register, taken)
+    for holder in _holders(good):
+        # What the call has locked as another operand is busy, whatever its type.
+        good.refused(
+            s.TDX_OPERAND_BUSY, f"{register.upper()} is the {holder.upper()} that the call holds",
+            register.upper(),
+            at={register: lambda world, holder=holder: getattr(world.td, holder)},  # type: ignore[misc]
+        )  # fmt: skip
+
+
+def _holders(good: Good) -> tuple[str, ...]:
+    """Pages of the stage's TD (names of :class:`~swtdx.proof.conformance.world.Td`) that the call locks."""
+    kinds = {operand.kind for operand in BY_NAME[good.leaf].inputs}
+    if Kind.TDVPR in kinds:
+        return "tdvpr", "tdr"
+    return ("tdr",) if Kind.TDR in kinds else ()
 
 
 def tdr(good: Good, register: str, *, exclusive: bool) -> None:
@@ -101,14 +112,9 @@ def tdr(good: Good, register: str, *, exclusive: bool) -> None:
 def tdvpr(good: Good, register: str, *, exclusive: bool) -> None:
     """A TDVPR operand, and the lock of the TDR that owns it."""
     page(good, register, lambda world: world.td.tdr, exclusive=exclusive)
-
-    def action(world: World) -> None:
-        with world.locked_page(world.td.tdr):
-            world.provoke(version=good.version, **good.operands(world))
-
-    add(
-        good.leaf, s.TDX_OPERAND_BUSY, "another processor holds the TDR exclusively", action,
-        details="TDR", stage=good.stage, reusable=True,
+    good.held(
+        s.TDX_OPERAND_BUSY, "another processor holds the TDR exclusively",
+        lambda world, operands: world.locked_page(world.tdr_of(good.leaf, operands)), "TDR",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from swtdx.arch.leaves import BY_NAME
 _RANDOM: Final = "the machine's random number generator never runs dry"
 _INTERRUPTS: Final = "our module does not break a long call off for a pending interrupt"
 _L2: Final = "a TD of ours has no L2 VMs, whose pages these are"
+_MIGRATION: Final = "only a TD that migrates has present leaves that the leaf does not take"
 _TDCS: Final = "a VCPU exists only in a TD whose TDCS is complete"
 _ALONE: Final = "one processor at a time executes module code, so nobody writes meanwhile"
 _MICROCODE: Final = "the modelled platform cannot be made like this"
@@ -33,7 +34,6 @@ _STATUSES: Final[dict[tuple[str, int], str]] = {
     ("TDH.SYS.RDALL", s.TDX_METADATA_LIST_OVERFLOW): "the whole list fits in a page",
     ("TDG.SYS.RDALL", s.TDX_METADATA_LIST_OVERFLOW): "the whole list fits in a page",
     ("TDH.VP.ENTER", s.TDX_NON_RECOVERABLE_TD_WRONG_APIC_MODE): "no model of a disabled local APIC",
-    ("TDH.VP.ENTER", s.TDX_INCORRECT_MSR_VALUE | 0x1A0): "no model of MONITOR's state machine",
     ("TDG.VP.WR", s.TDX_METADATA_WR_MASK_NOT_VALID): "no VCPU field must be written whole",
     ("TDH.VP.WR", s.TDX_METADATA_WR_MASK_NOT_VALID): "no VCPU field must be written whole",
     (
@@ -42,6 +42,9 @@ _STATUSES: Final[dict[tuple[str, int], str]] = {
     ): "no field that the guest may write must be written whole",
     ("TDG.VP.WR", s.TDX_METADATA_FIELD_VALUE_NOT_VALID): "the guest may write no field that has bad values",
     ("TDG.MEM.PAGE.ATTR.WR", s.TDX_PAGE_ATTR_INVALID): _L2,
+    ("TDH.MR.EXTEND", s.TDX_EPT_ENTRY_NOT_PRESENT): _MIGRATION,
+    ("TDH.MEM.RD", s.TDX_EPT_ENTRY_STATE_INCORRECT | 1): _MIGRATION,
+    ("TDH.MEM.WR", s.TDX_EPT_ENTRY_STATE_INCORRECT | 1): _MIGRATION,
     ("TDG.VP.INVVPID", s.TDX_SUCCESS): _L2,
     ("TDG.VP.INVVPID", s.TDX_OPERAND_INVALID | 2): _L2,
     ("TDG.VP.INVVPID", s.TDX_GLA_NOT_CANONICAL): _L2,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import status
@@ -15,7 +16,23 @@ if TYPE_CHECKING:
     from swtdx.proof.conformance.world import World
 
 Action = Callable[["World"], object]
+#: The value of an operand, or what makes it in a world.
+Operand = int | Callable[["World"], int]
+#: What makes something wrong with the world for a while, given a call's operands.
+Hold = Callable[["World", dict[str, int]], AbstractContextManager[object]]
 _IDS: Final[dict[str, int]] = {name: value for value, name in OPERAND_NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """One thing that is wrong with a call that would succeed: operands that differ, or a state of the world.
+
+    It can be put on top of another case's call (see :mod:`.pairs`).  ``rax`` are further bits of RAX.
+    """
+
+    changes: Mapping[str, Operand] = field(default_factory=dict)
+    hold: Hold | None = None
+    rax: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +42,7 @@ class Case:
     ``action`` brings a world (in the state that ``stage`` names) to the point, and calls
     ``world.provoke``.  A case that leaves the world as it found it is ``reusable``: the next one may use
     the same.  ``outputs`` is False where the outputs after the error carry more than the table says.
+    ``defect`` is what the case consists of, if it is a call that would succeed with one defect.
     """
 
     leaf: str
@@ -34,6 +52,7 @@ class Case:
     action: Action
     reusable: bool
     outputs: bool
+    defect: Defect | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +90,7 @@ def add(
     details: int | str = 0,
     reusable: bool = False,
     outputs: bool = True,
+    defect: Defect | None = None,
 ) -> None:
     """Register a case.
 
@@ -82,7 +102,7 @@ def add(
         raise ValueError(f"there is no leaf {leaf}")
     if value and not declared(leaf, value):
         raise ValueError(f"{leaf} does not declare {status_text(value)}")
-    case = Case(leaf, value, what, stage, action, reusable, outputs)
+    case = Case(leaf, value, what, stage, action, reusable, outputs, defect)
     if case.name in CASES:
         raise ValueError(f"there are two cases {case.name}")
     CASES[case.name] = case

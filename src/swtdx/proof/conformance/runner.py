@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from swtdx.proof.conformance.registry import Case
+from swtdx.proof.conformance.registry import Case, Defect
 from swtdx.proof.conformance.stages import STAGES, bring_up
-from swtdx.proof.conformance.world import World
+from swtdx.proof.conformance.world import Incompatible, World
 
 _ORDER: Final = {name: place for place, name in enumerate(STAGES)}
 
@@ -44,6 +44,28 @@ class Bench:
         if not case.reusable:
             self.close()
         return Outcome(case, None)
+
+    def run_with(self, case: Case, defect: Defect, value: int, *, apply: bool = True) -> str | None:
+        """Run a case with another defect on top, which must give ``value``; what is wrong.
+
+        ``apply`` False: the defect's operands are made, but not used.
+
+        Raises:
+            Incompatible: that cannot be done.
+        """
+        try:
+            if not case.reusable:
+                self.close()
+            self._at(case.stage, case.leaf).run_with(case, defect, value, apply=apply)
+        except Incompatible:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            return f"{type(error).__name__}: {error}"
+        if not case.reusable:
+            self.close()
+        return None
 
     def _at(self, stage: str, leaf: str) -> World:
         if self._world is None or self._stage != (stage, leaf):

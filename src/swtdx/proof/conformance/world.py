@@ -9,16 +9,17 @@ from typing import Any, Final, Self
 
 from swtdx.arch import regs, status
 from swtdx.arch.layout import Field
+from swtdx.arch.leaf import Kind, Leaf
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
-from swtdx.arch.regs import RAX
-from swtdx.arch.sept_bits import TDEL
+from swtdx.arch.regs import RAX, RDX
+from swtdx.arch.sept_bits import HPA, TDEL
 from swtdx.arch.units import GIB, LARGE_PAGE, PAGE
 from swtdx.machine.engine.scripted import Program, Script, Tdcall
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.machine import MachineConfig
 from swtdx.platform import Platform, PlatformConfig
 from swtdx.proof.conformance.registers import wrong_registers
-from swtdx.proof.conformance.registry import Case, status_text
+from swtdx.proof.conformance.registry import Case, Defect, status_text
 from swtdx.proof.probe import ModuleProbe, Place
 
 #: The one TDMR, its PAMTs, and the hypervisor's own buffers.
@@ -38,6 +39,10 @@ _SHARE: Final = 4  # one reader of a lock with host priority
 
 class Wrong(AssertionError):
     """The module did not do what its tables say."""
+
+
+class Incompatible(Exception):
+    """A defect cannot be put on top of a case's call."""
 
 
 @dataclass(slots=True)
@@ -78,6 +83,13 @@ class World:
         self._next_large = TDMR + GIB // 2
         self._next_buffer = BUFFERS
         self._case: Case | None = None
+        #: What is wrong besides, with the operands that it changes, and the status that is to come.
+        self._defect: Defect | None = None
+        self._changes: dict[str, int] = {}
+        self._value = 0
+        self._answered = False
+        #: The processor that makes the call.
+        self.calling = 0
         self._provoked = 0
         #: What cases note about this world: the stage's TD is torn down; an HKID waits for the caches;
         #: what is blocked (GPA, level).
@@ -151,11 +163,55 @@ class World:
         Raises:
             Wrong: the call that it provokes with does not do as the case says.
         """
-        self._case, self._provoked = case, 0
+        self._case, self._provoked, self._value, self.calling = case, 0, case.value, 0
         case.action(self)
         if self._provoked != 1:
             raise Wrong(f"the case calls {case.leaf} {self._provoked} times for its status, not once")
         self._case = None
+
+    def run_with(self, case: Case, defect: Defect, value: int, *, apply: bool = True) -> None:
+        """Run a case whose call has another defect, too; ``value`` is what must come of it.
+
+        ``apply`` False: the defect's operands are made, but not used.
+
+        Raises:
+            Wrong: something else comes of it.
+            Incompatible: the defect would be one of another call.
+        """
+        try:
+            self._changes = {name: v if isinstance(v, int) else v(self) for name, v in defect.changes.items()}
+        except Exception as error:
+            raise Incompatible(f"the operands of one cannot be made: {error}") from error
+        self._defect = defect if apply else None
+        self._case, self._provoked, self._value, self._answered = case, 0, value, False
+        try:
+            case.action(self)
+        except AssertionError as wrong:
+            if not self._provoked:
+                raise Incompatible(f"one cannot be prepared with the other: {wrong}") from wrong
+            if not self._answered:
+                raise
+            # The status is right; what else the case looks at belongs to its own.
+        finally:
+            self._defect = self._case = None
+        if self._provoked != 1:
+            raise Incompatible("one is not provoked by a call of its own")
+
+    @contextlib.contextmanager
+    def _spoilt(self, operands: dict[str, int]) -> Iterator[int]:
+        """The call with the defect on top: its operands change; the further bits of RAX."""
+        defect = self._defect
+        if defect is None:
+            yield 0
+            return
+        operands |= self._changes
+        with contextlib.ExitStack() as stack:
+            if defect.hold is not None:
+                try:
+                    stack.enter_context(defect.hold(self, operands))
+                except Exception as error:
+                    raise Incompatible("what the one check looks at is not there for the other") from error
+            yield defect.rax
 
     def provoke(self, *, lp: int = 0, version: int = 0, rax: int = 0, **operands: int) -> list[int]:
         """The call that the case is about; the registers after it.
@@ -164,11 +220,13 @@ class World:
             Wrong: RAX, or another register, is not as it should be.
         """
         assert self._case is not None
-        self._provoked += 1
         row = BY_NAME[self._case.leaf]
-        after = self._seamcall(
-            row.number, operands, lp=lp, version=version, rax=rax, outputs=self._case.outputs
-        )
+        self.calling = lp
+        with self._spoilt(operands) as more:
+            self._provoked += 1
+            outputs = self._case.outputs and self._defect is None
+            version, rax = version | more >> 16 & 0xFF, rax | more & ~0xFF0000
+            after = self._seamcall(row.number, operands, lp=lp, version=version, rax=rax, outputs=outputs)
         self.expect(after[RAX])
         return after
 
@@ -179,8 +237,9 @@ class World:
             Wrong: it is another.
         """
         assert self._case is not None
-        if value != self._case.value:
-            raise Wrong(f"RAX is {value:#x} ({status_text(value)}), not {self._case.value:#x}")
+        if value != self._value:
+            raise Wrong(f"RAX is {value:#x} ({status_text(value)}), not {self._value:#x}")
+        self._answered = True
 
     def provoked(self, value: int) -> None:
         """The case's status, from a call that the case made itself.
@@ -229,6 +288,11 @@ class World:
         """
         assert self._case is not None
         row = BY_NAME[self._case.leaf]
+        with self._spoilt(operands) as more:
+            return self._tdcall(row, operands, version | more >> 16 & 0xFF, rax | more & ~0xFF0000)
+
+    def _tdcall(self, row: Leaf, operands: dict[str, int], version: int, rax: int) -> list[int]:
+        assert self._case is not None
         before = list(_FILL)
         before[RAX] = row.number | version << 16 | rax
         for name, value in operands.items():
@@ -241,7 +305,8 @@ class World:
 
         after = list(self.run_guest(program))
         self._provoked += 1
-        wrong = wrong_registers(row, min(version, row.max_version), before, after, outputs=self._case.outputs)
+        outputs = self._case.outputs and self._defect is None
+        wrong = wrong_registers(row, min(version, row.max_version), before, after, outputs=outputs)
         if wrong:
             raise Wrong(f"{row.name} with {status_text(after[RAX])}: {'; '.join(wrong)}")
         self.expect(after[RAX])
@@ -289,9 +354,19 @@ class World:
         return self.probe.seam_range
 
     # ------------------------------------------------------------------ behind the module's back
-    def tdcs_field(self, field: Field) -> Place:
-        """Where a field of the TDCS of the stage's TD is."""
-        return Place(self.probe.tdcs(self.td.tdr), field.offset)
+    def tdcs_field(self, field: Field, tdr: int = 0) -> Place:
+        """Where a field of the TDCS of a TD is, by default of the stage's."""
+        return Place(self.probe.tdcs(tdr or self.td.tdr), field.offset)
+
+    def tdr_of(self, leaf: str, operands: dict[str, int]) -> int:
+        """The TD that a call is about: HPA of its TDR."""
+        for operand in BY_NAME[leaf].inputs:
+            page = operands.get(operand.register.lower(), 0) & HPA
+            if operand.kind is Kind.TDR:
+                return page
+            if operand.kind is Kind.TDVPR:
+                return self.ok("TDH.PHYMEM.PAGE.RDMD", rcx=page)[RDX]
+        return self.td.tdr
 
     @contextlib.contextmanager
     def poked(self, place: Place, value: int, size: int = 2) -> Iterator[None]:
@@ -316,9 +391,9 @@ class World:
         return self.poked(place, 1)
 
     @contextlib.contextmanager
-    def locked_entry(self, td: Td, gpa: int, level: int) -> Iterator[None]:
+    def locked_entry(self, tdr: int, gpa: int, level: int) -> Iterator[None]:
         """The guest holds the lock of the Secure EPT entry of ``gpa`` at ``level``."""
-        entry = self.probe.sept_entry(td.tdr, gpa, level)
+        entry = self.probe.sept_entry(tdr, gpa, level)
         with self.poked(entry, entry.read(8) | TDEL, 8):
             yield
 

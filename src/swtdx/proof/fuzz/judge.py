@@ -19,6 +19,7 @@ _PASSES: Final = frozenset({"TDH.VP.ENTER", "TDG.VP.VMCALL"})
 #: (leaf, status) after which outputs carry more than the table's ``on_error`` says.
 _TELLS: Final = frozenset(
     {
+        ("TDH.PHYMEM.PAGE.RECLAIM", st.TDX_OPERAND_INVALID | OperandId.RCX),
         ("TDH.PHYMEM.PAGE.RECLAIM", st.TDX_LIFECYCLE_STATE_INCORRECT),
         ("TDH.PHYMEM.PAGE.RECLAIM", st.TDX_TD_ASSOCIATED_PAGES_EXIST),
         ("TDH.PHYMEM.PAGE.RECLAIM", st.TDX_OPERAND_BUSY | OperandId.TDR),

@@ -130,7 +130,7 @@ class Picture:
     pages: dict[int, Page] = field(default_factory=dict)
     #: Two entries for one HPA, of different sizes: (kept, other).
     doubles: list[tuple[Page, Page]] = field(default_factory=list)
-    #: NDA entries that are not all zero, but for their lock.
+    #: NDA entries that say when they were blocked.
     leftovers: list[Page] = field(default_factory=list)
     locked: list[Page] = field(default_factory=list)
     tds: dict[int, TdView] = field(default_factory=dict)

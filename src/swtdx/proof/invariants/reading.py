@@ -207,7 +207,7 @@ def _parse_pamt(content: bytes, base: int, level: int, rows: int) -> _Entries:
         if page.lock:
             found.locked.append(page)
         if page.kind == PageType.NDA:
-            if page.owner or page.bepoch:
+            if page.bepoch:  # the owner stays (TDH.PHYMEM.PAGE.RDMD shows who had it last)
                 found.leftovers.append(page)
         elif page.kind == PageType.RSVD:
             found.reserved.append(page)

@@ -35,7 +35,7 @@ def violations(picture: Picture) -> list[str]:
 # ------------------------------------------------------------------ PAMT
 def _pages(picture: Picture) -> Iterator[str]:
     for page in picture.leftovers:
-        yield f"the free page {page.hpa:#x} (size {page.size}) has owner {page.owner:#x}, epoch {page.bepoch}"
+        yield f"the free page {page.hpa:#x} (size {page.size}) was blocked in epoch {page.bepoch}"
     for kept, other in picture.doubles:
         yield f"{kept} and {other} are the same memory"
     in_order = sorted(picture.pages.values())
