@@ -21,7 +21,6 @@ ROOT = Path(swtdx.__file__).parent
 #: Names that happen to be alike: what each of the rooms means is its own.
 OWN = {
     "BLOCK": "SHA-384's block: measure shares nothing with the module, so that each checks the other",
-    "BUILD_DATE": "two builds",
     "CODE": "GPAs of two guests",
     "RAM": "GPAs of two guests",
     "FORMAT": "two file formats",
