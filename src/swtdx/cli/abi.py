@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 @click.argument("leaves", nargs=-1)
 @click.option("--list", "only_list", is_flag=True, help="Show the table without running anything.")
 @click.option("--missing", is_flag=True, help="Show each status that no case provokes, and why.")
+@click.option("--order", is_flag=True, help="Show each check in order, and provoke neighbours at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, as_json: bool) -> None:
+def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, order: bool, as_json: bool) -> None:
     """Run the conformance suite against the TDX Module and print its table.
 
     Every leaf is listed as implemented or declared unsupported; for every status that it declares, the
     suite has a call that provokes it, and looks at RAX and at all other registers. LEAVES are names such
     as TDH.MNG.CREATE; by default all.
+
+    With --order, every check of the leaves' tables is listed with the number of its cases. Two that follow
+    each other are provoked at once, and the earlier one must answer; where that cannot be done, it says why.
     """
     from swtdx.arch.leaves import BY_NAME
     from swtdx.explain.find import near
@@ -38,6 +42,9 @@ def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, as_json: bool) 
             close = [each for each in near(name) if each in BY_NAME]
             hint = f"; did you mean {', '.join(close)}?" if close else ""
             raise click.UsageError(f"there is no leaf {name}{hint}")
+    if order:
+        _show_order(names)
+        return
     outcomes = [] if only_list else run_all(suite.select(names), _progress)
     rows = suite.table(outcomes, names)
     if as_json:
@@ -45,6 +52,32 @@ def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, as_json: bool) 
     else:
         _show(rows, len(outcomes), ran=not only_list, missing=missing)
     if any(row.failed for row in rows):
+        sys.exit(1)
+
+
+def _show_order(names: list[str]) -> None:
+    from swtdx.proof.conformance import suite
+    from swtdx.proof.conformance.checks import by_check
+    from swtdx.proof.conformance.pairs import run_pairs
+    from swtdx.proof.conformance.registry import CASES, status_text
+
+    leaves = [row.leaf.name for row in suite.table([], names)]
+    pairs = {(pair.leaf, pair.first): pair for pair in run_pairs(leaves)}
+    for leaf in leaves:
+        click.echo(leaf)
+        for check, cases in by_check(leaf, CASES.values()).items():
+            click.echo(f"  {status_text(check.value):<45} {len(cases):>3}  {check.text}")
+            pair = pairs.get((leaf, check))
+            if pair is not None:
+                answer = f"WRONG: {pair.wrong}" if pair.wrong else "answers" if pair.cases else pair.why
+                click.echo(f"      before the next: {answer}")
+    tried = [pair for pair in pairs.values() if pair.cases]
+    wrong = sum(pair.wrong is not None for pair in tried)
+    click.echo(
+        f"\n{len(pairs)} pairs of neighbours: in {len(tried) - wrong} the earlier check answers, "
+        f"in {wrong} it does not, {len(pairs) - len(tried)} cannot be provoked at once"
+    )
+    if wrong:
         sys.exit(1)
 
 

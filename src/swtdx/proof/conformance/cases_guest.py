@@ -257,6 +257,10 @@ _case(
     r9=MASK64,
 )
 _case(
+    "TDG.VM.WR", s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "a bit that is not to be written",
+    rcx=0, rdx=0x1110000300000017, r8=1 << 63, r9=MASK64,
+)  # fmt: skip
+_case(
     "TDG.VM.WR", s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "PENDING_VE_DISABLE without FLEXIBLE_PENDING_VE",
     rcx=0, rdx=0x1110000300000017, r8=0, r9=1,
 )  # fmt: skip

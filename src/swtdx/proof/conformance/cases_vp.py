@@ -121,6 +121,10 @@ DESCRIPTOR: Final = 0x0024000300002016
 PIN_CONTROLS: Final = 0x0024000200004000
 SHARED_EPTP: Final = 0x002400030000203C
 WR.refused(s.TDX_METADATA_FIELD_NOT_WRITABLE, "no bit of the mask", rdx=PIN_CONTROLS, r8=0, r9=1)
+WR.refused(
+    s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "a bit that is not to be written", rdx=PIN_CONTROLS, r8=0,
+    r9=0xFFFF_FFFF,
+)  # fmt: skip
 WR.refused(s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "vector 256", rdx=VECTOR, r8=256, r9=0xFFFF)
 WR.refused(
     s.TDX_METADATA_FIELD_VALUE_NOT_VALID, "a shared EPT in private memory", rdx=SHARED_EPTP,

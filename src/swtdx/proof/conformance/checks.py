@@ -40,6 +40,10 @@ _WORDS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     ),
     "TDH.MEM.PAGE.REMOVE": (("the page that goes", "PAMT lock of the page"),),
     "TDH.MEM.SEPT.REMOVE": (("the page that goes", "PAMT lock of the page"),),
+    "TDG.VM.WR": (("PENDING_VE", "the value is"),),
+    "TDH.VP.WR": (
+        ("vector", "the value is"), ("a shared EPT", "the value is"), ("a descriptor", "the value is"),
+    ),
     "TDH.MNG.WR": (("9.999", "the value is"), ("100.0", "the value is")),
     "TDH.MEM.RD": (("shared", "private"), ("too wide", "private")),
     "TDH.MEM.WR": (("shared", "private"), ("too wide", "private")),
@@ -61,6 +65,17 @@ _WORDS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("an HKID in the base", "multiples of"),
     ),
     "TDG.MR.REPORT": (("beyond", "within GPAW"),),
+}  # fmt: skip
+
+
+#: Checks, of those that share a status with others, that no case provokes, and why.
+WITHOUT: Final = {
+    ("TDH.MNG.WR", "bits not writable keep their value"):
+        "the one field of a TD that its host may write is written whole",
+    ("TDH.MNG.INIT", "6 TDCX pages, and one for each L2 VM"): "a TD of ours has no L2 VMs",
+    ("TDH.MNG.INIT", "ATTRIBUTES, XFAM and the rest go together"):
+        "what ATTRIBUTES and XFAM may be here always goes together",
+    ("TDG.MR.VERIFYREPORT", "the processor can verify reports"): "the modelled processors can",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from swtdx.arch import regs
 from swtdx.arch import status as s
 from swtdx.arch.operands import OPERAND_NAMES
-from swtdx.proof.conformance.checks import Check, by_check
+from swtdx.proof.conformance.checks import WITHOUT, Check, by_check
 from swtdx.proof.conformance.reasons import reason
 from swtdx.proof.conformance.registry import CASES, Case, Defect, status_text
 from swtdx.proof.conformance.runner import Bench
@@ -77,8 +77,7 @@ def _run(
 ) -> Pair:
     for check, cases in ((first, earlier), (second, later)):
         if not cases:
-            why = reason(leaf, check.value) or "no case of its own"
-            return Pair(leaf, first, second, why=f"{check.text}: {why}")
+            return Pair(leaf, first, second, why=f"{check.text}: {uncased(leaf, check)}")
     if first.value == second.value:
         return Pair(leaf, first, second, why=f"both give {status_text(first.value)}")
     if apart := _APART.get((first.text, second.text)):
@@ -105,6 +104,11 @@ def _run(
                 continue
             return Pair(leaf, first, second, (case.name, name), wrong=wrong)
     return Pair(leaf, first, second, why=why)
+
+
+def uncased(leaf: str, check: Check) -> str:
+    """Why no case provokes a check."""
+    return WITHOUT.get((leaf, check.text)) or reason(leaf, check.value) or "no case of its own"
 
 
 def _register(value: int) -> str:
