@@ -14,9 +14,10 @@ from typing import Final
 from swtdx.arch import regs
 from swtdx.arch import status as s
 from swtdx.arch.operands import OPERAND_NAMES
+from swtdx.proof.conformance import suite
 from swtdx.proof.conformance.checks import WITHOUT, Check, by_check
 from swtdx.proof.conformance.reasons import reason
-from swtdx.proof.conformance.registry import CASES, Case, Defect, status_text
+from swtdx.proof.conformance.registry import Case, Defect, status_text
 from swtdx.proof.conformance.runner import Bench
 from swtdx.proof.conformance.world import Incompatible
 
@@ -67,7 +68,7 @@ def run_pairs(leaves: Iterable[str], progress: Callable[[int], None] = lambda _d
 
 
 def _neighbours(leaf: str) -> Iterator[tuple[Check, Check, list[Case], list[Case]]]:
-    cases = by_check(leaf, CASES.values())
+    cases = by_check(leaf, suite.select([leaf]))
     for (first, earlier), (second, later) in pairwise(cases.items()):
         yield first, second, earlier, later
 
