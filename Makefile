@@ -17,7 +17,7 @@ COMPILE = $(BIN)/python -m compileall -q src
 # Tests that start no QEMU and fetch nothing.
 FAST := not boot and not slow and not qemu and not network
 
-.PHONY: run test fast lint cover bench clean help
+.PHONY: run test fast lint cover bench mutants clean help
 
 run: $(BASE)  ## Boot Linux as a trust domain, to a shell
 	@$(BIN)/swtdx setup --quiet
@@ -35,14 +35,18 @@ cover: $(DEV)  ## What lines of src/swtdx those tests reach, file by file
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(FAST)" --cov $(PYTEST)
 
 lint: $(DEV)  ## ruff, mypy and import-linter
-	@$(BIN)/ruff check src tests benchmarks
-	@$(BIN)/ruff format --check src tests benchmarks
+	@$(BIN)/ruff check src tests benchmarks tools
+	@$(BIN)/ruff format --check src tests benchmarks tools
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
 bench: $(DEV)  ## All benchmarks, and whether they keep what was promised
 	@$(COMPILE)
 	@$(BIN)/python -m benchmarks
+
+mutants: $(DEV)  ## Plant faults and see which of them the tests see: docs/mutation.md
+	@$(COMPILE)
+	@$(BIN)/python -m tools.mutants --jobs $(JOBS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

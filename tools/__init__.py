@@ -1,0 +1,1 @@
+"""Tools for those who work on swtdx; nothing of them is installed."""
