@@ -28,7 +28,7 @@ _TR: Final = 1 << 6
 _BTS: Final = 1 << 7
 _UNCORE_PMI: Final = 1 << 13
 #: IA32_DEBUGCTL: bits that are not reserved (SDM volume 4).
-_DEBUGCTL_DEFINED: Final = 0xDFC3
+_DEBUGCTL_DEFINED: Final = 0xFFC3
 
 #: Virtual VMX capability MSRs, kept in the TDCS since TDH.MNG.INIT.
 _VMX: Final = {
