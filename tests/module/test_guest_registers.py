@@ -354,15 +354,17 @@ def test_cpuid_of_syscall(world: World, small: Guest) -> None:
 
 
 # ---------------------------------------------------------------------- MSRs
-ENTRY_NEEDED = 1 << 2 | 1 << 14 | 1 << 15 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 21
+#: Bits that are always 1 (SDM volume 3, appendix A.3 to A.5), besides those that the module sets.
+PIN_1, EXIT_1, ENTRY_1 = 0x16, 0x36DFF, 0x11FF
+ENTRY_NEEDED = ENTRY_1 | 1 << 2 | 1 << 14 | 1 << 15 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 21
 #: What the virtual VMX capabilities of such a TD are, by the SDM's appendix A and the module's constants.
 VMX = {
     0x480: 1 << 54 | 1 << 55 | 1 << 56,
     0x485: 1 << 5 | 1 << 6 | 1 << 7 | 1 << 14 | 4 << 16 | 1 << 29 | 1 << 30,
     0x486: 1 << 5,
     0x487: 0x8005003F,
-    0x48D: 0x29 | 0x29 << 32,
-    0x48F: 0x1F3C8204 | 0x1F3C8204 << 32,
+    0x48D: (0x29 | PIN_1) * ((1 << 32) + 1),
+    0x48F: (0x1F3C8204 | EXIT_1) * ((1 << 32) + 1),
     # Debug TDs and TDs with PERFMON or PKS have more; IA-32e mode guest (bit 9) varies.
     0x490: (ENTRY_NEEDED & ~(1 << 9)) | (ENTRY_NEEDED | 1 << 9) << 32,
     0x491: 0,

@@ -24,6 +24,11 @@ PIN, PROC, EXIT, ENTRY, PROC2 = 0x48D, 0x48E, 0x48F, 0x490, 0x48B
 Change = Callable[[int], int]
 
 
+def state(world: World) -> Any:
+    """The module's state: what it has read of CMRs and CPUID is put there for a test."""
+    return world.machine.seam.module.state
+
+
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     with World() as made:
@@ -68,9 +73,9 @@ NEEDED: dict[int, tuple[int, ...]] = {
     PIN: (32 + 0, 32 + 3, 32 + 5, 32 + 7),
     # TSC offset, HLT, tertiary, TPR shadow, I/O, MSR bitmaps, secondary; MWAIT, RDPMC, NMI window, MONITOR.
     PROC: tuple(32 + bit for bit in (3, 7, 17, 21, 24, 28, 31, 10, 11, 22, 29)),
-    # EPT ... TSC scaling; PAUSE-loop exiting, USER WAIT, PCONFIG, ENCLV.
+    # EPT ... TSC scaling; PAUSE-loop exiting, USER WAIT, PCONFIG.  (ENCLV, bit 28, may be missing.)
     PROC2: tuple(
-        32 + bit for bit in (1, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 18, 19, 20, 21, 24, 25, 28, 10, 26, 27)
+        32 + bit for bit in (1, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 18, 19, 20, 21, 24, 25, 10, 26, 27)
     ),
     EXIT: tuple(32 + bit for bit in (2, 9, 15, 18, 19, 20, 21, 24, 25, 26, 27, 28, 12, 30)),
     ENTRY: tuple(32 + bit for bit in (2, 14, 15, 17, 18, 19, 20, 21, 9, 13, 22)),
@@ -114,27 +119,27 @@ def test_what_is_refused(world: World, index: int) -> None:
 @pytest.mark.parametrize(
     ("index", "change"),
     [
-        (BASIC, lambda value: value & ~(0x1FFF << 32) | 4097 << 32),
+        (BASIC, lambda value: value & ~(0x1FFF << 32) | 2049 << 32),
         (MISC, lambda value: value & ~(0x1FF << 16) | 3 << 16),
         (0x981, lambda value: value & ~0xF),
         (0x982, lambda value: value & ~(0xF << 48)),
         (0xBD, lambda value: 0),
     ],
-    ids=["a VMCS of 4097 bytes", "3 CR3 targets", "no AES-XTS", "no AES-XTS activated", "xAPIC"],
+    ids=["a VMCS of more than half a page", "3 CR3 targets", "no AES-XTS", "no AES-XTS activated", "xAPIC"],
 )
 def test_numbers(world: World, index: int, change: Change) -> None:
     assert init(world, {index: change}) == INCORRECT_MSR << 32 | index
 
 
 def test_what_it_does_not_ask_about() -> None:
-    """A VMCS of a whole page, 4 CR3 targets, 2047 KeyIDs, and every bit that no check names."""
+    """A VMCS of half a page, 4 CR3 targets, 2047 KeyIDs, and every bit that no check names."""
     changes: dict[int, Change] = {
         ARCH_CAPABILITIES: lambda value: value ^ (1 << 4 | 1 << 7 | 1 << 9 | 0x1F << 16 | 1 << 22 | 1 << 24),
-        BASIC: lambda value: (value & ~(0x1FFF << 32) | 4096 << 32) ^ (1 << 49 | 1 << 56 | 0x7FFFFFFF),
+        BASIC: lambda value: (value & ~(0x1FFF << 32) | 2048 << 32) ^ (1 << 49 | 1 << 56 | 0x7FFFFFFF),
         MISC: lambda value: (value & ~(0x1FF << 16) | 4 << 16) ^ (0x1F | 1 << 8 | 1 << 15 | 1 << 28),
         EPT_VPID: lambda value: value ^ (1 << 7 | 1 << 8 | 1 << 22 | 1 << 23 | 0x3F << 48),
         0x486: with_(0, 5, 31),
-        0x487: lambda value: value ^ (1 << 16 | 1 << 30),
+        0x487: lambda value: value ^ (1 << 8 | 1 << 20),
         0x488: with_(6, 13),
         0x489: lambda value: value ^ (1 << 12 | 1 << 23),
         0xBC: lambda value: value ^ 0xFE,
@@ -149,9 +154,9 @@ def test_what_it_does_not_ask_about() -> None:
 
 # ---------------------------------------------------------------------- CMRs
 def test_cmrs(world: World) -> None:
-    info = world.module.sysinfo
+    info = state(world).sysinfo
     good = info.cmrs
-    limit = 1 << world.module.hpa_bits
+    limit = 1 << state(world).hpa_bits
     bad = {
         "overlap by a page": ((0x10000, 0x10000), (0x1F000, 0x10000)),
         "a base that is not aligned": ((0x10800, 0x10000),),
@@ -169,8 +174,8 @@ def test_cmrs(world: World) -> None:
 def test_cmrs_may_touch_and_reach_the_end() -> None:
     with World() as world:
         bring_up(world, "loaded")
-        info = world.module.sysinfo
-        limit = 1 << world.module.hpa_bits
+        info = state(world).sysinfo
+        limit = 1 << state(world).hpa_bits
         last = limit - 0x1000
         with mock.patch.dict(info.__dict__, {"cmrs": (*info.cmrs, (last - 0x1000, 0x1000), (last, 0x1000))}):
             assert world.call("TDH.SYS.INIT", rcx=0)[0] == 0
@@ -180,7 +185,7 @@ def test_smrr_borders() -> None:
     """SMRR may touch a CMR at either end; one byte more is an overlap (in pages: SMRR has that unit)."""
     with World() as world:
         bring_up(world, "loaded")
-        info = world.module.sysinfo
+        info = state(world).sysinfo
         for cmrs, status in (
             (((0x7000_0000, 0x1000_0000), (0x8080_0000, 0x1000)), 0),
             (((0x7000_0000, 0x1000_1000),), SMRR_OVERLAPS_CMR << 32),
@@ -201,7 +206,7 @@ def test_a_failure_says_what_was_expected() -> None:
     """RCX is the leaf; RDX:R8 the mask, R9:R10 the value, which a good processor has and this one has not."""
     with World() as world:
         bring_up(world, "loaded")
-        facts = world.module.facts
+        facts = state(world).facts
         native = facts.native_cpuid
         for leaf, subleaf, register, bit in ((1, NA, 3, 0), (7, 0, 1, 7), (1, NA, 2, 25)):
 
@@ -243,7 +248,7 @@ def test_a_failure_says_what_was_expected() -> None:
 def test_a_crystal_that_does_not_tick() -> None:
     with World() as world:
         bring_up(world, "loaded")
-        facts = world.module.facts
+        facts = state(world).facts
         native = facts.native_cpuid
 
         def answer(leaf: int, subleaf: int) -> Any:
