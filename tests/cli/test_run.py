@@ -12,6 +12,7 @@ import pytest
 from swtdx.cli import boot_choice, run_report
 from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.main import main
+from swtdx.cli.quote_service import ToldQuotes
 from swtdx.guests.cache import Cache
 from swtdx.guests.errors import FetchError, GuestError, NoTdxSupport
 from swtdx.guests.initramfs import Demo, Exec, Shell, default_cmdline
@@ -207,3 +208,31 @@ def test_signals_end_as_a_shell_reports_them(number: signal.Signals) -> None:
 
 def test_leaving_is_no_failure() -> None:
     assert run_report.exit_status(RunResult(EndReason.STOPPED, "Ctrl-A x"), command=False) == 0
+
+
+# -- the quote service ----------------------------------------------------------------------------
+def test_a_quote_service_that_fails_is_told_once() -> None:
+    said: list[str] = []
+
+    def missing(_data: bytes) -> bytes:
+        raise ConnectionRefusedError("connection refused")
+
+    quotes = ToldQuotes(missing, "unix:/run/qgs.sock", said.append)
+    for _ in range(3):
+        with pytest.raises(ConnectionError):
+            quotes(b"")
+    assert said == ["there is no quote service at unix:/run/qgs.sock: connection refused"]
+    assert quotes.document() == {
+        "service": "unix:/run/qgs.sock",
+        "requests": 3,
+        "failed": 3,
+        "reason": said[0],
+    }
+
+
+def test_a_quote_service_that_works_is_not_mentioned() -> None:
+    said: list[str] = []
+    quotes = ToldQuotes(bytes, None, said.append)
+    assert quotes(b"quote") == b"quote"
+    assert said == []
+    assert quotes.document()["reason"] is None

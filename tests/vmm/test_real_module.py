@@ -330,6 +330,31 @@ def test_private_memory_that_is_not_there(machine: Machine) -> None:
     assert f"read at private GPA {RAM_END:#x}" in result.detail
 
 
+@pytest.mark.parametrize(
+    ("gpa", "name"),
+    [
+        (0xFEE00020, "the local APIC"),
+        (0xFEC00000, "the I/O APIC"),
+        (0xE0000000, "PCI configuration space (ECAM)"),
+        (0xC0001000, "the PCI window"),
+        (0xFFFFFFF0, "firmware"),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_private_access_to_a_device_is_told_as_that(
+    machine: Machine, gpa: int, name: str, debug: bool
+) -> None:
+    def guest(_cpu: Script) -> Any:
+        yield Read(gpa)
+
+    result = machine.td(guest, attributes=ATTR_DEBUG if debug else 0).run()
+    assert result.reason is EndReason.DEVICE_ACCESS
+    assert f"read at private GPA {gpa & -0x1000:#x}" in result.detail
+    assert result.detail.endswith(name)
+    # Only of a debug TD may the host know where it is.
+    assert ("by the instruction at 0x" in result.detail) is debug
+
+
 def test_memory_that_was_not_accepted(machine: Machine) -> None:
     def guest(_cpu: Script) -> Any:
         yield Write(RAM + 0x123 * 8, 5)

@@ -20,6 +20,8 @@ FOUR_GIB: Final = 4 * GIB
 IOAPIC_GPA: Final = 0xFEC0_0000
 #: The PC's legacy hole: RAM to software that is measured, but offered to no one.
 LEGACY_HOLE_GPA: Final = 0xA0000
+#: Where a PC's firmware is, up to 4 GiB.
+FIRMWARE_GPA: Final = 0xFF00_0000
 #: ECAM of the 256 buses of a segment, aligned to its size.
 ECAM_BYTES: Final = 256 * MIB
 #: ECAM of one bus.
@@ -45,6 +47,20 @@ class GuestMap:
     def pci_memory(self) -> tuple[int, int]:
         """(GPA, bytes) of the PCI window."""
         return self.pci_window, self.pci_window_end - self.pci_window
+
+    def device_at(self, gpa: int) -> str | None:
+        """The name of the device, or of the place where software looks for one, at ``gpa``; None: memory."""
+        if LOCAL_APIC_BASE <= gpa < LOCAL_APIC_BASE + PAGE:
+            return "the local APIC"
+        if IOAPIC_GPA <= gpa < IOAPIC_GPA + PAGE:
+            return "the I/O APIC"
+        if self.ecam <= gpa < self.ecam + ECAM_BYTES:
+            return "PCI configuration space (ECAM)"
+        if self.pci_window <= gpa < self.pci_window_end:
+            return "the PCI window"
+        if FIRMWARE_GPA <= gpa < FOUR_GIB:
+            return "firmware"
+        return None
 
     def devices(self) -> tuple[tuple[int, int], ...]:
         """(GPA, bytes) of what is a device, or where an operating system looks for one."""

@@ -21,6 +21,7 @@ from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.failures import complain
 from swtdx.cli.inputs import check_writable, write_bytes
 from swtdx.cli.quote_job import REPORTDATA, Answer, command, parse_output
+from swtdx.cli.quote_service import ToldQuotes
 from swtdx.cli.run import platform_config
 from swtdx.cli.seeds import BytesParam, Seed
 from swtdx.cli.sizes import Size
@@ -155,7 +156,8 @@ def _ask(
     from swtdx.quoting import Quoting, world_of
 
     with Platform.boot(platform_config(memory, 1, None, seed)) as platform:
-        quotes = Quoting(platform, qgs, quote_version, pcs_url)
+        # What goes wrong there is told with the answer.
+        quotes = ToldQuotes(Quoting(platform, qgs, quote_version, pcs_url), qgs, lambda _message: None)
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.command_io import CommandIo
         from swtdx.vmm.launch import LaunchConfig, launch
@@ -178,7 +180,7 @@ def _ask(
     answer = parse_output(bytes(output))
     if isinstance(answer, str):
         ended = "" if result.exit_status is not None else f" ({result})"
-        raise NoQuote(f"the TD gave no quote: {answer}{ended}")
+        raise NoQuote(f"the TD gave no quote: {quotes.reason or answer}{ended}")
     return answer, world
 
 

@@ -19,6 +19,7 @@ from swtdx.cli.boot_choice import TINY, Boot, Wishes, choose
 from swtdx.cli.deadline import Deadline, TimeIsOver
 from swtdx.cli.failures import complain, explanation
 from swtdx.cli.outputs import Outputs
+from swtdx.cli.quote_service import ToldQuotes
 from swtdx.cli.run_report import NOT_STARTED, TIMED_OUT, complaint, document, exit_status
 from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size
@@ -228,12 +229,19 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
         complain(f"booting {boot.label}" + (f" with {boot.cmdline!r}" if boot.cmdline else ""))
     with Starting(boot.label) as starting:
         command = _command_io(options, job, starting, brought)
-        result = _launch(boot, job, options, command, messages, serial, trace is not None, deadline, starting)
+        result, quotes = _launch(
+            boot, job, options, command, messages, serial, trace is not None, deadline, starting
+        )
     status = exit_status(result, command=job_is_command(job))
     _report(result, status, messages.last_words if job_is_command(job) else b"", job, options.verbose)
     status = _report_missing(result, status, options)
     if options.json_file is not None:
-        text = json.dumps(document(result, status, _about(options, boot, started)), indent=2) + "\n"
+        text = (
+            json.dumps(
+                document(result, status, _about(options, boot, started) | {"quotes": quotes}), indent=2
+            )
+            + "\n"
+        )
         if summary is None:
             click.echo(text, nl=False)
         else:
@@ -327,10 +335,15 @@ def _launch(
     traced: bool,
     deadline: Deadline,
     starting: Starting,
-) -> RunResult:
+) -> tuple[RunResult, dict[str, Any]]:
+    """Run the TD: how it ended, and how its quote service did."""
     from swtdx.cli.tracing import tracing
     from swtdx.platform import Platform
     from swtdx.quoting import Quoting
+
+    def told(message: str) -> None:
+        starting.erase()
+        complain(message)
 
     config = platform_config(options.memory, options.vcpus, options.cpus, options.seed)
     building = deadline.watched("the TD was being built")
@@ -338,7 +351,7 @@ def _launch(
         Platform.boot(config) as platform,
         tracing(platform, options.trace if traced else None),
     ):
-        quotes = Quoting(platform, options.qgs)
+        quotes = ToldQuotes(Quoting(platform, options.qgs), options.qgs, told)
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.launch import Launch, LaunchConfig
         from swtdx.vmm.td_params import TdConfig
@@ -358,7 +371,7 @@ def _launch(
         with building:
             launch = Launch(platform.host, launch_config, _console(job, starting))
         try:
-            return launch.finish(launch.run(deadline.left()))
+            return launch.finish(launch.run(deadline.left())), quotes.document()
         except BaseException:
             launch.close()
             raise

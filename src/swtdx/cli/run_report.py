@@ -34,6 +34,9 @@ _CLOSED: Final = 141
 #: What to try after each kind of end.
 _ADVICE: Final = {
     EndReason.TIMEOUT: "Give more time with --timeout.",
+    EndReason.DEVICE_ACCESS: (
+        "A TD reaches devices at shared addresses, by #VE and TDVMCALL (MMIO), and its APIC as an x2APIC."
+    ),
     EndReason.BAD_ACCESS: "Perhaps the guest needs more memory: see --memory.",
     EndReason.TRIPLE_FAULT: "The kernel's first messages may help: --append 'earlyprintk=serial loglevel=7'.",
     EndReason.FATAL_ERROR: "For the kernel's own messages: --append loglevel=7.",

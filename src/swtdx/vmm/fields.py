@@ -22,6 +22,7 @@ TSC_OFFSET: Final = _id(Context.TD, "TSC_OFFSET")
 TSC_MULTIPLIER: Final = _id(Context.TD, "TSC_MULTIPLIER")
 
 # Of a vCPU, by TDH.VP.RD and TDH.VP.WR; the last four live in its TD VMCS.
+GUEST_RIP: Final = _id(Context.VP, "GUEST_RIP")
 VCPU_STATE_DETAILS: Final = _id(Context.VP, "VCPU_STATE_DETAILS")
 PEND_NMI: Final = _id(Context.VP, "PEND_NMI")
 NOTIFICATION_VECTOR: Final = _id(Context.VP, "POSTED_INTERRUPT_NOTIFICATION_VECTOR")

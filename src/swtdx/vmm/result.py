@@ -18,6 +18,7 @@ class EndReason(enum.Enum):
     MACHINE_CHECK = "a machine check: the TD's memory is no longer what it wrote"
     STUCK = "the guest makes no progress"
     BAD_ACCESS = "the guest used memory that it does not have"
+    DEVICE_ACCESS = "the guest used a device's address as private memory"
     TIMEOUT = "the time was over"
     STOPPED = "stopped from outside"
     ERROR = "the hypervisor cannot go on"

@@ -166,6 +166,11 @@ class Vcpu:
         cpu.need(status)
         return bool(details & 1)
 
+    def guest_rip(self, cpu: Processor) -> int | None:
+        """Where a debug TD's vCPU is, or None if the module does not say; clobbers ``cpu.gpr``."""
+        status, rip = sc.tdh_vp_rd(cpu, self.tdvpr, fields.GUEST_RIP)
+        return None if st.is_error(status) else rip
+
     # ------------------------------------------------------------------ processors
     def flush(self) -> None:
         """Part from the processor that holds its state.

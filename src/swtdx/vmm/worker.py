@@ -8,6 +8,7 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.exits import ExitReason, ExtendedQualification
+from swtdx.arch.guest_map import GUEST_MAP
 from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.regs import R8, R10, R11, R12, RAX, RCX, RDX
 from swtdx.arch.units import PAGE
@@ -370,7 +371,7 @@ class Worker:
             vcpu.stuck_at = -1
             return
         if verdict is Verdict.OUTSIDE:
-            self._control.end(EndReason.BAD_ACCESS, f"vCPU {vcpu.index}: {violation.describe(shared_bit)}")
+            self._outside(vcpu, violation)
         elif violation.kind == ExtendedQualification.PENDING_EPT_VIOLATION:
             self._control.end(
                 EndReason.BAD_ACCESS,
@@ -378,6 +379,18 @@ class Worker:
             )
         else:
             self._count_stuck(vcpu, violation)
+
+    def _outside(self, vcpu: Vcpu, violation: EptViolation) -> None:
+        """A private access where there is no memory ends the run; say what is there, and where the guest is."""
+        where = f"vCPU {vcpu.index}: {violation.describe(self._td.config.shared_bit)}"
+        rip = vcpu.guest_rip(self.cpu) if self._td.config.debug else None
+        if rip is not None:
+            where += f", by the instruction at {rip:#x}"
+        device = GUEST_MAP.device_at(violation.gpa)
+        if device is None:
+            self._control.end(EndReason.BAD_ACCESS, where)
+        else:
+            self._control.end(EndReason.DEVICE_ACCESS, f"{where}: {device}")
 
     def _shared_violation(self, vcpu: Vcpu, violation: EptViolation, gpa: int) -> None:
         td = self._td
