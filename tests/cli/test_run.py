@@ -215,13 +215,13 @@ def test_a_quote_service_that_fails_is_told_once() -> None:
     said: list[str] = []
 
     def missing(_data: bytes) -> bytes:
-        raise ConnectionRefusedError("connection refused")
+        raise ConnectionRefusedError("cannot reach unix:/run/qgs.sock")
 
     quotes = ToldQuotes(missing, "unix:/run/qgs.sock", said.append)
     for _ in range(3):
         with pytest.raises(ConnectionError):
             quotes(b"")
-    assert said == ["there is no quote service at unix:/run/qgs.sock: connection refused"]
+    assert said == ["the guest got no quote: cannot reach unix:/run/qgs.sock"]
     assert quotes.document() == {
         "service": "unix:/run/qgs.sock",
         "requests": 3,

@@ -141,7 +141,9 @@ def test_cpio_reads_it(busybox: bytes, tmp_path: Path) -> None:
     assert listed.stdout.decode().splitlines() == list(read_newc(base_archive(busybox)))
 
 
-@pytest.mark.parametrize("script", ["init.sh", "demo.sh", "profile.sh"])
+@pytest.mark.parametrize(
+    "script", ["init.sh", "exec.sh", "wrap.sh", "demo.sh", "profile.sh", "tools/rtmr-extend.sh"]
+)
 def test_scripts_are_valid_shell(script: str) -> None:
     path = Path(__file__).parents[2] / "src/swtdx/guests" / script
     subprocess.run(["sh", "-n", str(path)], check=True)

@@ -180,7 +180,7 @@ def _ask(
     answer = parse_output(bytes(output))
     if isinstance(answer, str):
         ended = "" if result.exit_status is not None else f" ({result})"
-        raise NoQuote(f"the TD gave no quote: {quotes.reason or answer}{ended}")
+        raise NoQuote(quotes.reason or f"the TD gave no quote: {answer}{ended}")
     return answer, world
 
 

@@ -45,8 +45,9 @@ class ToldQuotes:
                 self._failed += 1
                 first = self.reason is None
                 if first:
-                    what = "there is no quote service at" if missing else "the quote service refused: "
-                    self.reason = f"{what} {self._where}: {error}" if missing else f"{what}{error}"
+                    # A connection's error names the address itself.
+                    whose = "" if missing else f"{self._where} refused: "
+                    self.reason = f"the guest got no quote: {whose}{error}"
             if first and self.reason is not None:
                 self._tell(self.reason)
             raise

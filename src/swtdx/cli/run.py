@@ -236,12 +236,8 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
     _report(result, status, messages.last_words if job_is_command(job) else b"", job, options.verbose)
     status = _report_missing(result, status, options)
     if options.json_file is not None:
-        text = (
-            json.dumps(
-                document(result, status, _about(options, boot, started) | {"quotes": quotes}), indent=2
-            )
-            + "\n"
-        )
+        about = _about(options, boot, started) | {"quotes": quotes}
+        text = json.dumps(document(result, status, about), indent=2) + "\n"
         if summary is None:
             click.echo(text, nl=False)
         else:

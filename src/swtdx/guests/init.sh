@@ -26,6 +26,9 @@ mount -t configfs configfs /sys/kernel/config 2>/dev/null
 console=/dev/hvc0
 (exec 3<>$console) 2>/dev/null || console=/dev/console
 
+# Nothing here could wake a guest that is suspended, which would look as if it hung.
+mount --bind /sys/power /sys/power 2>/dev/null && mount -o remount,bind,ro /sys/power
+
 mode=shell
 [ -r /swtdx/mode ] && read -r mode </swtdx/mode
 

@@ -92,6 +92,7 @@ def base_archive(busybox: bytes, modules: Iterable[Module] = (), extra: Iterable
         cpio.regular("bin/busybox", busybox, 0o755),
         cpio.symlink("bin/sh", "busybox"),
         cpio.regular("bin/tdreport", _ours("tools/tdreport.bin"), 0o755),
+        cpio.regular("bin/rtmr-extend", _ours("tools/rtmr-extend.sh"), 0o755),
         cpio.regular("etc/profile", _ours("profile.sh")),
         cpio.regular("lib/modules/order", "".join(f"{module.name}\n" for module in loaded).encode()),
     ]

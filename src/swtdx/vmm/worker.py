@@ -381,7 +381,7 @@ class Worker:
             self._count_stuck(vcpu, violation)
 
     def _outside(self, vcpu: Vcpu, violation: EptViolation) -> None:
-        """A private access where there is no memory ends the run; say what is there, and where the guest is."""
+        """A private access where there is no memory ends the run: say what is there, and who did it."""
         where = f"vCPU {vcpu.index}: {violation.describe(self._td.config.shared_bit)}"
         rip = vcpu.guest_rip(self.cpu) if self._td.config.debug else None
         if rip is not None:
