@@ -21,7 +21,9 @@ FAST := not boot and not slow and not qemu and not network
 
 run: $(BASE)  ## Boot Linux as a trust domain, to a shell
 	@$(BIN)/swtdx setup --quiet
-	@$(BIN)/swtdx run
+	@$(BIN)/swtdx run; status=$$?; \
+	    echo "To go on in this shell: . $(BIN)/activate; then swtdx --help, swtdx run --exec 'uname -a', ..." >&2; \
+	    exit $$status
 
 test: $(DEV)  ## All checks and all tests (JOBS=2, PYTEST='more words for pytest')
 	@$(BIN)/swtdx setup --quiet --tests
@@ -55,7 +57,7 @@ $(BIN)/python:
 
 $(BASE): pyproject.toml | $(BIN)/python
 	@echo "Installing swtdx into $(VENV) (once) ..." >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[attestation]'
 	@$(COMPILE)
 	@touch $@
 

@@ -124,7 +124,9 @@ def sign_token(claims: dict[str, Any], key_pem: bytes) -> str:
     try:
         import jwt
     except ImportError as error:
-        raise MissingDependency("tokens need the pyjwt package: pip install 'swtdx[attestation]'") from error
+        raise MissingDependency(
+            "tokens need the package pyjwt (the extra 'attestation'): pip install pyjwt"
+        ) from error
     try:
         key = load_pem_private_key(key_pem, None)
     except (ValueError, TypeError) as error:

@@ -73,7 +73,7 @@ def _dcap() -> Any:
         import dcap_qvl
     except ImportError as error:
         raise MissingDependency(
-            "verifying needs the dcap-qvl package: pip install 'swtdx[attestation]'"
+            "verifying needs dcap-qvl (extra 'attestation'): pip install dcap-qvl"
         ) from error
     return dcap_qvl
 

@@ -25,7 +25,7 @@ def fetch_collateral(url: str, quote: bytes) -> Any:
         import dcap_qvl
     except ImportError as error:
         raise MissingDependency(
-            "fetching collateral needs the dcap-qvl package: pip install 'swtdx[attestation]'"
+            "fetching collateral needs dcap-qvl (extra 'attestation'): pip install dcap-qvl"
         ) from error
     shared: list[weakref.ref[Any]] = []
 

@@ -74,7 +74,7 @@ def _server(catalogue: Catalogue, log_level: str, tls: Tls | None, listening: Ca
         from .app import create_app
     except ImportError as error:
         raise MissingDependency(
-            f"the collateral service needs {error.name}: pip install 'swtdx[attestation]'"
+            f"the collateral service needs {error.name}: pip install fastapi uvicorn"
         ) from error
 
     class Server(uvicorn.Server):
