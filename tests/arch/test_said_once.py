@@ -30,15 +30,6 @@ OWN = {
     "NO_VECTOR": "of virtio, and of posted interrupts",
     "STEP": "two loops",
 }
-#: Numbers that rooms still declare for themselves.  None comes on the list; what is put right goes off it.
-PENDING = frozenset({
-    "BOOT_NT4", "BTS", "CHUNK", "CLTS", "DIGEST", "ENTRY", "EPT_VIOLATION",
-    "EV_EFI_PLATFORM_FIRMWARE_BLOB2", "EV_EVENT_TAG", "EV_NO_ACTION", "FIRST", "GPA_LIMIT", "HALF",
-    "HASH_BYTES", "HINT", "ISR", "LEAF", "LMSW", "MAX_CMRS", "MAX_HKIDS", "MAX_TDMRS", "NO_STATUS",
-    "ORDER", "PPR", "PRIORITY", "P_SEAMLDR", "READ", "RESUME_L1", "SHARED", "SHARED_EPTP", "STEPPING",
-    "SUPPRESS_VE", "TDCALL_REASON", "TR", "TRIPLE_FAULT", "TYPE_SHIFT", "UNCORE_PMI", "WRITE",
-    "WRITE_BACK",
-})  # fmt: skip
 
 
 class Declared(NamedTuple):
@@ -106,8 +97,8 @@ def everything() -> list[Declared]:
     return found
 
 
-def said_again(found: list[Declared]) -> list[tuple[str, str]]:
-    """Complaints, by name: a room's declaration that ``arch`` makes, or that another room makes too."""
+def said_again(found: list[Declared]) -> list[str]:
+    """Complaints: a room's declaration that ``arch`` makes, or that another room makes too."""
     arch = {each.key: each.where for each in found if each.where.startswith("arch/")}
     rooms = defaultdict(list)
     complaints = []
@@ -115,22 +106,19 @@ def said_again(found: list[Declared]) -> list[tuple[str, str]]:
         if each.where.startswith("arch/"):
             continue
         if each.key in arch:
-            text = f"{each.where}: {each.name} = {each.value:#x} is in {arch[each.key]}"
-            complaints.append((each.key[0], text))
+            complaints.append(f"{each.where}: {each.name} = {each.value:#x} is in {arch[each.key]}")
         rooms[each.key].append(each)
     for (name, value), same in rooms.items():
         files = sorted({each.where for each in same})
         if len(files) > 1 and name not in OWN:
-            complaints.append((name, f"{name} = {value:#x} is declared in {', '.join(files)}: import it"))
+            complaints.append(f"{name} = {value:#x} is declared in {', '.join(files)}: import it")
     return complaints
 
 
 def test_no_number_is_declared_twice() -> None:
     found = everything()
     assert len(found) > 1000, "the whole package was read"
-    complaints = said_again(found)
-    assert [text for name, text in complaints if name not in PENDING] == []
-    assert {name for name, _ in complaints} == PENDING, "take what has been put right off the list"
+    assert said_again(found) == []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +132,7 @@ def test_no_number_is_declared_twice() -> None:
 )
 def test_a_planted_declaration_is_named(source: str, where: str) -> None:
     planted = list(declarations(source, "vmm/planted.py"))
-    (complaint,) = [text for name, text in said_again(everything() + planted) if name not in PENDING]
+    (complaint,) = said_again(everything() + planted)
     assert where in complaint
     assert "vmm/planted.py" in complaint
 
@@ -156,4 +144,4 @@ def test_the_list_of_likenesses_is_needed() -> None:
         if not each.where.startswith("arch/"):
             rooms[each.key].add(each.where)
     alike = {name for (name, _), files in rooms.items() if len(files) > 1}
-    assert alike - PENDING == set(OWN)
+    assert alike == set(OWN)

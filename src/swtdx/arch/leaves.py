@@ -34,6 +34,7 @@ RAX_BITS: Final = (
 LEAF_MASK: Final = 0xFFFF
 VERSION_SHIFT: Final = 16
 RAX_RESERVED: Final = 0xFFFF_FFFF_FF00_0000
+#: SEAMCALL with this bit of RAX set goes to the P-SEAMLDR, else to the TDX Module.
 P_SEAMLDR: Final = 1 << 63
 
 #: What the SEAMCALL dispatcher refuses before any leaf runs, in this order.

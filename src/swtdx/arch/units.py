@@ -24,3 +24,5 @@ MASK32: Final = (1 << 32) - 1
 MASK64: Final = (1 << 64) - 1
 #: What a field for a physical address holds when it names nothing.
 NULL_PA: Final = MASK64
+#: Set in the register of a page that was given and not needed (TDH.MEM.SEPT.ADD).
+PAGE_NOT_USED: Final = 1 << 63

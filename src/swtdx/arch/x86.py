@@ -54,6 +54,9 @@ EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NXE: Final = 1 << 11
 
+#: In CPUID(1).EAX, below family and model.
+CPUID_1_EAX_STEPPING: Final = 0xF
+
 # CPUID bits that mirror CR4
 CPUID_1_ECX_OSXSAVE: Final = 1 << 27
 CPUID_7_ECX_OSPKE: Final = 1 << 4

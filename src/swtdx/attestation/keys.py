@@ -25,7 +25,7 @@ DEFAULT_SEED: Final = b"swtdx"
 
 _SALT: Final = b"swtdx attestation keys, version 1"
 # Order of the P-256 group (FIPS 186-5 / SP 800-186 section 3.2.1.3).
-_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 def check_seed(seed: bytes) -> bytes:
@@ -58,7 +58,7 @@ class SigningKey:
         The scalar is 384 derived bits reduced modulo the group order minus one, plus one, as in
         FIPS 186-5 appendix A.2.1: the 128 extra bits make the bias negligible.
         """
-        scalar = int.from_bytes(derive(seed, f"P-256 key: {label}", 48), "big") % (_ORDER - 1) + 1
+        scalar = int.from_bytes(derive(seed, f"P-256 key: {label}", 48), "big") % (P256_ORDER - 1) + 1
         return cls(ec.derive_private_key(scalar, ec.SECP256R1()))
 
     @cached_property

@@ -11,11 +11,10 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from swtdx.arch.report_structs import HASH_BYTES
 from swtdx.arch.td_config import ATTR_DEBUG, ATTRIBUTES
 from swtdx.cli.seeds import BytesParam
 
-#: Bytes of MRCONFIGID, MROWNER and MROWNERCONFIG: one SHA-384.
-DIGEST: Final = 48
 #: Attribute names and their bits (TD_PARAMS.ATTRIBUTES); SEPT_VE_DISABLE is on unless it is said otherwise.
 _BITS: Final = {name.lower().replace("_", "-"): bit for bit, name in ATTRIBUTES.flags().items()}
 _SEPT_VE_DISABLE: Final = "sept-ve-disable"
@@ -36,14 +35,14 @@ class Digest(BytesParam):
         text = "".join(str(value).split()).removeprefix("0x")
         data = None
         try:
-            if len(text) == 2 * DIGEST:
+            if len(text) == 2 * HASH_BYTES:
                 data = bytes.fromhex(text)
             elif len(text) in (64, 65, 66):
                 data = base64.b64decode(text.translate(str.maketrans("-_", "+/")), validate=True)
         except (ValueError, binascii.Error):
             pass
-        if data is None or len(data) != DIGEST:
-            self.fail(f"{value!r} is not {DIGEST} bytes in hex (96 digits) or base64 (64)", param, ctx)
+        if data is None or len(data) != HASH_BYTES:
+            self.fail(f"{value!r} is not {HASH_BYTES} bytes in hex (96 digits) or base64 (64)", param, ctx)
         return data
 
 
@@ -84,9 +83,9 @@ class AttributeNames(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 class TdWishes:
     """What the user said of the TD."""
 
-    mrconfigid: bytes = bytes(DIGEST)
-    mrowner: bytes = bytes(DIGEST)
-    mrownerconfig: bytes = bytes(DIGEST)
+    mrconfigid: bytes = bytes(HASH_BYTES)
+    mrowner: bytes = bytes(HASH_BYTES)
+    mrownerconfig: bytes = bytes(HASH_BYTES)
     attributes: Attributes = Attributes()
 
     def settings(self, *, debug: bool = False) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def td_options(command: _F) -> _F:
     ) -> Any:
         return command(*arguments, td=TdWishes(mrconfigid, mrowner, mrownerconfig, attributes), **others)
 
-    zeros = bytes(DIGEST)
+    zeros = bytes(HASH_BYTES)
     options = (
         click.option("--mrconfigid", type=Digest(), default=zeros, metavar="SHA384", show_default="zeros",
                      help="MRCONFIGID, in hex or base64: what the TD's owner configured."),

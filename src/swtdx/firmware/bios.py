@@ -24,9 +24,11 @@ from swtdx.arch.msrs import (
     IA32_XAPIC_DISABLE_STATUS,
     SEAMRR_CONFIGURED,
 )
+from swtdx.arch.ranges import Range
 from swtdx.arch.units import MIB
+from swtdx.arch.x86 import MEMORY_TYPE_UC, MEMORY_TYPE_WB
 from swtdx.firmware.errors import BiosError
-from swtdx.firmware.memory_map import HIGH_DRAM, SEAMRR_UNIT, MemoryPlan, Range, plan
+from swtdx.firmware.memory_map import HIGH_DRAM, SEAMRR_UNIT, MemoryPlan, plan
 from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.cpu.activation import TmeActivate
 from swtdx.machine.cpu.msr_rules import FEATURE_LOCK, FEATURE_VMX, RANGE_LOCK, RANGE_VALID
@@ -37,15 +39,13 @@ if TYPE_CHECKING:
     from swtdx.machine.machine import Machine
     from swtdx.machine.processor import LogicalProcessor
 
-WRITE_BACK: Final = 6
-UNCACHED: Final = 0
 _MTRR_ENABLE: Final = 1 << 11
 _MTRR_FIXED_ENABLE: Final = 1 << 10
 _X2APIC_ON: Final = 1 << 10
 _VARIABLE_VALID: Final = 1 << 11
 #: Fixed-range MTRRs below 640 KiB and from 768 KiB are write-back; the VGA window is uncached.
 _VGA_FIXED: Final = 0x259
-_ALL_WB: Final = int.from_bytes(bytes([WRITE_BACK] * 8), "little")
+_ALL_WB: Final = int.from_bytes(bytes([MEMORY_TYPE_WB] * 8), "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Bios:
     def _memory_types(lp: LogicalProcessor, layout: MemoryPlan) -> None:
         """All memory is write-back, but the hole between low DRAM and 4 GiB is uncached."""
         for register in at.MTRR_FIXED:
-            lp.wrmsr(register, UNCACHED if register == _VGA_FIXED else _ALL_WB)
+            lp.wrmsr(register, MEMORY_TYPE_UC if register == _VGA_FIXED else _ALL_WB)
         hole = layout.dram[0][0] + layout.dram[0][1]
         number = 0
         while hole < HIGH_DRAM:
@@ -149,11 +149,11 @@ class Bios:
             if number == at.MTRR_COUNT:
                 raise BiosError(f"the device hole from {hole:#x} needs more than {at.MTRR_COUNT} MTRRs")
             base = IA32_MTRR_PHYSBASE0 + 2 * number
-            lp.wrmsr(base, hole | UNCACHED)
+            lp.wrmsr(base, hole | MEMORY_TYPE_UC)
             lp.wrmsr(base + 1, _mask(lp, size) | _VARIABLE_VALID)
             hole += size
             number += 1
-        lp.wrmsr(IA32_MTRR_DEF_TYPE, _MTRR_ENABLE | _MTRR_FIXED_ENABLE | WRITE_BACK)
+        lp.wrmsr(IA32_MTRR_DEF_TYPE, _MTRR_ENABLE | _MTRR_FIXED_ENABLE | MEMORY_TYPE_WB)
 
     @staticmethod
     def _features(lp: LogicalProcessor, _layout: MemoryPlan) -> None:
@@ -162,7 +162,7 @@ class Bios:
     @staticmethod
     def _smrr(lp: LogicalProcessor, layout: MemoryPlan) -> None:
         base, size = layout.smrr
-        lp.wrmsr(IA32_SMRR_PHYSBASE, base | WRITE_BACK)
+        lp.wrmsr(IA32_SMRR_PHYSBASE, base | MEMORY_TYPE_WB)
         lp.wrmsr(IA32_SMRR_PHYSMASK, -size & 0xFFFFF000 | RANGE_VALID | RANGE_LOCK)
 
     @staticmethod

@@ -28,6 +28,7 @@ from swtdx.firmware.errors import ImageError
 from swtdx.firmware.loader import Loader
 from swtdx.firmware.manifest import Manifest, check_sources, load_entry
 from swtdx.firmware.seam_layout import (
+    HALF_PAGE,
     LINEAR_CODE,
     LINEAR_DATA,
     LINEAR_KEYHOLE,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from swtdx.machine.processor import LogicalProcessor
 
 VALID_INTEL = 0x1FF
-_HALF = 2048
 _DEBUG_UNLOCKED = 1 << 1
 
 
@@ -233,7 +233,7 @@ class Installer:
         """SYS_INFO_TABLE: MCHECK's half copied, the other half about the module."""
         loader, fields = self._loader, SYS_INFO_TABLE
         table = bytearray(PAGE)
-        table[:_HALF] = loader.memory.read(loader.table_pa, _HALF, Requestor.SEAM)
+        table[:HALF_PAGE] = loader.memory.read(loader.table_pa, HALF_PAGE, Requestor.SEAM)
         fields.code_rgn_base.set(table, LINEAR_CODE | aslr)
         fields.code_rgn_size.set(table, layout.code_size)
         fields.data_rgn_base.set(table, LINEAR_DATA | aslr)

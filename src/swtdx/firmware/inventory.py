@@ -15,8 +15,9 @@ from swtdx.machine.cpu.activation import TmeActivate
 from swtdx.machine.memory import Requestor
 
 if TYPE_CHECKING:
+    from swtdx.arch.ranges import Range
     from swtdx.firmware.acm import Acm
-    from swtdx.firmware.memory_map import MemoryPlan, Range
+    from swtdx.firmware.memory_map import MemoryPlan
     from swtdx.machine.machine import Machine
 
 

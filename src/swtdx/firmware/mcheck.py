@@ -30,10 +30,12 @@ from swtdx.arch.msrs import (
     TME_ACTIVATE_LOCK,
 )
 from swtdx.arch.platform_structs import MAX_CMRS, MAX_PKGS
+from swtdx.arch.ranges import Range
 from swtdx.arch.seam_structs import P_SYS_INFO_TABLE
 from swtdx.arch.units import PAGE
+from swtdx.arch.x86 import CPUID_1_EAX_STEPPING, MEMORY_TYPE_WB
 from swtdx.firmware.errors import McheckError
-from swtdx.firmware.memory_map import SEAMRR_UNIT, Range, overlap, show
+from swtdx.firmware.memory_map import SEAMRR_UNIT, overlap, show
 from swtdx.machine.cpu import msr_table as at
 from swtdx.machine.cpu.activation import TmeActivate
 from swtdx.machine.cpu.msr_rules import FEATURE_LOCK, RANGE_LOCK, RANGE_VALID
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
 
 #: The top of the SEAM range that belongs to the P-SEAMLDR.
 P_SEAMLDR_RANGE: Final = 2 << 20
-_STEPPING: Final = 0xF
-_WRITE_BACK: Final = 6
 #: Fixed-range MTRRs and legacy memory end here.
 _LEGACY_END: Final = 1 << 20
 _X2APIC: Final = 3 << 10
@@ -97,7 +97,7 @@ class Mcheck:
         packages = self.machine.config.packages
         if packages > MAX_PKGS:
             raise McheckError("packages", f"{packages}, and TDX supports {MAX_PKGS}")
-        signatures = {lp.package: lp.cpuid(1)[0] & ~_STEPPING for lp in self.machine.processors}
+        signatures = {lp.package: lp.cpuid(1)[0] & ~CPUID_1_EAX_STEPPING for lp in self.machine.processors}
         for package, signature in signatures.items():
             if signature != signatures[0]:
                 raise McheckError(
@@ -171,7 +171,7 @@ class Mcheck:
         default = self._everywhere(IA32_MTRR_DEF_TYPE)
         if not default & 1 << 11:
             raise McheckError("IA32_MTRR_DEF_TYPE", "MTRRs are not enabled (bit 11)")
-        covered = default & 0xFF == _WRITE_BACK
+        covered = default & 0xFF == MEMORY_TYPE_WB
         for number in range(at.MTRR_COUNT):
             base = self._everywhere(IA32_MTRR_PHYSBASE0 + 2 * number)
             mask = self._everywhere(IA32_MTRR_PHYSBASE0 + 2 * number + 1)
@@ -180,7 +180,7 @@ class Mcheck:
                 where = (base & mask & ~0xFFF, size)
                 if not overlap(where, self.seamrr):
                     continue
-                if base & 0xFF != _WRITE_BACK:
+                if base & 0xFF != MEMORY_TYPE_WB:
                     raise McheckError(
                         "MTRRs", f"MTRR {number} makes SEAMRR memory type {base & 0xFF}, not WB"
                     )

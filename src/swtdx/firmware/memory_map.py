@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.arch.ranges import Range, without
 from swtdx.arch.units import GIB, KIB, MIB, PAGE
 from swtdx.firmware.errors import BiosError
 
@@ -29,7 +30,6 @@ SMRR_UNIT: Final = PAGE
 MINIMUM: Final = 128 * MIB
 
 #: (base, size) in bytes.
-Range = tuple[int, int]
 
 
 def dram_ranges(memory_bytes: int) -> list[Range]:
@@ -113,23 +113,9 @@ def plan(
     else:
         seamrr = (seamrr_base, seamrr_size)
     _check_mask_range("SEAMRR", seamrr, SEAMRR_UNIT)
-    free = _without([(EXTENDED, top - EXTENDED), *dram[1:]], [smrr, seamrr])
+    free = without([(EXTENDED, top - EXTENDED), *dram[1:]], [smrr, seamrr])
     # What lies between the SEAM range and SMRAM is left to the BIOS.
     free = [part for part in free if not seamrr[0] < part[0] < smrr[0]]
     chosen = tuple(free) if cmrs is None else tuple(cmrs)
     usable = ((0, CONVENTIONAL), *free)
     return MemoryPlan(tuple(dram), smrr, seamrr, chosen, usable)
-
-
-def _without(ranges: Sequence[Range], taken: Sequence[Range]) -> list[Range]:
-    left: list[Range] = []
-    for base, size in ranges:
-        at, end = base, base + size
-        for start, length in sorted(taken):
-            if start < end and start + length > at:
-                if start > at:
-                    left.append((at, start - at))
-                at = max(at, start + length)
-        if at < end:
-            left.append((at, end - at))
-    return left

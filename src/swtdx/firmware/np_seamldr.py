@@ -14,6 +14,7 @@ from swtdx.arch.msrs import (
     IA32_SEAMRR_PHYS_BASE,
     IA32_SEAMRR_PHYS_MASK,
     IA32_SGX_DEBUG_MODE,
+    MISC_ENABLE_LIMIT_CPUID,
 )
 from swtdx.arch.seam_structs import P_SYS_INFO_TABLE, SEAMEXTEND
 from swtdx.arch.units import PAGE
@@ -21,6 +22,7 @@ from swtdx.firmware.acm import P_SEAMLDR_CONSTS, SIGNERS, Acm, enter_accs
 from swtdx.firmware.errors import AcmError
 from swtdx.firmware.p_seamldr import PSeamldr
 from swtdx.firmware.seam_layout import (
+    HALF_PAGE,
     LINEAR_CODE,
     LINEAR_DATA,
     LINEAR_KEYHOLE,
@@ -41,9 +43,7 @@ if TYPE_CHECKING:
 #: The NP-SEAMLDR maps the whole range in 1 GiB of its own address space.
 LARGEST_RANGE: Final = 1 << 30
 _VMCS_REGION: Final = 2 * PAGE
-_HALF: Final = 2048
 _FAMILY_MODEL: Final = 0xFFFFFFF0
-_BOOT_NT4: Final = 1 << 22
 
 
 class NpSeamldr:
@@ -61,7 +61,7 @@ class NpSeamldr:
         """Execute; returns the NP-SEAMLDR's status.  The processor leaves ACM mode."""
         lp = self.lp
         misc = lp.rdmsr(IA32_MISC_ENABLE)
-        lp.wrmsr(IA32_MISC_ENABLE, misc & ~_BOOT_NT4)
+        lp.wrmsr(IA32_MISC_ENABLE, misc & ~MISC_ENABLE_LIMIT_CPUID)
         unlocked = False
         try:
             mask = lp.rdmsr(IA32_SEAMRR_PHYS_MASK)
@@ -173,7 +173,7 @@ class NpSeamldr:
     def _fill_table(self, aslr: int) -> None:
         """The second half of P_SYS_INFO_TABLE."""
         table = bytearray(self.memory.read(self.table_pa, PAGE, Requestor.SEAM))
-        table[_HALF:] = bytes(_HALF)
+        table[HALF_PAGE:] = bytes(HALF_PAGE)
         fields, c, constants = P_SYS_INFO_TABLE, self.acm.constants, P_SEAMLDR_CONSTS
         fields.np_seamldr_mutex.set(table, 1)
         fields.code_rgn_base.set(table, LINEAR_CODE | aslr)

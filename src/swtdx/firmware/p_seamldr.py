@@ -12,10 +12,12 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 from swtdx.arch import status as st
+from swtdx.arch.platform_structs import VENDOR_INTEL
 from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.seam_structs import SEAMEXTEND, SEAMLDR_INFO
 from swtdx.firmware.install import Installer
 from swtdx.firmware.loader import Loader
+from swtdx.firmware.seam_layout import HALF_PAGE
 from swtdx.firmware.sigstruct import Refusal
 from swtdx.machine.memory import Requestor
 
@@ -29,11 +31,9 @@ INSTALL: Final = 1 << 63 | 1
 SHUTDOWN: Final = 1 << 63 | 2
 SEAMINFO: Final = 1 << 63 | 3
 
-VENDOR: Final = 0x8086
 BUILD_DATE: Final = 0x20240101
 BUILD_NUMBER: Final = 0
 MAJOR, MINOR = 1, 5
-_HALF: Final = 2048
 
 
 class PSeamldr(Loader):
@@ -73,7 +73,7 @@ class PSeamldr(Loader):
         pa = self.shared_buffer(lp.gpr[RCX], SEAMLDR_INFO.size, "SEAMLDR_INFO")
         info = SEAMLDR_INFO.new()
         SEAMLDR_INFO.attributes.set(info, 1 << 31 if self.acm.debug else 0)
-        SEAMLDR_INFO.vendor_id.set(info, VENDOR)
+        SEAMLDR_INFO.vendor_id.set(info, VENDOR_INTEL)
         SEAMLDR_INFO.build_date.set(info, BUILD_DATE)
         SEAMLDR_INFO.build_num.set(info, BUILD_NUMBER)
         SEAMLDR_INFO.minor.set(info, MINOR)
@@ -84,8 +84,8 @@ class PSeamldr(Loader):
         return st.PSEAMLDR_SUCCESS
 
     def _seaminfo(self, lp: LogicalProcessor) -> int:
-        pa = self.shared_buffer(lp.gpr[RCX], _HALF, "the buffer of SEAMINFO")
-        self.memory.write(pa, self.memory.read(self.table_pa, _HALF, Requestor.SEAM), Requestor.SEAM)
+        pa = self.shared_buffer(lp.gpr[RCX], HALF_PAGE, "the buffer of SEAMINFO")
+        self.memory.write(pa, self.memory.read(self.table_pa, HALF_PAGE, Requestor.SEAM), Requestor.SEAM)
         return st.PSEAMLDR_SUCCESS
 
     def _install(self, lp: LogicalProcessor) -> int:

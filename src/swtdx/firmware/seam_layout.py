@@ -22,6 +22,8 @@ from typing import Final
 from swtdx.arch.seam_structs import SEAM_SIGSTRUCT
 from swtdx.arch.units import PAGE
 
+#: P_SYS_INFO_TABLE and SEAMINFO are the two halves of one page.
+HALF_PAGE: Final = PAGE // 2
 CODE_REGION: Final = 2 << 20
 SHADOW_STACK: Final = PAGE
 #: Linear bases (``pseamldr_data_types.h``); address-space randomisation adds bits 46:34.

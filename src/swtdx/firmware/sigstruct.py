@@ -15,11 +15,11 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.seam_structs import MODULE_TYPE_DEBUG, SEAM_SIGSTRUCT, SIGSTRUCT_CONSTANTS
+from swtdx.arch.x86 import CPUID_1_EAX_STEPPING
 from swtdx.firmware.signing import MAX_CPUID_TABLE, signed_part, verify
 
-_STEPPING: Final = 0xF
 #: CPUID entries are compared without the stepping.
-_FAMILY_MODEL: Final = ~_STEPPING & 0xFFFFFFFF
+_FAMILY_MODEL: Final = ~CPUID_1_EAX_STEPPING & 0xFFFFFFFF
 
 
 class Refusal(Exception):

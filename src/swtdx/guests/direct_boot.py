@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from swtdx.arch.event_types import EV_EFI_PLATFORM_FIRMWARE_BLOB2, EV_EVENT_TAG
 from swtdx.arch.guest_map import FOUR_GIB
 from swtdx.arch.units import GIB, MIB, PAGE
 from swtdx.guests import event_log as log
@@ -120,7 +121,7 @@ def build_direct_boot(
             image.data,
             load_gpa - image.setup_bytes,
             1,
-            log.EV_EFI_PLATFORM_FIRMWARE_BLOB2,
+            EV_EFI_PLATFORM_FIRMWARE_BLOB2,
             log.firmware_blob(b"kernel", load_gpa - image.setup_bytes, len(image.data)),
         ),
         staging.load(
@@ -135,7 +136,7 @@ def build_direct_boot(
     ]
     if initrd:
         tag = log.tagged_event(log.INITRD_EVENT_TAG_ID, b"Linux initrd\0")
-        loads.append(staging.load("initrd", initrd, initrd_range.base, 2, log.EV_EVENT_TAG, tag))
+        loads.append(staging.load("initrd", initrd, initrd_range.base, 2, EV_EVENT_TAG, tag))
     if staging.end > SHARED_WINDOW_BYTES:
         raise DoesNotFit(f"the shim cannot boot a TD with more than {SHARED_WINDOW_BYTES // GIB - 1} GiB")
     events = tuple(load.measured_event() for load in loads)

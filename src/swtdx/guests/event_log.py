@@ -13,14 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.arch.event_types import EV_NO_ACTION
+
 DIGEST_BYTES: Final = 48
 TPM_ALG_SHA384: Final = 0x000C
 
-EV_NO_ACTION: Final = 0x3
-EV_EVENT_TAG: Final = 0x6
 EV_PLATFORM_CONFIG_FLAGS: Final = 0xA
 EV_IPL: Final = 0xD
-EV_EFI_PLATFORM_FIRMWARE_BLOB2: Final = 0x8000000A
 
 #: Linux's EFI stub marks an initrd with this (drivers/firmware/efi/libstub/efistub.h).
 INITRD_EVENT_TAG_ID: Final = 0x8F3B22EC

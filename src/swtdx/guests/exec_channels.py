@@ -21,13 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from swtdx.guests.exec_protocol import NO_STATUS
+
 OUT: Final = "swtdx.out"
 ERR: Final = "swtdx.err"
 IN: Final = "swtdx.in"
 CTL: Final = "swtdx.ctl"
 
-#: Exit status of a command whose status is none.
-_NO_STATUS: Final = 255
 #: Bytes of a line at most; longer ones are not ours.
 _LONGEST_LINE: Final = 4096
 
@@ -86,8 +86,8 @@ class ControlStream:
         if word == b"BEGIN":
             self.started = True
         elif word == b"END":
-            status = int(rest) if rest.isdigit() and len(rest) <= 3 else _NO_STATUS
-            self.status = min(status, _NO_STATUS)
+            status = int(rest) if rest.isdigit() and len(rest) <= 3 else NO_STATUS
+            self.status = min(status, NO_STATUS)
         elif word in (b"FILE", b"NOFILE") and number.isdigit() and int(number) < self._wanted:
             if word == b"NOFILE":
                 self.missing[int(number)] = more.decode("utf-8", "replace").strip()

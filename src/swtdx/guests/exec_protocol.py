@@ -20,7 +20,7 @@ from typing import Final
 _RS: Final = b"\x1e"
 #: Digits of an exit status at most, and what stands for one that is none.
 _DIGITS: Final = 3
-_NO_STATUS: Final = 255
+NO_STATUS: Final = 255
 
 
 def default_token(command: str) -> str:
@@ -96,9 +96,9 @@ class ExecStream:
             # The line's end is still on its way.
             self._pending = rest
             return out
-        self.status = int(digits) if len(digits) <= _DIGITS and digits.isdigit() else _NO_STATUS
-        if self.status > _NO_STATUS:
-            self.status = _NO_STATUS
+        self.status = int(digits) if len(digits) <= _DIGITS and digits.isdigit() else NO_STATUS
+        if self.status > NO_STATUS:
+            self.status = NO_STATUS
         if not newline:
             after = digits
         self._pending = after

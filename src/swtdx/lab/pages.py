@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.exits import ExitReason, ExtendedQualification
+from swtdx.arch.regs import RDX
 from swtdx.lab.attack import attack
 from swtdx.lab.bench import Bench
 from swtdx.lab.victim import CODE, RAM, SECOND
@@ -81,7 +82,7 @@ def remove_and_replace(bench: Bench) -> None:
     bench.must("TDH.MEM.PAGE.REMOVE", rcx=RAM, rdx=bench.tdr)
     bench.must("TDH.MEM.PAGE.AUG", rcx=RAM, rdx=bench.tdr, r8=bench.page())
     rax = bench.victim.enter()
-    extended = bench.cpu.gpr[2] & 0xF
+    extended = bench.cpu.gpr[RDX] & 0xF
     stopped = rax == ExitReason.EPT_VIOLATION and extended == ExtendedQualification.PENDING_EPT_VIOLATION
     answer = "EPT violation: the page is PENDING until the victim accepts it" if stopped else f"RAX {rax:#x}"
     bench.note("BLOCK, TRACK, REMOVE, AUG of another page, TDH.VP.ENTER", answer, stopped)

@@ -6,7 +6,7 @@ from typing import Final
 
 from swtdx.arch.exits import INTERRUPTION_VALID
 from swtdx.arch.metadata import Context
-from swtdx.arch.regs import NAMES, R9
+from swtdx.arch.regs import NAMES, R9, R10
 from swtdx.arch.units import MASK64
 from swtdx.arch.x86 import FRAME_MASK
 from swtdx.lab.attack import attack
@@ -55,7 +55,7 @@ def answer_with_more_registers_than_were_asked_for(bench: Bench) -> None:
     bench.cpu.gpr[2:10] = [0x4242424242424242] * 8
     bench.cpu.gpr[10:16] = kept
     bench.victim.enter()
-    bench.cpu.gpr[10] = 0
+    bench.cpu.gpr[R10] = 0
     damage = bench.victim.damage
     bench.note(
         "TDH.VP.ENTER with RDX, RBX, RBP, RSI, RDI, R8 and R9 filled in",

@@ -8,7 +8,7 @@ from typing import Any, Final
 from swtdx.arch import ghci
 from swtdx.arch.exits import ExitReason, ExtendedQualification
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
-from swtdx.arch.regs import R8, R9, R10, R11, R12, R13, R14, R15, RBP, RBX, RDI, RSI
+from swtdx.arch.regs import R8, R9, R10, R11, R12, R13, R14, R15, RBP, RBX, RCX, RDI, RDX, RSI
 from swtdx.arch.units import MASK64, PAGE
 from swtdx.machine.engine.protocol import EngineError
 from swtdx.machine.engine.scripted import Pause, Read, Script, Tdcall, Write
@@ -117,11 +117,11 @@ class Victim:
         """
         cpu = cpu or self.td.cpu
         while True:
-            cpu.gpr[1] = self.tdvpr
+            cpu.gpr[RCX] = self.tdvpr
             rax = cpu.call_once(0)
-            pending = cpu.gpr[2] & 0xF == ExtendedQualification.PENDING_EPT_VIOLATION
+            pending = cpu.gpr[RDX] & 0xF == ExtendedQualification.PENDING_EPT_VIOLATION
             if rax == _EPT_VIOLATION and not pending:
-                violation = EptViolation(cpu.gpr[1], cpu.gpr[2], cpu.gpr[8])
+                violation = EptViolation(cpu.gpr[RCX], cpu.gpr[RDX], cpu.gpr[R8])
                 verdict = self.td.private.resolve(cpu, violation.gpa, violation.accept_level)
                 if verdict is Verdict.RESOLVED:
                     continue

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from swtdx.arch.layout import ReadBuffer
+from swtdx.arch.leaves import P_SEAMLDR
 from swtdx.arch.msrs import IA32_FEATURE_CONTROL
+from swtdx.arch.regs import RAX
 from swtdx.arch.units import MASK64
 from swtdx.arch.x86 import CR4_VMXE
 from swtdx.machine import seamops
@@ -23,15 +25,10 @@ from swtdx.machine.snapshot import SectionReader, SectionWriter, SnapshotError
 from swtdx.machine.uncore import Uncore
 from swtdx.machine.vmx.unit import VmxUnit
 
-__all__ = ["P_SEAMLDR_BIT", "LogicalProcessor", "Mode"]
-
-#: SEAMCALL with this bit of RAX set goes to the P-SEAMLDR, else to the TDX Module.
-P_SEAMLDR_BIT: Final = 1 << 63
-
+__all__ = ["LogicalProcessor", "Mode"]
 
 _ROOT: Final = Mode.ROOT
 _SEAM_ROOT: Final = Mode.SEAM_ROOT
-
 
 #: The modes in which a processor can be saved.
 _SAVED_MODES: Final = (Mode.LEGACY, Mode.ROOT)
@@ -202,7 +199,7 @@ class LogicalProcessor(ProcessorCore):
         if not seam.enabled:
             raise GeneralProtection("SEAMCALL without a valid SEAM range")
         gates = seam.gates
-        if self.gpr[0] & P_SEAMLDR_BIT:
+        if self.gpr[RAX] & P_SEAMLDR:
             self._call_p_seamldr()
         elif not gates:
             self.cf = True

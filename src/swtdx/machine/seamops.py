@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from swtdx.arch.report_structs import (
+    HASH_BYTES,
     REPORT_MAC_COVERS,
     REPORTMACSTRUCT,
     TEE_TCB_INFO,
@@ -29,7 +30,6 @@ from swtdx.arch.seam_structs import SEAMEXTEND
 from swtdx.machine.cpu.fuses import Fuses
 
 REPORT_DATA_BYTES: Final = 64
-_HASH_BYTES: Final = 48
 #: Entries that the processor keeps at most.
 DATABASE_SIZE: Final = 256
 
@@ -148,7 +148,7 @@ def seamreport(
     for name, value, size in (
         ("REPORTTYPE", kind, 4),
         ("REPORTDATA", report_data, REPORT_DATA_BYTES),
-        ("the hash of TEE_INFO", tee_info_hash, _HASH_BYTES),
+        ("the hash of TEE_INFO", tee_info_hash, HASH_BYTES),
     ):
         if len(value) != size:
             raise SeamOpsError(Result.INPUT_ERROR, f"{name} has {size} bytes, not {len(value)}")

@@ -20,15 +20,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from swtdx.arch.units import PAGE
+from swtdx.arch.units import EXTEND_CHUNK, PAGE
 from swtdx.measure.errors import MeasureError
 
-_CHUNK: Final = 256
-_CHUNKS: Final = PAGE // _CHUNK
+_CHUNKS: Final = PAGE // EXTEND_CHUNK
 _BLOCK: Final = 128
 #: Bytes that a measured page adds to the stream: its ADD block, and 16 times block and chunk.
-MEASURED_PAGE_BYTES: Final = _BLOCK + _CHUNKS * (_BLOCK + _CHUNK)
-_GPA_LIMIT: Final = 1 << 52
+MEASURED_PAGE_BYTES: Final = _BLOCK + _CHUNKS * (_BLOCK + EXTEND_CHUNK)
+GPA_LIMIT: Final = 1 << 52
 #: Pages that are laid out at a time: few enough to stay in the processor's cache while they are hashed.
 _BATCH: Final = 32
 
@@ -80,15 +79,15 @@ class MrtdStream:
         self.measured_pages = 0
         self._buffer = np.zeros((_BATCH, MEASURED_PAGE_BYTES), np.uint8)
         self._buffer[:, :_BLOCK] = _block(b"MEM.PAGE.ADD")
-        chunks = self._buffer[:, _BLOCK:].reshape(_BATCH, _CHUNKS, _BLOCK + _CHUNK)
+        chunks = self._buffer[:, _BLOCK:].reshape(_BATCH, _CHUNKS, _BLOCK + EXTEND_CHUNK)
         chunks[:, :, :_BLOCK] = _block(b"MR.EXTEND")
         self._contents = chunks[:, :, _BLOCK:]
         # The GPA fields, seen as integers through strides: bytes 16..23 of every block.
         words = self._buffer.view("<u8")
         self._add_gpas = words[:, 2]
-        step = (_BLOCK + _CHUNK) // 8
+        step = (_BLOCK + EXTEND_CHUNK) // 8
         self._extend_gpas = words[:, _BLOCK // 8 + 2 :: step]
-        self._chunk_offsets = np.arange(0, PAGE, _CHUNK, dtype="<u8")
+        self._chunk_offsets = np.arange(0, PAGE, EXTEND_CHUNK, dtype="<u8")
         self._page_offsets = np.arange(0, _BATCH * PAGE, PAGE, dtype="<u8")
 
     def add(self, region: Region, order: Order = Order.PAGE) -> None:
@@ -100,7 +99,7 @@ class MrtdStream:
         gpa, size = region.gpa, region.size
         if gpa % PAGE or size % PAGE or size < 0:
             raise MeasureError(f"a region of {size:#x} bytes at GPA {gpa:#x} is not made of 4 KiB pages")
-        if not 0 <= gpa <= _GPA_LIMIT - size:
+        if not 0 <= gpa <= GPA_LIMIT - size:
             raise MeasureError(f"a region of {size:#x} bytes at GPA {gpa:#x} leaves the 52 bits of a GPA")
         if len(region.data) > size:
             raise MeasureError(
@@ -133,7 +132,7 @@ class MrtdStream:
             gpas = self._page_offsets[:count] + np.uint64(gpa + at)
             self._add_gpas[:count] = gpas
             np.add.outer(gpas, self._chunk_offsets, out=self._extend_gpas[:count])
-            self._contents[:count] = part.reshape(count, _CHUNKS, _CHUNK)
+            self._contents[:count] = part.reshape(count, _CHUNKS, EXTEND_CHUNK)
             rows = self._buffer[:count] if adds else np.ascontiguousarray(self._buffer[:count, _BLOCK:])
             self._sha.update(rows.data)
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from swtdx.arch.units import PAGE
 from swtdx.measure.errors import MeasureError
-from swtdx.measure.mrtd import MrtdStream, Order, Region
+from swtdx.measure.mrtd import GPA_LIMIT, MrtdStream, Order, Region
 
 _FOOTER: Final = UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
 _OFFSET_ENTRY: Final = UUID("e47a6535-984a-4798-865e-4685a7bf8ec2").bytes_le
@@ -26,7 +26,6 @@ _ENTRY_TAIL: Final = 18  # length (2) and GUID (16) behind an entry's data
 _HEADER: Final = struct.Struct("<4sIII")
 _SECTION: Final = struct.Struct("<IIQQII")
 _MAX_SECTIONS: Final = 1024
-_GPA_LIMIT: Final = 1 << 52
 #: More than this is a mistake (or a trap), not firmware: all of it is copied and hashed page by page.
 _ADDED_LIMIT: Final = 4 << 30
 
@@ -235,7 +234,7 @@ def _check_section(data: bytes, section: Section) -> None:
         )
     if section.size == 0:
         raise MeasureError(f"{section} has no memory")
-    if section.gpa > _GPA_LIMIT - section.size:
+    if section.gpa > GPA_LIMIT - section.size:
         raise MeasureError(f"{section} at GPA {section.gpa:#x} leaves the 52 bits of a GPA")
     if section.type in _WITHOUT_DATA:
         if section.data_size:

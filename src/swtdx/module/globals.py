@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.layout import Array, Field, Struct
+from swtdx.arch.platform_structs import MAX_HKIDS, MAX_TDMRS
 from swtdx.arch.states import KotState, SysState
 from swtdx.arch.units import PAGE
 from swtdx.machine.memory import SEAM, PhysicalMemory
 
 MAX_LPS: Final = 256
-MAX_TDMRS: Final = 64
-MAX_CMRS: Final = 32
-MAX_HKIDS: Final = 2048
 MAX_PACKAGES: Final = 8
 
 

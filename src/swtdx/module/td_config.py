@@ -23,6 +23,7 @@ from swtdx.arch.platform_structs import (
 )
 from swtdx.arch.td_config import XFAM_FIXED1
 from swtdx.arch.units import MASK64
+from swtdx.arch.x86 import MEMORY_TYPE_WB
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.module import virtual_msrs
 from swtdx.module.errors import LeafFailed
@@ -31,8 +32,6 @@ from swtdx.module.globals import SYS
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDCS_SEPT_ROOT, Td
 from swtdx.module.state import ModuleState
 
-#: EPTP_CONTROLS: memory type WB, and the page-walk length minus 1 in bits 5:3.
-_WRITE_BACK: Final = 6
 _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
 
 
@@ -121,7 +120,12 @@ def _flags_and_ept(module: ModuleState, td: Td, params: bytes) -> None:
     controls = TD_PARAMS.eptp_controls.get(params)
     levels = controls >> 3 & 7
     highest = 4 if module.five_level_ept else 3
-    if controls & ~0x3F or controls & 7 != _WRITE_BACK or not 3 <= levels <= highest or (gpaw and levels < 4):
+    if (
+        controls & ~0x3F
+        or controls & 7 != MEMORY_TYPE_WB
+        or not 3 <= levels <= highest
+        or (gpaw and levels < 4)
+    ):
         raise _invalid(OperandId.EPTP_CONTROLS)
     root = TDR.tdcx_pa.get(td.tdr, TDCS_SEPT_ROOT) & (1 << module.hpa_bits) - 1
     TDCS.eptp.set(tdcs, controls | root)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-VENDOR_ID: Final = 0x8086
 #: The decimal number yyyymmdd.
 BUILD_DATE: Final = 20240101
 BUILD_NUM: Final = 0

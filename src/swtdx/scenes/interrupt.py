@@ -9,7 +9,7 @@ from swtdx.arch import ghci
 from swtdx.arch.exits import INTERRUPTION_VALID, ExitReason
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
 from swtdx.arch.msrs import IA32_X2APIC_EOI
-from swtdx.arch.regs import R8, R9, R10, R11, R12, R13, R14, R15, RBP, RBX, RDI, RSI
+from swtdx.arch.regs import R8, R9, R10, R11, R12, R13, R14, R15, RBP, RBX, RCX, RDI, RDX, RSI
 from swtdx.machine.engine.scripted import Pause, Script, Sti, Tdcall, Write, Wrmsr
 from swtdx.scenes.looking import look, registers
 from swtdx.scenes.model import Step
@@ -61,11 +61,11 @@ class _Play:
         stage, cpu = self.stage, self.stage.cpu
         while True:
             start = len(stage.recorder.records)
-            cpu.gpr[1] = self.vcpu.tdvpr
+            cpu.gpr[RCX] = self.vcpu.tdvpr
             rax = cpu.call_once(0)
             if rax != ExitReason.EPT_VIOLATION:
                 return stage.recorder.records[start:]
-            violation = EptViolation(cpu.gpr[1], cpu.gpr[2], cpu.gpr[8])
+            violation = EptViolation(cpu.gpr[RCX], cpu.gpr[RDX], cpu.gpr[R8])
             self.td.private.resolve(cpu, violation.gpa, violation.accept_level)
 
     def answer(self) -> None:

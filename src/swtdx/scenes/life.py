@@ -12,7 +12,7 @@ from swtdx.arch.ghci import BASIC_MASK, GET_TD_VMCALL_INFO
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
 from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.regs import RAX, RCX, RDX, number
-from swtdx.arch.units import PAGE
+from swtdx.arch.units import EXTEND_CHUNK, PAGE
 from swtdx.machine.engine.scripted import Read, Script, Tdcall, Write
 from swtdx.machine.random import derive
 from swtdx.scenes.model import Step
@@ -23,7 +23,6 @@ from swtdx.trace.names import status_text
 from swtdx.vmm.td_params import TdConfig
 
 _ACCEPT: Final = GUEST_BY_NAME["TDG.MEM.PAGE.ACCEPT"].number
-_CHUNK: Final = 256
 _MARK: Final = 0x7EA5E7
 
 #: Operands of one SEAMCALL, by register.
@@ -172,7 +171,7 @@ class _Life:
         yield self.step(
             "TDH.MR.EXTEND",
             "MRTD takes in the contents, 256 bytes a time.",
-            *({"rcx": CODE + at, "rdx": tdr} for at in range(0, PAGE, _CHUNK)),
+            *({"rcx": CODE + at, "rdx": tdr} for at in range(0, PAGE, EXTEND_CHUNK)),
         )
         yield self.step("TDH.MR.FINALIZE", "MRTD is complete; the TD may run.", {"rcx": tdr})
 

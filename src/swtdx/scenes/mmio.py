@@ -8,12 +8,13 @@ from typing import Any, Final
 from swtdx.arch import ghci
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
 from swtdx.arch.regs import R8, R9, RAX, RBP, RBX, RDI, RSI
+from swtdx.arch.td_config import SHARED_BIT_48
 from swtdx.arch.units import PAGE
 from swtdx.arch.x86 import VECTOR_VE
 from swtdx.machine.engine.scripted import GuestFault, Read, Script, Tdcall, Write
 from swtdx.scenes.looking import look, registers
 from swtdx.scenes.model import Rows, Step
-from swtdx.scenes.stage import RAM, SHARED, Stage, recorded
+from swtdx.scenes.stage import RAM, Stage, recorded
 from swtdx.trace.record import Kind, Record
 from swtdx.vmm.td import Td
 
@@ -68,7 +69,7 @@ class _Play:
         self.start = len(self.stage.recorder.records)
         self._load_secrets(cpu)
         try:
-            yield Read(SHARED | REGISTER, 4)
+            yield Read(SHARED_BIT_48 | REGISTER, 4)
         except GuestFault as fault:
             if fault.vector != VECTOR_VE:
                 raise

@@ -26,7 +26,6 @@ from swtdx.vmm.td_params import TdConfig
 CODE: Final = 0x10_0000
 RAM: Final = 0x400_0000
 RAM_END: Final = RAM + (4 << 20)
-SHARED: Final = 1 << 47
 
 
 class Stage:

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.arch.event_types import EV_NO_ACTION
+
 from ..errors import EventLogError
 from .describe import DSTACK, describe
 
 #: Algorithm id of SHA-384 (TPM_ALG_SHA384), and its size in bytes.
 SHA384: Final = 0x000C
 DIGEST: Final = 48
-
-EV_NO_ACTION: Final = 3
 
 #: Event types by number (TCG PC Client Platform Firmware Profile, table 27).
 EVENT_TYPES: Final = {

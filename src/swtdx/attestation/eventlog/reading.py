@@ -18,10 +18,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from swtdx.arch.event_types import EV_NO_ACTION
+
 from ..errors import EventLogError
 from ..kinds import given, kind_of
 from ..textforms import candidates
-from .format import DIGEST, EV_NO_ACTION, EVENT_TYPES, Event, parse
+from .format import DIGEST, EVENT_TYPES, Event, parse
 
 _NUMBERS: Final = {name: number for number, name in EVENT_TYPES.items()}
 _RTMR: Final = re.compile(r"(?:RTMR|MR|IMR)?\[?(\d)\]?", re.IGNORECASE)

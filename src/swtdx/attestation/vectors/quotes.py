@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from swtdx.arch.layout import Field
+from swtdx.attestation.keys import P256_ORDER
 
 from ..keys import SigningKey
 from ..quote import HEADER, SGX_REPORT, signature_data
 from .model import Sound, Vector
 
-_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _BAD_QUOTE: Final = "ISV enclave report signature is invalid"
 _BAD_QE: Final = "Signature is invalid for qe_report in quote"
 _UNREADABLE: Final = "Failed to decode quote"
@@ -134,7 +134,7 @@ def signatures(sound: Sound) -> Iterator[Vector]:
         number = int.from_bytes(s, "big")
         flipped_r = bytes((r[0] ^ 0x80,)) + r[1:]
         flipped_s = s[:-1] + bytes((s[-1] ^ 1,))
-        order = _ORDER.to_bytes(32, "big")
+        order = P256_ORDER.to_bytes(32, "big")
         for label, value, why in (
             ("r-flipped", flipped_r + s, "the first bit of r is flipped"),
             ("s-flipped", r + flipped_s, "the last bit of s is flipped"),
@@ -159,7 +159,7 @@ def signatures(sound: Sound) -> Iterator[Vector]:
             f"In the {name}, s is replaced by the order minus s: an equally valid ECDSA signature that "
             "anybody can make of the first.",
             "",
-            quote=sound.splice(name, r + (_ORDER - number).to_bytes(32, "big")),
+            quote=sound.splice(name, r + (P256_ORDER - number).to_bytes(32, "big")),
             lenient=True,
         )
     other = SigningKey.derived(sound.world.seed, "somebody else's attestation key")

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch.platform_structs import VENDOR_INTEL
 from swtdx.devices.pci.function import PciFunction
 from swtdx.devices.pci.host import PciHost
 from swtdx.devices.power import PM_BASE
 
-INTEL: Final = 0x8086
 Q35_HOST: Final = 0x29C0
 ICH9_LPC: Final = 0x2918
 
@@ -37,7 +37,7 @@ class HostBridge(PciFunction):
     """
 
     def __init__(self, host: PciHost, ecam: int | None = None) -> None:
-        super().__init__(INTEL, Q35_HOST, class_code=0x060000)
+        super().__init__(VENDOR_INTEL, Q35_HOST, class_code=0x060000)
         self._host = host
         # bit 0 enable, bits 2:1 length, bits 35:26 base
         self.define(_PCIEXBAR, 0 if ecam is None else ecam | 1, 8, writable=0xF_FC00_0007)
@@ -57,7 +57,7 @@ class LpcBridge(PciFunction):
     """The ICH9's function 00:1f.0."""
 
     def __init__(self) -> None:
-        super().__init__(INTEL, ICH9_LPC, class_code=0x060100, revision=2)
+        super().__init__(VENDOR_INTEL, ICH9_LPC, class_code=0x060100, revision=2)
         self.define(_PMBASE, PM_BASE | 1, 4, writable=0xFF80)
         self.define(_ACPI_CNTL, 0, 1, writable=0x87)
         for pirq in (0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B):

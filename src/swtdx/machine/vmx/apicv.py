@@ -11,11 +11,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from swtdx.arch.x86 import APIC_IRR, APIC_ISR, APIC_PPR, APIC_TPR
+
 _U32: Final = struct.Struct("<I")
-_TPR: Final = 0x080
-_PPR: Final = 0x0A0
-_ISR: Final = 0x100
-_IRR: Final = 0x200
 #: The vectors that may not be posted to a guest in SEAM.
 _EXCEPTIONS: Final = (1 << 31) - 1
 
@@ -45,45 +43,45 @@ class VirtualApic:
     @staticmethod
     def request(page: memoryview, status: int, vector: int) -> int:
         """An interrupt arrives: set its IRR bit."""
-        _change(page, _IRR, vector, True)
+        _change(page, APIC_IRR, vector, True)
         return status & 0xFF00 | max(status & 0xFF, vector)
 
     @staticmethod
     def deliverable(page: memoryview, status: int) -> int | None:
         """The vector to deliver now, if its priority is above the processor's."""
         vector = status & 0xFF
-        return vector if vector & 0xF0 > page[_PPR] & 0xF0 else None
+        return vector if vector & 0xF0 > page[APIC_PPR] & 0xF0 else None
 
     @staticmethod
     def delivered(page: memoryview, status: int) -> int:
         """Virtual-interrupt delivery of RVI."""
         vector = status & 0xFF
-        _change(page, _ISR, vector, True)
-        _change(page, _IRR, vector, False)
-        page[_PPR] = vector & 0xF0
-        return vector << 8 | _highest(page, _IRR)
+        _change(page, APIC_ISR, vector, True)
+        _change(page, APIC_IRR, vector, False)
+        page[APIC_PPR] = vector & 0xF0
+        return vector << 8 | _highest(page, APIC_IRR)
 
     @staticmethod
     def update_ppr(page: memoryview, status: int) -> None:
         """PPR := the higher of TPR and the class of the vector in service."""
         in_service = status >> 8
-        tpr = page[_TPR]
-        page[_PPR] = tpr if tpr >> 4 >= in_service >> 4 else in_service & 0xF0
+        tpr = page[APIC_TPR]
+        page[APIC_PPR] = tpr if tpr >> 4 >= in_service >> 4 else in_service & 0xF0
 
     @classmethod
     def end_of_interrupt(cls, page: memoryview, status: int) -> int:
         """EOI: the vector in service leaves the ISR."""
         in_service = status >> 8
         if in_service:
-            _change(page, _ISR, in_service, False)
-        status = _highest(page, _ISR) << 8 | status & 0xFF
+            _change(page, APIC_ISR, in_service, False)
+        status = _highest(page, APIC_ISR) << 8 | status & 0xFF
         cls.update_ppr(page, status)
         return status
 
     @classmethod
     def set_tpr(cls, page: memoryview, status: int, value: int) -> None:
         """Write the task-priority register (8 bits)."""
-        _U32.pack_into(page, _TPR, value & 0xFF)
+        _U32.pack_into(page, APIC_TPR, value & 0xFF)
         cls.update_ppr(page, status)
 
     @staticmethod

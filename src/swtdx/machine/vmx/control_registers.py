@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import vmcs as f
+from swtdx.arch.exits import CLTS, LMSW, MOV_FROM_CR, MOV_TO_CR
 from swtdx.arch.x86 import (
     CR0_CD,
     CR0_ET,
@@ -34,12 +35,6 @@ from swtdx.machine.vmx.microcode import Microcode
 from swtdx.machine.vmx.vmcs import Vmcs
 
 _CR0_DEFINED: Final = 0xE005003F
-
-#: Exit qualification: access types (bits 5:4).
-_MOV_TO: Final = 0
-_MOV_FROM: Final = 1
-_CLTS: Final = 2
-_LMSW: Final = 3
 
 
 class ControlRegisters:
@@ -71,22 +66,22 @@ class ControlRegisters:
         elif kind == "smsw":
             if gpr < 0:
                 # A store to memory is left to the software above: nothing modern executes it.
-                return unit.exit.set(reason.CR_ACCESS, _MOV_FROM << 4, length)
+                return unit.exit.set(reason.CR_ACCESS, MOV_FROM_CR << 4, length)
             context.gpr[gpr] = context.cr0
         elif kind == "to":
             value = context.gpr[gpr] if context.long_mode else context.gpr[gpr] & 0xFFFFFFFF
             if self._write(vmcs, number, value):
-                return unit.exit.set(reason.CR_ACCESS, number | _MOV_TO << 4 | gpr << 8, length)
+                return unit.exit.set(reason.CR_ACCESS, number | MOV_TO_CR << 4 | gpr << 8, length)
         elif kind == "clts":
             if self._write(vmcs, 0, context.cr0 & ~CR0_TS):
-                return unit.exit.set(reason.CR_ACCESS, _CLTS << 4, length)
+                return unit.exit.set(reason.CR_ACCESS, CLTS << 4, length)
         else:
             source = context.gpr[gpr] & 0xFFFF if gpr >= 0 else self._memory_word(vmcs)
             # LMSW changes PE, MP, EM and TS, and cannot clear PE.
             value = context.cr0 & ~0xE | source & 0xF
             if self._write(vmcs, 0, value):
                 return unit.exit.set(
-                    reason.CR_ACCESS, _LMSW << 4 | (0 if gpr >= 0 else 1 << 6) | source << 16, length
+                    reason.CR_ACCESS, LMSW << 4 | (0 if gpr >= 0 else 1 << 6) | source << 16, length
                 )
         context.rip += length
         return None

@@ -10,14 +10,13 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from swtdx.arch.sept_bits import LEAF, SUPPRESS_VE
 from swtdx.arch.x86 import FRAME_MASK
 from swtdx.machine.memory import ReservedBitFault
 
 _ENTRY: Final = struct.Struct("<Q").unpack_from
-SUPPRESS_VE: Final = 1 << 63
 #: Memory types that do not exist (2, 3) or not in an EPT (7).
 _RESERVED_TYPES: Final = (2, 3, 7)
-_LEAF: Final = 1 << 7
 #: Address bits of a leaf by level: a large page is aligned to its size.
 _LEAF_RESERVED: Final = (0, 0x1FF << 12, 0x3FFFF << 12)
 
@@ -49,7 +48,7 @@ class Walk:
     @property
     def convertible(self) -> bool:
         """Whether a violation here is a #VE (SDM volume 3, 26.5.7.1): bit 63 of a leaf, or of no entry."""
-        leaf = self.level == 0 or self.entry & _LEAF
+        leaf = self.level == 0 or self.entry & LEAF
         return not self.entry & SUPPRESS_VE and bool(leaf or not self.entry & 7)
 
 
@@ -85,7 +84,7 @@ def walk(
                 return found
         entry = _ENTRY(view, (gpa >> 12 + 9 * level & 511) * 8)[0]
         misconfigured = bool(entry & 7) and _is_misconfigured(entry, level)
-        if not entry & 7 or level == 0 or entry & _LEAF or misconfigured or entry & wanted != wanted:
+        if not entry & 7 or level == 0 or entry & LEAF or misconfigured or entry & wanted != wanted:
             found.entry = entry
             found.level = level
             found.table = view
@@ -107,6 +106,6 @@ def _is_misconfigured(entry: int, level: int) -> bool:
         return True
     if level > 2:
         return bool(entry & 0xF8)
-    if level and not entry & _LEAF:
+    if level and not entry & LEAF:
         return bool(entry & 0x78)
     return bool(entry & _LEAF_RESERVED[level]) or entry >> 3 & 7 in _RESERVED_TYPES

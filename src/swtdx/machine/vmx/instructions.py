@@ -7,6 +7,7 @@ from typing import Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.x86 import VECTOR_DB, VECTOR_PF, VECTOR_UD
 from swtdx.machine.engine.protocol import Event, Stop
 from swtdx.machine.faults import GeneralProtection
@@ -92,23 +93,23 @@ class Instructions:
 
     def _rdmsr(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
         context = vmcs.context
-        index = context.gpr[1] & 0xFFFFFFFF
+        index = context.gpr[RCX] & 0xFFFFFFFF
         length = self._unit.length(vmcs, b"\x0f\x32")
         if self._unit.msr_exits(vmcs, index, False):
             return self._unit.exit.set(reason.RDMSR, 0, length)
         value = self._msrs.read(vmcs, index)
-        context.gpr[0] = value & 0xFFFFFFFF
-        context.gpr[2] = value >> 32
+        context.gpr[RAX] = value & 0xFFFFFFFF
+        context.gpr[RDX] = value >> 32
         context.rip += length
         return None
 
     def _wrmsr(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
         context = vmcs.context
-        index = context.gpr[1] & 0xFFFFFFFF
+        index = context.gpr[RCX] & 0xFFFFFFFF
         length = self._unit.length(vmcs, b"\x0f\x30")
         if self._unit.msr_exits(vmcs, index, True):
             return self._unit.exit.set(reason.WRMSR, 0, length)
-        self._msrs.write(vmcs, index, context.gpr[0] & 0xFFFFFFFF | (context.gpr[2] & 0xFFFFFFFF) << 32)
+        self._msrs.write(vmcs, index, context.gpr[RAX] & 0xFFFFFFFF | (context.gpr[RDX] & 0xFFFFFFFF) << 32)
         context.rip += length
         return None
 
@@ -125,10 +126,10 @@ class Instructions:
         """RDTSC of a guest whose TSC does not tick at the host's rate."""
         context = vmcs.context
         value = self._unit.guest_tsc(vmcs)
-        context.gpr[0] = value & 0xFFFFFFFF
-        context.gpr[2] = value >> 32
+        context.gpr[RAX] = value & 0xFFFFFFFF
+        context.gpr[RDX] = value >> 32
         if event.stop is Stop.RDTSCP:
-            context.gpr[1] = context.read_msr(0xC0000103) or 0
+            context.gpr[RCX] = context.read_msr(0xC0000103) or 0
             context.rip += self._unit.length(vmcs, b"\x0f\x01\xf9")
         else:
             context.rip += self._unit.length(vmcs, b"\x0f\x31")

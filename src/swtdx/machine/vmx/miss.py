@@ -11,13 +11,13 @@ from typing import Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import EPT_GLA_FINAL, EPT_GLA_VALID, TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.sept_bits import SUPPRESS_VE
 from swtdx.arch.units import PAGE
 from swtdx.arch.vmx_controls import PROC2_EPT_VIOLATION_VE
 from swtdx.arch.x86 import PF_USER, VECTOR_PF, VECTOR_VE
 from swtdx.machine.engine.protocol import Access, Event
 from swtdx.machine.vmx import decode
 from swtdx.machine.vmx import exit as reason
-from swtdx.machine.vmx.ept import SUPPRESS_VE
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.machine.vmx.microcode import Microcode
 from swtdx.machine.vmx.translate import UNREACHABLE

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from swtdx.arch import vmcs as f
+from swtdx.arch.sept_bits import LEAF
 from swtdx.arch.units import HUGE_PAGE, LARGE_PAGE, PAGE
 from swtdx.arch.x86 import FRAME_MASK
 from swtdx.machine.engine.protocol import Access
@@ -23,7 +24,6 @@ from swtdx.machine.vmx.vmcs import Vmcs
 #: where there is no memory or the SEAM range.  Hardware aborts those on the bus; a translation cache of
 #: frames has nothing to show for it, and so this is a misconfiguration, too.
 UNREACHABLE: Final = (BusAbort, ReservedBitFault)
-_LEAF: Final = 0x80
 
 
 class Translator:
@@ -132,7 +132,7 @@ class Translator:
         entries = np.frombuffer(found.table, dtype="<u8")
         base = gpa & -HUGE_PAGE
         lookup = vmcs.space.lookup
-        for index in np.flatnonzero((entries & np.uint64(0x87)) > np.uint64(_LEAF)).tolist():
+        for index in np.flatnonzero((entries & np.uint64(0x87)) > np.uint64(LEAF)).tolist():
             where = base + index * LARGE_PAGE
             if lookup(where) is None:
                 entry = int(entries[index])

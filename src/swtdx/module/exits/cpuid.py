@@ -7,6 +7,7 @@ from typing import Final
 
 from swtdx.arch import cpuid_policy as policy
 from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.arch.regs import RAX, RBX, RCX, RDX
 from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE, CR4_OSXSAVE, CR4_PKE
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.exits.inject import inject_ve
@@ -21,7 +22,7 @@ _XSAVE_LEGACY: Final = 576
 def cpuid_exit(vcpu: Vcpu, out: VmExit) -> None:
     """The virtual value, or #VE for a leaf that the hypervisor has to answer."""
     gpr, main = vcpu.gpr, vcpu.main
-    leaf, subleaf = policy.effective_leaf(gpr[0] & 0xFFFFFFFF), gpr[1] & 0xFFFFFFFF
+    leaf, subleaf = policy.effective_leaf(gpr[RAX] & 0xFFFFFFFF), gpr[RCX] & 0xFFFFFFFF
     row = policy.lookup(leaf, subleaf)
     if row is None or row.faulting or _asked_for_ve(vcpu, row.index):
         inject_ve(vcpu, out.reason, 0)
@@ -36,7 +37,7 @@ def cpuid_exit(vcpu: Vcpu, out: VmExit) -> None:
         ebx = _enabled_size(vcpu)
     elif leaf == 0x80000001:
         edx = edx | _SYSCALL if vcpu.context.long_mode else edx & ~_SYSCALL
-    gpr[0], gpr[3], gpr[1], gpr[2] = eax, ebx, ecx, edx
+    gpr[RAX], gpr[RBX], gpr[RCX], gpr[RDX] = eax, ebx, ecx, edx
     vcpu.advance()
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.arch.exits import LMSW
 from swtdx.arch.x86 import CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_CET, CR4_VMXE
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import TdExit
@@ -15,7 +16,6 @@ from swtdx.module.vcpu import Vcpu
 
 _CR0_IGNORED: Final = 0x1FFAFFC0
 _CR0_RESERVED: Final = 0xFFFFFFFF << 32
-_LMSW: Final = 3
 _LMSW_BITS: Final = 0xE
 
 
@@ -23,7 +23,7 @@ def cr_access_exit(vcpu: Vcpu, out: VmExit) -> None:
     """#GP for what the processor would refuse, #VE for what a TD may not do."""
     kind = out.qualification >> 4 & 3
     number = out.qualification & 15
-    if kind == _LMSW:
+    if kind == LMSW:
         source = out.qualification >> 16 & 0xFFFF
         vcpu.vmcs.write(f.GUEST_CR0, vcpu.vmcs.read(f.GUEST_CR0) & ~_LMSW_BITS | source & _LMSW_BITS)
         vcpu.advance()

@@ -7,6 +7,7 @@ from typing import Final
 from swtdx.arch import sept
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS
+from swtdx.arch.exits import EPT_HIDDEN_FROM_HOST, EPT_WRITE
 from swtdx.arch.td_config import TD_CTLS_PENDING_VE_DISABLE
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.exit import VmExit
@@ -19,15 +20,14 @@ from swtdx.module.vcpu import Vcpu
 #: Extended exit qualification types.
 ACCEPT: Final = 1
 PENDING: Final = 6
-#: Qualification bits that the host does not see.
-_HIDDEN: Final = 0x1F80
-_WRITE: Final = 1 << 1
 _FETCH: Final = 1 << 2
 
 
 def to_host(gpa: int, qualification: int, extended: int = 0) -> TdExit:
     """An EPT violation as the host gets it: no linear address, no page offset."""
-    return TdExit(st.TDX_SUCCESS, reason.EPT_VIOLATION, qualification & ~_HIDDEN, extended, gpa & ~0xFFF)
+    return TdExit(
+        st.TDX_SUCCESS, reason.EPT_VIOLATION, qualification & ~EPT_HIDDEN_FROM_HOST, extended, gpa & ~0xFFF
+    )
 
 
 def violation_exit(vcpu: Vcpu, out: VmExit) -> None:
@@ -53,7 +53,7 @@ def _reserved_bits(vcpu: Vcpu, out: VmExit) -> None:
     """A GPA with bits above the shared bit is a #PF with RSVD set."""
     qualification = out.qualification
     error = 1 | 1 << 3
-    if qualification & _WRITE:
+    if qualification & EPT_WRITE:
         error |= 1 << 1
     if vcpu.context.cpl == 3:
         error |= 1 << 2
@@ -72,4 +72,4 @@ def refused(gpa: int, wanted: int, entry: SeptEntry, kind: int) -> TdExit:
     raw = entry.raw
     state = sept.state_of(raw)
     info = wanted | entry.level << 3 | state.public << 6 | (1 << 14 if state.is_leaf else 0)
-    return to_host(gpa, _WRITE | (raw & 7) << 3, kind | info << 32)
+    return to_host(gpa, EPT_WRITE | (raw & 7) << 3, kind | info << 32)

@@ -7,14 +7,14 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import VE_INFO, VE_INFO_VALID, VE_INFO_WHOLE
-from swtdx.arch.exits import INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID
+from swtdx.arch.exits import INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID, ExitReason
 from swtdx.arch.vmx_controls import PROC_NMI_WINDOW_EXITING
 from swtdx.arch.x86 import RFLAGS_RF, VECTOR_DF, VECTOR_GP, VECTOR_PF, VECTOR_UD, VECTOR_VE
 from swtdx.module.errors import TdExit
 from swtdx.module.vcpu import Vcpu
 
 _HARDWARE: Final = 3 << 8
-_TRIPLE_FAULT: Final = 2
+_TRIPLE_FAULT: Final = ExitReason.TRIPLE_FAULT.value
 _CONTRIBUTORY: Final = (VECTOR_PF, VECTOR_VE)
 
 

@@ -9,6 +9,9 @@ from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDVPS
 from swtdx.arch.msr_policy import Action
 from swtdx.arch.msrs import (
+    DEBUGCTL_BTS,
+    DEBUGCTL_TR,
+    DEBUGCTL_UNCORE_PMI,
     IA32_ARCH_CAPABILITIES,
     IA32_DEBUGCTL,
     IA32_EFER,
@@ -17,6 +20,7 @@ from swtdx.arch.msrs import (
     IA32_XAPIC_DISABLE_STATUS,
     IA32_XSS,
 )
+from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.x86 import EFER_LMA, EFER_SCE
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.exits.inject import inject_gp, inject_ve
@@ -24,9 +28,6 @@ from swtdx.module.vcpu import Vcpu
 
 _PERFMON_AVAILABLE: Final = 1 << 7
 _PEBS_UNAVAILABLE: Final = 1 << 12
-_TR: Final = 1 << 6
-_BTS: Final = 1 << 7
-_UNCORE_PMI: Final = 1 << 13
 #: IA32_DEBUGCTL: bits that are not reserved (SDM volume 4).
 _DEBUGCTL_DEFINED: Final = 0xFFC3
 
@@ -66,14 +67,14 @@ def features(tdcs: memoryview) -> int:
 
 
 def _return(vcpu: Vcpu, value: int) -> None:
-    vcpu.gpr[0] = value & 0xFFFFFFFF
-    vcpu.gpr[2] = value >> 32 & 0xFFFFFFFF
+    vcpu.gpr[RAX] = value & 0xFFFFFFFF
+    vcpu.gpr[RDX] = value >> 32 & 0xFFFFFFFF
     vcpu.advance()
 
 
 def rdmsr_exit(vcpu: Vcpu, out: VmExit) -> None:
     """RDMSR: emulated, #VE or #GP(0)."""
-    index = vcpu.gpr[1] & 0xFFFFFFFF
+    index = vcpu.gpr[RCX] & 0xFFFFFFFF
     if msr_policy.covered(index):
         value = _special_value(vcpu, index)
         if value is not None:
@@ -91,7 +92,7 @@ def _special_value(vcpu: Vcpu, index: int) -> int | None:
     if index == IA32_MISC_ENABLE:
         return vcpu.lp.rdmsr(IA32_MISC_ENABLE) & ~_PERFMON_AVAILABLE | _PEBS_UNAVAILABLE
     if index == IA32_DEBUGCTL:
-        return vcpu.vmcs.read(f.GUEST_DEBUGCTL) & ~_UNCORE_PMI
+        return vcpu.vmcs.read(f.GUEST_DEBUGCTL) & ~DEBUGCTL_UNCORE_PMI
     if index == IA32_PERF_CAPABILITIES:
         return 0
     field = _VMX.get(index)
@@ -100,8 +101,8 @@ def _special_value(vcpu: Vcpu, index: int) -> int | None:
 
 def wrmsr_exit(vcpu: Vcpu, out: VmExit) -> None:
     """WRMSR: emulated, #VE or #GP(0)."""
-    index = vcpu.gpr[1] & 0xFFFFFFFF
-    value = vcpu.gpr[0] & 0xFFFFFFFF | (vcpu.gpr[2] & 0xFFFFFFFF) << 32
+    index = vcpu.gpr[RCX] & 0xFFFFFFFF
+    value = vcpu.gpr[RAX] & 0xFFFFFFFF | (vcpu.gpr[RDX] & 0xFFFFFFFF) << 32
     if index == IA32_EFER:
         _write_efer(vcpu, out, value)
     elif index == IA32_XSS:
@@ -135,11 +136,11 @@ def _write_debugctl(vcpu: Vcpu, out: VmExit, value: int) -> None:
     if value & ~_DEBUGCTL_DEFINED:
         inject_gp(vcpu)
         return
-    if value & _TR and not value & _BTS:
+    if value & DEBUGCTL_TR and not value & DEBUGCTL_BTS:
         inject_ve(vcpu, out.reason, 0)
         return
     old = vcpu.vmcs.read(f.GUEST_DEBUGCTL)
-    vcpu.vmcs.write(f.GUEST_DEBUGCTL, value & ~_UNCORE_PMI | old & _UNCORE_PMI)
+    vcpu.vmcs.write(f.GUEST_DEBUGCTL, value & ~DEBUGCTL_UNCORE_PMI | old & DEBUGCTL_UNCORE_PMI)
     vcpu.advance()
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS, TDVPS
-from swtdx.arch.leaves import BY_NAME
+from swtdx.arch.leaves import BY_NAME, RAX_RESERVED
 from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, RAX, RCX, RDX
@@ -25,7 +25,6 @@ _LEAF_MODULES: Final = (l2_tlb, mem, mem_attr, mr, rdwr, servtd, vp)
 TDVMCALL: Final = object()
 _VMCALL: Final = BY_NAME["TDG.VP.VMCALL"].number
 _VM_RD: Final = BY_NAME["TDG.VM.RD"].number
-_RESERVED: Final = 0xFFFFFFFFFF000000
 _INVALID_RAX: Final = st.TDX_OPERAND_INVALID | OperandId.RAX
 _INVALID_RCX: Final = st.TDX_OPERAND_INVALID | OperandId.RCX
 _CODE: Final = st.CODE_MASK
@@ -48,9 +47,9 @@ def tdcall(vcpu: Vcpu, out: VmExit) -> object:
         vcpu.advance()
         return None
     entry = guest_leaf.table(vcpu.module.features).get(rax & 0xFFFF)
-    if entry is None or rax & _RESERVED or rax >> 16 & 0xFF > entry.max_version:
+    if entry is None or rax & RAX_RESERVED or rax >> 16 & 0xFF > entry.max_version:
         status = _INVALID_RAX
-        if rax & (_RESERVED | 0xFFFF) == _VM_RD:
+        if rax & (RAX_RESERVED | 0xFFFF) == _VM_RD:
             # It has versions, and refuses an unknown one itself, its outputs made ready.
             gpr[RDX], gpr[R8] = NULL_ID, 0
     else:

@@ -12,6 +12,7 @@ from swtdx.arch import sept_bits as bits
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS
+from swtdx.arch.sept_bits import READ, WRITE
 from swtdx.arch.td_config import TD_CTLS_PENDING_VE_DISABLE
 from swtdx.arch.units import PAGE
 from swtdx.machine.memory import SEAM
@@ -26,8 +27,6 @@ from swtdx.module.objects.sept import walk
 from swtdx.module.state import ModuleState
 from swtdx.module.vcpu import Vcpu
 
-_READ: Final = 1
-_WRITE: Final = 2
 _SIZES: Final = bits.LEVEL_BYTES
 
 
@@ -64,7 +63,7 @@ def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: boo
     shared = bool(gpa & shared_bit)
     if gpa >= shared_bit << 1 or (private_only and shared):
         raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
-    wanted = _READ | (_WRITE if write else 0)
+    wanted = READ | (WRITE if write else 0)
     if shared:
         return GuestBuffer(vcpu.module, _shared(vcpu, gpa, wanted))
     entry = walk(vcpu.module.keyhole, td, gpa, 0)

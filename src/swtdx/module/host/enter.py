@@ -6,9 +6,10 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDR, TDVPS
+from swtdx.arch.exits import ENTER_HINT, ENTER_RESUME_L1, ExitReason
 from swtdx.arch.msrs import IA32_MISC_ENABLE, MISC_ENABLE_MONITOR
 from swtdx.arch.operands import OperandId
-from swtdx.arch.regs import R8, R9, RAX, RBP, RCX, RDX
+from swtdx.arch.regs import R8, R9, RAX, RBP, RCX, RDX, RSP
 from swtdx.arch.states import LastTdExit, VcpuState
 from swtdx.arch.td_config import CONFIG_NO_RBP_MOD
 from swtdx.arch.x86 import FRAME_MASK
@@ -26,10 +27,8 @@ from swtdx.module.objects.td import Vp
 from swtdx.module.register import host_leaf
 from swtdx.module.vcpu import GPRS, Vcpu, flush_translations, vmcs_of
 
-_HINT: Final = 1 << 52
-_RESUME_L1: Final = 1 << 53
 _SIGN: Final = 1 << 63
-_TDCALL_REASON: Final = 77
+_TDCALL_REASON: Final = ExitReason.TDCALL.value
 _MONITOR: Final = CPUID_FLAGS.index("monitor_mwait")
 #: Registers that an asynchronous TD exit clears.
 _CLEARED: Final = (3, 5, 6, 7, 10, 11, 12, 13, 14, 15)
@@ -55,7 +54,7 @@ def vp_enter(call: HostCall) -> int:
     module, lp, i = call.module, call.lp, call.inputs
     check_boot_nt4(lp)
     handle = i[RCX]
-    if handle & ~(FRAME_MASK | _HINT | _RESUME_L1):
+    if handle & ~(FRAME_MASK | ENTER_HINT | ENTER_RESUME_L1):
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     vp, tdvpr, tdr = vp_page(module, handle & FRAME_MASK, OperandId.RCX, exclusive=False)
     td = vp.td
@@ -65,9 +64,9 @@ def vp_enter(call: HostCall) -> int:
     newly_associated = associate(lp, vp, allow_disabled=False)
     main = vp.main
     last_exit = _last_exit.get(main)
-    if handle & _HINT and last_exit != _ASYNC_TRAP:
+    if handle & ENTER_HINT and last_exit != _ASYNC_TRAP:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
-    if handle & _RESUME_L1:
+    if handle & ENTER_RESUME_L1:
         # There is no L2 VM that could have exited.
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     module.check_tsc_adjust(lp)
@@ -163,10 +162,10 @@ def _load_registers(call: HostCall, vcpu: Vcpu, last_exit: int, handle: int) -> 
             _pass_xmm_in(call, vcpu, mask >> 16 & 0xFFFF)
     elif last_exit == _ASYNC_TRAP:
         status = TDVPS.gpr.get(main, RAX)
-        TDVPS.gpr.set(main, RAX, status & ~(1 << 60) | (1 << 60 if handle & _HINT else 0))
-    rsp = gpr[4]
+        TDVPS.gpr.set(main, RAX, status & ~(1 << 60) | (1 << 60 if handle & ENTER_HINT else 0))
+    rsp = gpr[RSP]
     vcpu.context.gpr_bytes[:] = main[GPRS]
-    gpr[4] = rsp
+    gpr[RSP] = rsp
 
 
 def _save_registers(vcpu: Vcpu) -> None:

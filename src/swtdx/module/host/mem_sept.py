@@ -12,7 +12,7 @@ from swtdx.arch import status as st
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, R10, R11, RCX, RDX
 from swtdx.arch.states import PageType
-from swtdx.arch.units import NULL_PA, PAGE
+from swtdx.arch.units import NULL_PA, PAGE, PAGE_NOT_USED
 from swtdx.machine.memory import SEAM
 from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td
@@ -31,7 +31,6 @@ from swtdx.module.objects.sept import (
 from swtdx.module.register import host_leaf
 
 _EPT: Final = int(PageType.EPT)
-_UNUSED: Final = 1 << 63
 _L2_REGISTERS: Final = (R9, R10, R11)
 _L2_ATTRIBUTES: Final = 1 << 0
 _PAGES: Final = (R8, *_L2_REGISTERS)
@@ -42,7 +41,7 @@ _FLAGS_RESERVED: Final = 0xFFF0_0000_0000_0FFE
 def _flagged(call: HostCall, register: int) -> int:
     """A page operand as version 1 gives it back if it is not used: bit 63 of an input is ignored."""
     value = call.inputs[register]
-    return value if value == NULL_PA else value & ~_UNUSED
+    return value if value == NULL_PA else value & ~PAGE_NOT_USED
 
 
 @host_leaf("TDH.MEM.SEPT.ADD")
@@ -69,7 +68,7 @@ def sept_add(call: HostCall) -> int:
     elif not i[RDX] & 1:
         raise entry.failed(st.TDX_EPT_ENTRY_STATE_INCORRECT | OperandId.RCX)
     elif call.version:
-        call.gpr[R8] = hpa | _UNUSED
+        call.gpr[R8] = hpa | PAGE_NOT_USED
     if call.version:
         for register in _L2_REGISTERS:
             # The TD has no L2 VMs that could use a page.

@@ -7,6 +7,7 @@ from swtdx.arch.control_structs import TDCS
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import RCX, RDX
 from swtdx.arch.states import OpState
+from swtdx.arch.units import EXTEND_CHUNK
 from swtdx.module.call import HostCall
 from swtdx.module.checks import open_td
 from swtdx.module.errors import LeafFailed
@@ -21,7 +22,7 @@ def mr_extend(call: HostCall) -> int:
     module, i = call.module, call.inputs
     td = open_td(module, i[RDX], OperandId.RDX, call.leaf.op_states, exclusive=True)
     gpa = i[RCX]
-    if gpa & measurement.CHUNK - 1 or gpa >= td.shared_bit:
+    if gpa & EXTEND_CHUNK - 1 or gpa >= td.shared_bit:
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
     entry = walk(module.keyhole, td, gpa, 0)
     if not entry.is_present_leaf:
@@ -30,7 +31,7 @@ def mr_extend(call: HostCall) -> int:
         raise entry.failed(st.TDX_EPT_ENTRY_NOT_PRESENT)
     view = module.keyhole.map(entry.hpa, td.hkid)
     offset = gpa & 0xFFF
-    measurement.chunk_extended(td.tdcs, gpa, view[offset : offset + measurement.CHUNK])
+    measurement.chunk_extended(td.tdcs, gpa, view[offset : offset + EXTEND_CHUNK])
     return st.TDX_SUCCESS
 
 

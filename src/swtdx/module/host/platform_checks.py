@@ -29,8 +29,10 @@ from swtdx.arch.msrs import (
     IA32_WBINVDP,
     IA32_WBNOINVDP,
     IA32_XAPIC_DISABLE_STATUS,
+    MISC_ENABLE_LIMIT_CPUID,
     TME_ACTIVATE_LOCK,
 )
+from swtdx.arch.platform_structs import MAX_HKIDS
 from swtdx.arch.regs import R8, R9, R10, RCX, RDX
 from swtdx.machine import seamops
 from swtdx.machine.cpu.features import absent_word
@@ -38,10 +40,8 @@ from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.uncore import Agent
 from swtdx.module.call import HostCall
 from swtdx.module.errors import LeafFailed
-from swtdx.module.globals import MAX_HKIDS
 from swtdx.module.state import ModuleState
 
-_BOOT_NT4: Final = 1 << 22
 _REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
 #: IA32_ARCH_CAPABILITIES bits that must be set (``virt_msr_helpers.h``): RDCL_NO, IRBS_ALL,
 #: SKIP_L1DFL_VMENTRY, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, MISC_PACKAGE_CTLS, ENERGY_FILTERING_CTL, DOITM,
@@ -127,7 +127,7 @@ def check_boot_nt4(lp: LogicalProcessor) -> None:
     Raises:
         LeafFailed: LIMIT_CPUID_MAXVAL_SET.
     """
-    if lp.rdmsr(IA32_MISC_ENABLE) & _BOOT_NT4:
+    if lp.rdmsr(IA32_MISC_ENABLE) & MISC_ENABLE_LIMIT_CPUID:
         raise LeafFailed(st.TDX_LIMIT_CPUID_MAXVAL_SET)
 
 

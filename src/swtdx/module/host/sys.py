@@ -22,6 +22,7 @@ from swtdx.arch.platform_structs import (
     MAX_TDMRS,
     PAMT_ENTRY_BYTES,
     TDSYSINFO_STRUCT,
+    VENDOR_INTEL,
 )
 from swtdx.arch.regs import R8, R9, RCX, RDX
 from swtdx.arch.states import SysState
@@ -137,7 +138,7 @@ def td_sysinfo(module: ModuleState) -> bytes:
     """TDSYSINFO_STRUCT, 1024 bytes."""
     info = TDSYSINFO_STRUCT.new()
     for name, value in (
-        ("vendor_id", version.VENDOR_ID),
+        ("vendor_id", VENDOR_INTEL),
         ("build_date", version.BUILD_DATE),
         ("build_num", version.BUILD_NUM),
         ("minor_version", version.MINOR_VERSION),

@@ -20,6 +20,7 @@ from swtdx.arch.platform_structs import (
     TDMR_INFO,
     TDMR_INFO_ALIGNMENT,
 )
+from swtdx.arch.ranges import Range
 from swtdx.arch.regs import R8, RCX, RDX
 from swtdx.arch.states import KotState, PageType, SysState
 from swtdx.arch.units import HUGE_PAGE, LARGE_PAGE, PAGE
@@ -29,18 +30,16 @@ from swtdx.module.checks import shared_buffer
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import KOT_ENTRY, SYS, TDMR
 from swtdx.module.host.sys import own_global
+from swtdx.module.objects.pamt import TYPE_SHIFT
 from swtdx.module.register import host_leaf
 from swtdx.module.state import ModuleState
 
 _RSVD: Final = int(PageType.RSVD)
-_TYPE_SHIFT: Final = 16
 #: 4-KiB PAMT entries that one TDH.SYS.TDMR.INIT initialises: 4 MiB of the TDMR.
 _ENTRIES: Final = 1024
 #: Page sizes as details of a status name them.
 _4K, _2M, _1G = 0, 1, 2
 _GRANULES: Final = (PAGE, LARGE_PAGE, HUGE_PAGE)
-
-Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +269,7 @@ def _reserved_entries(view: memoryview, at: int, offset: int) -> bytes | None:
         if entries is None:
             entries = np.zeros((_ENTRIES, 2), dtype="<u8")
         first, last = max(start, offset) - offset, min(stop, end) - offset
-        entries[first // PAGE : last // PAGE, 0] = _RSVD << _TYPE_SHIFT
+        entries[first // PAGE : last // PAGE, 0] = _RSVD << TYPE_SHIFT
     return None if entries is None else entries.tobytes()
 
 

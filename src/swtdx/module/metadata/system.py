@@ -8,21 +8,26 @@ from typing import Final
 from swtdx.arch.cpuid_policy import ARCH_CAPABILITIES_CONFIG_MASK, KNOWN_SIGNATURES
 from swtdx.arch.cpuid_table import CONFIG_ROWS
 from swtdx.arch.metadata import MetadataField
-from swtdx.arch.platform_structs import MAX_CMRS, MAX_RESERVED_PER_TDMR, MAX_TDMRS, PAMT_ENTRY_BYTES
+from swtdx.arch.platform_structs import (
+    MAX_CMRS,
+    MAX_RESERVED_PER_TDMR,
+    MAX_TDMRS,
+    PAMT_ENTRY_BYTES,
+    VENDOR_INTEL,
+)
 from swtdx.arch.seam_structs import HANDOFF_DATA_HEADER, SYS_INFO_TABLE
 from swtdx.arch.td_config import ATTRIBUTES_FIXED1, CONFIG_FLAGS_FIXED1, XFAM_FIXED1
 from swtdx.arch.units import NULL_PA
+from swtdx.arch.x86 import CPUID_1_EAX_STEPPING
 from swtdx.machine.memory import SEAM
 from swtdx.module import version
 from swtdx.module.host.sys import TDCS_BYTES, TDVPS_BYTES
 from swtdx.module.state import ModuleState
 
-_STEPPING: Final = 0xF
-
 #: Fields with a value that depends on nothing.  Limits of features that TDX_FEATURES0 does not list are
 #: 0: no migration streams, no service TDs, no L2 VMs.
 _CONSTANT: Final[dict[str, int]] = {
-    "VENDOR_ID": version.VENDOR_ID,
+    "VENDOR_ID": VENDOR_INTEL,
     "BUILD_DATE": version.BUILD_DATE,
     "BUILD_NUM": version.BUILD_NUM,
     "MINOR_VERSION": version.MINOR_VERSION,
@@ -92,8 +97,12 @@ def _handoff(name: str) -> Callable[[ModuleState, int], int]:
 def _allowed_signatures(module: ModuleState) -> list[int]:
     """CPUID(1).EAX of the parts that a TD that migrates may be told: this one, and known ones before it."""
     here = module.sysinfo.package_signature(0)
-    known = [part & ~_STEPPING for part in KNOWN_SIGNATURES]
-    older = KNOWN_SIGNATURES[known.index(here & ~_STEPPING) + 1 :] if here & ~_STEPPING in known else ()
+    known = [part & ~CPUID_1_EAX_STEPPING for part in KNOWN_SIGNATURES]
+    older = (
+        KNOWN_SIGNATURES[known.index(here & ~CPUID_1_EAX_STEPPING) + 1 :]
+        if here & ~CPUID_1_EAX_STEPPING in known
+        else ()
+    )
     return [here, *older]
 
 

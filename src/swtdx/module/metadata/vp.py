@@ -8,8 +8,10 @@ from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS
 from swtdx.arch.metadata import Accessor, MetadataField
+from swtdx.arch.msrs import DEBUGCTL_BTS, DEBUGCTL_TR, DEBUGCTL_UNCORE_PMI
 from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.arch.vmx_controls import PIN_PROCESS_POSTED, PROC2_PML
+from swtdx.arch.x86 import APIC_PPR
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.vmx.vmcs import Vmcs
 from swtdx.module.errors import LeafFailed
@@ -21,13 +23,9 @@ from swtdx.module.vcpu import load_state, save_state
 
 _VMCS_CLASS: Final = 0
 _NO_VECTOR: Final = 0xFFFF
-_PPR: Final = 0x0A0
 _PID_BYTES: Final = 64
 _LOWEST_VECTOR: Final = 0
 _HIGHEST_VECTOR: Final = 255
-_BTS: Final = 1 << 7
-_TR: Final = 1 << 6
-_UNCORE_PMI: Final = 1 << 13
 #: Fields that hold a shared HPA, and the bytes at it.
 _SHARED_HPA: Final = {
     f.POSTED_INTERRUPT_DESCRIPTOR: _PID_BYTES,
@@ -82,7 +80,7 @@ class VpFields:
     def _interrupt_deliverable(self) -> int:
         """VMXIP: the highest requested vector has a priority above the processor's."""
         requested = self._vmcs.read(f.GUEST_INTERRUPT_STATUS) & 0xFF
-        return int(requested & 0xF0 > self._vp.pages[TDVPS_VAPIC][_PPR] & 0xF0)
+        return int(requested & 0xF0 > self._vp.pages[TDVPS_VAPIC][APIC_PPR] & 0xF0)
 
     def write(self, field: MetadataField, index: int, accessor: Accessor, value: int, wanted: int) -> int:
         """Write the ``wanted`` bits of an element; the old value under the read mask.
@@ -156,9 +154,9 @@ class VpFields:
             if new >= self._vp.td.shared_bit:
                 raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
         elif encoding == f.GUEST_DEBUGCTL:
-            if new & _TR and not new & _BTS and not self._vp.td.debug:
+            if new & DEBUGCTL_TR and not new & DEBUGCTL_BTS and not self._vp.td.debug:
                 raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
-            return new & ~_UNCORE_PMI
+            return new & ~DEBUGCTL_UNCORE_PMI
         return new
 
     def _need_posted_interrupts(self) -> None:

@@ -13,7 +13,6 @@ _EXTEND: Final = b"MR.EXTEND".ljust(16, b"\0")
 _REST: Final = bytes(104)
 _AT: Final = TDCS.mrtd_context.offset
 _END: Final = _AT + sha384.STATE_SIZE
-CHUNK: Final = 256
 
 
 def start(tdcs: memoryview) -> None:

@@ -10,6 +10,7 @@ import struct
 from typing import Final
 
 from swtdx.arch import status as st
+from swtdx.arch.control_structs import PAMT_ENTRY
 from swtdx.arch.states import PageType
 from swtdx.arch.units import HUGE_PAGE, LARGE_PAGE, PAGE
 from swtdx.module import locks
@@ -19,8 +20,9 @@ from swtdx.module.keyhole import Keyhole
 
 _TWO: Final = struct.Struct("<QQ")
 _Q: Final = struct.Struct("<Q")
-_ENTRY: Final = 16
-_TYPE_SHIFT: Final = 16
+_ENTRY: Final = PAMT_ENTRY.size
+#: Where the page type is in the first word of an entry.
+TYPE_SHIFT: Final = 16
 _OWNER_SHIFT: Final = 24
 _LOCK: Final = 0xFFFF
 _NOT_SIMPLY_SHARED: Final = locks.EXCLUSIVE | locks.HOST_PRIORITY
@@ -52,7 +54,7 @@ class Entry:
         #: 0: 4 KiB, 1: 2 MiB, 2: 1 GiB.
         self.size = size
         self.word, self.bepoch = _TWO.unpack_from(view, offset)
-        self.page_type = self.word >> _TYPE_SHIFT & 0xFF
+        self.page_type = self.word >> TYPE_SHIFT & 0xFF
         #: HPA of the owner's TDR, 0 if none.
         self.owner = self.word >> _OWNER_SHIFT << 12
 
@@ -60,7 +62,7 @@ class Entry:
         """Rewrite the entry; its lock word stays."""
         lock = _Q.unpack_from(self.view, self.offset)[0] & _LOCK
         _TWO.pack_into(
-            self.view, self.offset, lock | page_type << _TYPE_SHIFT | owner >> 12 << _OWNER_SHIFT, bepoch
+            self.view, self.offset, lock | page_type << TYPE_SHIFT | owner >> 12 << _OWNER_SHIFT, bepoch
         )
         self.page_type, self.owner, self.bepoch = page_type, owner, bepoch
 
@@ -161,7 +163,7 @@ class Pamt:
         while size > last:
             view, offset = places[size]
             word = _Q.unpack_from(view, offset)[0]
-            if word >> _TYPE_SHIFT & 0xFF == REG:
+            if word >> TYPE_SHIFT & 0xFF == REG:
                 break
             if word & _NOT_SIMPLY_SHARED and not locks.hp_host_can_share(view, offset):
                 raise LeafFailed(st.TDX_OPERAND_BUSY | operand)

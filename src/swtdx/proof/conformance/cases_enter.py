@@ -7,6 +7,7 @@ from unittest import mock
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.arch.exits import ENTER_HINT, ENTER_RESUME_L1
 from swtdx.arch.msrs import IA32_MISC_ENABLE, MISC_ENABLE_MONITOR
 from swtdx.arch.platform_structs import TD_PARAMS
 from swtdx.arch.sept_bits import TDHP
@@ -33,8 +34,6 @@ from swtdx.proof.probe import Place
 
 _LEAF: Final = "TDH.VP.ENTER"
 _TRIPLE_FAULT, _EPT_VIOLATION, _TDCALL = 2, 48, 77
-_HINT: Final = 1 << 52
-_RESUME_L1: Final = 1 << 53
 #: CPUID_CONFIG of TD_PARAMS: ECX of CPUID leaf 1.
 _LEAF_1_ECX: Final = 2
 
@@ -49,8 +48,13 @@ common.tsc_adjust(ENTER)
 ENTER.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", rcx=retired_vcpu)
 ENTER.refused(s.TDX_OP_STATE_INCORRECT, "the TD is not finalised", rcx=lambda w: make_td(w, "vpinit").tdvpr)
 ENTER.refused(s.TDX_OPERAND_INVALID, "bit 54", "RCX", rcx=lambda w: w.td.tdvpr | 1 << 54)
-ENTER.refused(s.TDX_OPERAND_INVALID, "a hint after no trap", "RCX", rcx=lambda w: w.td.tdvpr | _HINT)
-ENTER.refused(s.TDX_OPERAND_INVALID, "to L1, not from L2", "RCX", rcx=lambda w: w.td.tdvpr | _RESUME_L1)
+ENTER.refused(
+    s.TDX_OPERAND_INVALID,
+    "a hint after no trap",
+    "RCX",
+    rcx=lambda w: w.td.tdvpr | ENTER_HINT,
+)
+ENTER.refused(s.TDX_OPERAND_INVALID, "to L1, not from L2", "RCX", rcx=lambda w: w.td.tdvpr | ENTER_RESUME_L1)
 
 
 def _unready(world: World) -> None:

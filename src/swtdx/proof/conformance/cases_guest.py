@@ -9,6 +9,7 @@ from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS
 from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaves import GUEST_LEAVES
+from swtdx.arch.td_config import SHARED_BIT_48
 from swtdx.arch.units import MASK64
 from swtdx.arch.x86 import VECTOR_VE
 from swtdx.machine.engine.scripted import GuestFault, Hlt, Tdcall
@@ -17,7 +18,6 @@ from swtdx.proof.conformance.stages import FIRST, HUGE, PENDING
 from swtdx.proof.conformance.world import World
 
 _STAGE: Final = "running"
-_SHARED: Final = 1 << 47
 
 
 def _call(version: int = 0, rax: int = 0, **operands: int) -> Action:
@@ -128,14 +128,14 @@ for _leaf, _register, _alignment in (
     _good = GOOD.get(_leaf, {"rcx": FIRST})
     for _what, _gpa in (
         (f"not aligned to {_alignment}", FIRST + _alignment // 2),
-        ("shared", _SHARED | FIRST),
+        ("shared", SHARED_BIT_48 | FIRST),
         ("beyond the GPA width", 1 << 48),
     ):
         _case(_leaf, s.TDX_OPERAND_INVALID, _what, _register.upper(), **(_good | {_register: _gpa}))
 _case("TDG.MR.RTMR.EXTEND", s.TDX_OPERAND_INVALID, "a fifth register", "RDX", rcx=FIRST, rdx=4)
 _case(
     "TDG.MR.RTMR.EXTEND", s.TDX_OPERAND_INVALID, "a fifth register, and first of all shared data",
-    "RCX", rcx=_SHARED | FIRST, rdx=4,
+    "RCX", rcx=SHARED_BIT_48 | FIRST, rdx=4,
 )  # fmt: skip
 for _register, _what, _gpa in (
     ("rcx", "not aligned to 1024", FIRST + 512),
@@ -193,7 +193,7 @@ for _what, _gpa in (
     ("level 2", PENDING | 2),
     ("bit 3", PENDING | 8),
     ("bit 52", PENDING | 1 << 52),
-    ("shared", PENDING | _SHARED),
+    ("shared", PENDING | SHARED_BIT_48),
     ("not aligned to its level", PENDING | 1),
 ):
     _case(_ACCEPT, s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa)

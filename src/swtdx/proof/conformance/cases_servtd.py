@@ -7,13 +7,13 @@ from typing import Any, Final
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR
 from swtdx.arch.leaves import BY_NAME
+from swtdx.arch.td_config import SHARED_BIT_48
 from swtdx.machine.engine.scripted import Tdcall
 from swtdx.proof.conformance.registry import Action, add, provokes
 from swtdx.proof.conformance.stages import FIRST, HUGE, PENDING
 from swtdx.proof.conformance.world import World
 
 _STAGE: Final = "running"
-_SHARED: Final = 1 << 47
 
 
 def _call(**operands: int) -> Action:
@@ -34,9 +34,9 @@ for _vm in range(4):
 _RD, _WR = "TDG.MEM.PAGE.ATTR.RD", "TDG.MEM.PAGE.ATTR.WR"
 _case(_RD, s.TDX_SUCCESS, "a page", rcx=FIRST)
 _case(_WR, s.TDX_SUCCESS, "nothing, of a page", rcx=FIRST, rdx=0, r8=0)
-for _what, _gpa in (("shared", _SHARED | FIRST), ("beyond the GPA width", 1 << 48)):
+for _what, _gpa in (("shared", SHARED_BIT_48 | FIRST), ("beyond the GPA width", 1 << 48)):
     _case(_RD, s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa)
-for _what, _gpa in (("shared", _SHARED | FIRST), ("level 3", 3), ("bit 3", FIRST | 8)):
+for _what, _gpa in (("shared", SHARED_BIT_48 | FIRST), ("level 3", 3), ("bit 3", FIRST | 8)):
     _case(_WR, s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa, rdx=0, r8=0)
 for _vm in range(4):
     _bit = 1 << 16 * _vm

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR
 from swtdx.arch.leaf import Kind
 from swtdx.arch.leaves import BY_NAME
-from swtdx.arch.msrs import IA32_MISC_ENABLE, IA32_TSC_ADJUST
+from swtdx.arch.msrs import IA32_MISC_ENABLE, IA32_TSC_ADJUST, MISC_ENABLE_LIMIT_CPUID
 from swtdx.arch.sept_bits import HPA
 from swtdx.proof.conformance.registry import Action, Defect, Hold, Operand, add, declared
 from swtdx.proof.conformance.stages import FAR, make_td
@@ -18,7 +17,6 @@ from swtdx.proof.conformance.world import World
 from swtdx.proof.probe import Place
 
 Operands = dict[str, int]
-_BOOT_NT4: Final = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -221,6 +219,7 @@ def boot_nt4(good: Good) -> None:
     good.held(
         s.TDX_LIMIT_CPUID_MAXVAL_SET, "IA32_MISC_ENABLE[22] is set",
         lambda world, _: world.msr(
-            IA32_MISC_ENABLE, world.lps[world.calling].msrs.peek(IA32_MISC_ENABLE) | _BOOT_NT4, world.calling
+            IA32_MISC_ENABLE, world.lps[world.calling].msrs.peek(IA32_MISC_ENABLE) | MISC_ENABLE_LIMIT_CPUID,
+            world.calling,
         ),
     )  # fmt: skip

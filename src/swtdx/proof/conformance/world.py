@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from swtdx.arch import regs, status
+from swtdx.arch.exits import ExitReason
 from swtdx.arch.layout import Field
 from swtdx.arch.leaf import Kind, Leaf
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
@@ -33,7 +34,7 @@ OUTSIDE: Final = 0x3000_0000
 #: What registers hold that a case does not set: odd values that no leaf takes for something.
 _FILL: Final = tuple(0xF111_0000_0000_0F1F + (number << 32) for number in range(16))
 #: RAX after a TDVMCALL: SUCCESS and the exit reason TDCALL.
-_TDCALL_REASON: Final = 77
+_TDCALL_REASON: Final = ExitReason.TDCALL.value
 _SHARE: Final = 4  # one reader of a lock with host priority
 
 

@@ -10,6 +10,7 @@ from swtdx.arch.leaf import Input, Kind, Leaf
 from swtdx.arch.leaves import BY_NAME, GUEST_LEAVES
 from swtdx.arch.metadata import Context
 from swtdx.arch.regs import RAX, RCX, RSP
+from swtdx.arch.td_config import SHARED_BIT_48
 from swtdx.arch.units import LARGE_PAGE, MASK64, PAGE
 from swtdx.machine.engine.scripted import (
     Cpuid,
@@ -39,11 +40,10 @@ from swtdx.machine.engine.scripted import (
 )
 from swtdx.proof.fuzz.situation import FAR_GPAS, LARGE_GPAS, ODD_VALUES, SMALL_GPAS, Choose, Situation, pick
 
-SHARED: Final = 1 << 47
 #: GPAs that a guest uses: its own, unmapped ones, shared ones.
 GPAS: Final = (
-    *SMALL_GPAS, *SMALL_GPAS, *LARGE_GPAS, LARGE_PAGE + 0x1FF000, *FAR_GPAS, SHARED, SHARED | 0x1000,
-    SHARED | 0x200000, SHARED << 1, MASK64 - 7,
+    *SMALL_GPAS, *SMALL_GPAS, *LARGE_GPAS, LARGE_PAGE + 0x1FF000, *FAR_GPAS,
+    SHARED_BIT_48, SHARED_BIT_48 | 0x1000, SHARED_BIT_48 | 0x200000, SHARED_BIT_48 << 1, MASK64 - 7,
 )  # fmt: skip
 #: MSRs worth asking for: of every kind of policy, and some that do not exist.
 MSRS: Final = (

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from swtdx.arch import regs, sept, status
+from swtdx.arch.exits import ExitReason
 from swtdx.arch.features import BASE_MODULE
-from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES
+from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES, P_SEAMLDR
 from swtdx.arch.regs import R8, RAX, RCX, RDX, RSP
 from swtdx.arch.states import NO_LP, VcpuState
 from swtdx.arch.x86 import VECTOR_PF, VECTOR_VE
@@ -34,16 +35,14 @@ SIDES: Final = ("both", "host", "guest")
 _LIFE: Final = 40_000
 _EARLY_STAGES: Final = ("loaded", "initialised", "processors", "configured", "keyed_module", "ready")
 _EARLY_CALLS: Final = 60
-#: Never at random: they would stop the fuzzing, and have tests of their own (the P-SEAMLDR's leaves).
-_P_SEAMLDR: Final = 1 << 63
-_EPT_VIOLATION: Final = 48
+_EPT_VIOLATION: Final = ExitReason.EPT_VIOLATION.value
 _DEPTH: Final = 2
 _HELPLESS: Final = 50
 #: Registers of TDH.SYS.INFO and RDALL that point to what the module fills.
 _BUFFERS: Final = {32: (RCX, R8), 37: (RDX,)}
 _LEAVES: Final = tuple(leaf for leaf in HOST_LEAVES.values() if BASE_MODULE.serves(leaf))
 _TD_LEAVES: Final = tuple(leaf for leaf in _LEAVES if not leaf.name.startswith("TDH.SYS") and leaf.number)
-_TDCALL_EXIT: Final = 77
+_TDCALL_EXIT: Final = ExitReason.TDCALL.value
 
 
 class Fuzzer:
@@ -191,7 +190,7 @@ class Fuzzer:
         call.gpr[:] = [Situation.odd(choose) for _ in range(16)]
         if choose(2):
             call.gpr[RAX] = choose(80) | choose(3) << 16
-        call.gpr[RAX] &= ~_P_SEAMLDR
+        call.gpr[RAX] &= ~P_SEAMLDR
         return call
 
     def _plan(self, s: Situation) -> Call | None:

@@ -8,9 +8,9 @@ from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.platform_structs import TD_PARAMS
 from swtdx.arch.regs import R8, R9, RAX, RCX, RDX
 from swtdx.arch.units import MASK64
+from swtdx.arch.vmcs import SHARED_EPTP
 from swtdx.proof.fuzz.situation import Choose, Situation, pick
 
-_SHARED_EPTP: Final = 0x203C
 _TD_MEMORY: Final = 400  # one in so many acts breaks the integrity of a TD's page
 
 
@@ -81,7 +81,7 @@ def _shared_ept(s: Situation, choose: Choose) -> None:
     vcpu = pick(choose, s.vcpus)
     processor = s.world.platform.host.processors[vcpu.holder if vcpu.holder < 2 else 0]
     root = pick(choose, s.scratch) if choose(4) else s.wrong_page(choose)
-    operands = {RCX: vcpu.tdvpr, RDX: _SHARED_EPTP, R8: root, R9: MASK64}
+    operands = {RCX: vcpu.tdvpr, RDX: SHARED_EPTP, R8: root, R9: MASK64}
     for register, value in {RAX: BY_NAME["TDH.VP.WR"].number, **operands}.items():
         processor.gpr[register] = value
     processor.seamcall()

@@ -10,12 +10,11 @@ from swtdx.arch.regs import R8, R9, R10, R11, RAX, RCX, RDX
 from swtdx.arch.sept_bits import LEVEL_BYTES
 from swtdx.arch.states import NO_LP, KotState, Lifecycle, OpState, VcpuState
 from swtdx.arch.units import LARGE_PAGE, MASK64
+from swtdx.proof.conformance.stages import FIRST
 from swtdx.proof.fuzz.operands import Call
 from swtdx.proof.fuzz.situation import Situation
 from swtdx.proof.invariants import TdView
 
-#: What a TD that is brought up gets: a page that is measured, two pages and a large one that it accepts.
-FIRST: Final = 0x1000
 LATER: Final = (0x2000, 0x3000)
 VCPUS: Final = 2
 

@@ -14,8 +14,8 @@ from swtdx.arch import sept_bits as bits
 from swtdx.arch.control_structs import PAMT_ENTRY, TDCS, TDCS_SEPT_ROOT_PAGE, TDVPS
 from swtdx.arch.units import MASK32
 from swtdx.proof.invariants import Change, Picture
+from swtdx.proof.invariants.rules import PRIORITY
 
-_PRIORITY: Final = 2
 _ASSOCIATES: Final = frozenset({"TDH.VP.ENTER", "TDH.VP.RD", "TDH.VP.WR"})
 _NUM_HELD: Final = TDCS.num_assoc_vcpus.offset
 _HOLDER: Final = TDVPS.assoc_lpid.offset
@@ -44,11 +44,11 @@ def unlawful(
         page, offset = change.hpa & -4096, change.hpa & 4095
         flipped = change.before ^ change.after
         if any(base <= change.hpa < end for base, end in pamts):
-            lawful = flipped == _PRIORITY and not change.hpa % PAMT_ENTRY.size
+            lawful = flipped == PRIORITY and not change.hpa % PAMT_ENTRY.size
         elif page in tables:
             lawful = flipped == bits.TDHP
         elif page in controls:
-            lawful = any(flipped == _PRIORITY << 8 * (lock - offset) for lock in _PRIORITY_LOCKS
+            lawful = any(flipped == PRIORITY << 8 * (lock - offset) for lock in _PRIORITY_LOCKS
                          if offset <= lock < offset + 8)  # fmt: skip
             if leaf in _ASSOCIATES and offset == _NUM_HELD & ~7:
                 lawful = lawful or not flipped & MASK32

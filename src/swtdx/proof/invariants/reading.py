@@ -14,6 +14,7 @@ import numpy as np
 
 from swtdx.arch import sept, sept_bits
 from swtdx.arch.control_structs import (
+    PAMT_ENTRY,
     TDCS,
     TDCS_MAX_PAGES,
     TDCS_MIN_PAGES,
@@ -32,7 +33,7 @@ from swtdx.proof.probe import ModuleProbe
 if TYPE_CHECKING:
     from swtdx.machine.machine import Machine
 
-_ENTRY: Final = 16
+_ENTRY: Final = PAMT_ENTRY.size
 _ROWS: Final = PAGE // _ENTRY
 _USED: Final = 3  # FILLED | WRITTEN in swtdx.machine.memory.pages: the page may hold more than zeros
 

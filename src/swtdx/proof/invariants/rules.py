@@ -16,7 +16,7 @@ from swtdx.arch.states import NO_LP, KotState, Lifecycle, OpState, PageType, Vcp
 from swtdx.proof.invariants.picture import Mapping, Picture, TdView, Translation
 
 _OWNED: Final = frozenset({PageType.REG, PageType.TDR, PageType.TDCX, PageType.TDVPR, PageType.EPT})
-_PRIORITY: Final = 2  # host-priority bit of a lock: left behind by a refusal, for the guest to see
+PRIORITY: Final = 2  # host-priority bit of a lock: left behind by a refusal, for the guest to see
 _VCPU_STATES: Final = frozenset(VcpuState)
 
 
@@ -96,7 +96,7 @@ def _locks(picture: Picture) -> Iterator[str]:
     for name, value in held:
         if value & 1:
             yield f"{name} is held exclusively"
-        if value & ~(_PRIORITY | 1) and not picture.guests_running:
+        if value & ~(PRIORITY | 1) and not picture.guests_running:
             yield f"{name} is held shared ({value:#x}), and no guest runs"
 
 

@@ -11,19 +11,15 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from swtdx.arch.units import LARGE_PAGE, PAGE
-from swtdx.arch.x86 import FRAME_MASK
+from swtdx.arch.x86 import FRAME_MASK, PTE_NX, PTE_P, PTE_PS, PTE_W
 from swtdx.machine.engine.protocol import Access
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu.process import QemuProcess
 
-_PRESENT: Final = 0x001
-_WRITE: Final = 0x002
 #: User, accessed and dirty are always set: the nested walk is a user access, and the EPT of a TD
 #: has no accessed and dirty flags.
-_BASE: Final = _PRESENT | 0x064
-_LARGE: Final = 0x080
-_NO_EXECUTE: Final = 1 << 63
-_TABLE: Final = _PRESENT | _WRITE | 0x064
+_BASE: Final = PTE_P | 0x064
+_TABLE: Final = PTE_P | PTE_W | 0x064
 
 
 #: A guest with paging off runs on page tables of ours that map all 4 GiB to themselves.  They are in PAE
@@ -157,7 +153,7 @@ class NestedTable:
     def _child(self, slot: int) -> int:
         """The table that ``slot`` (an index into _q) points to, made if absent; as an index."""
         entry = self._q[slot]
-        if not entry & _PRESENT:
+        if not entry & PTE_P:
             page = self._page()
             self._q[slot] = page | _TABLE
             return page >> 3
@@ -175,7 +171,7 @@ class NestedTable:
         found = self._tables.get(gpa >> 21)
         if found is None:
             slot = self._directory(gpa) + (gpa >> 21 & 511)
-            if self._q[slot] & _LARGE:
+            if self._q[slot] & PTE_PS:
                 self._q[slot] = 0
                 self._large.pop(gpa >> 21, None)
             found = self._child(slot)
@@ -193,9 +189,9 @@ class NestedTable:
             self.flush()
         bits = _BASE
         if access & Access.WRITE:
-            bits |= _WRITE
+            bits |= PTE_W
         if not (code and access & Access.FETCH):
-            bits |= _NO_EXECUTE
+            bits |= PTE_NX
         entry = self._process.physical(hpa) | bits
         self._units.add(hpa >> 21)
         if self.identity and gpa >> 21 == _REGION:
@@ -206,7 +202,7 @@ class NestedTable:
                 first = gpa >> 12
                 for number in range(first, first + 512):
                     self._small.pop(number, None)
-            self._q[self._directory(gpa) + (gpa >> 21 & 511)] = entry | _LARGE
+            self._q[self._directory(gpa) + (gpa >> 21 & 511)] = entry | PTE_PS
             self._large[gpa >> 21] = hpa
         else:
             self._q[self._table(gpa) + (gpa >> 12 & 511)] = entry
@@ -299,7 +295,7 @@ class NestedTable:
         for number, page in enumerate(self._identity):
             self._process.memory[page : page + PAGE] = _IDENTITY[number * PAGE : (number + 1) * PAGE]
             gpa = _HIDDEN_GPA + (number - 1) * PAGE if number else IDENTITY_GPA
-            self._q[self._table(gpa) + (gpa >> 12 & 511)] = page | _BASE | _WRITE | _NO_EXECUTE
+            self._q[self._table(gpa) + (gpa >> 12 & 511)] = page | _BASE | PTE_W | PTE_NX
 
     def _forget(self, region: int) -> None:
         """Forget the translations of 2 MiB, whose GPA >> 21 is ``region``."""

@@ -9,7 +9,7 @@ from typing import Final
 from swtdx.arch import msrs
 from swtdx.arch import vmcs as f
 from swtdx.arch.msrs import IA32_TSC_AUX
-from swtdx.arch.x86 import EFER_LMA, EFER_LME, RFLAGS_IF
+from swtdx.arch.x86 import AR_DB, AR_L, EFER_LMA, EFER_LME, RFLAGS_IF
 from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, Event, debug_register
 
 #: An event to deliver: vector, VMX interruption type, error code.
@@ -18,8 +18,6 @@ Injection = tuple[int, int, int | None]
 #: What start-up code sets: PE, MP, ET, WP, PG; PAE, OSFXSR, OSXMMEXCPT.
 _CR0_STARTED: Final = 0x80010013
 _CR4_STARTED: Final = 0x620
-_CS_LONG: Final = 1 << 13
-_CS_BIG: Final = 1 << 14
 #: VMX interruption types that are delivered by executing the instruction again.
 _SOFTWARE: Final = (4, 5, 6)
 XSTATE_SIZE: Final = 0xC00
@@ -136,14 +134,14 @@ class ScriptedContext:
     @property
     def long_mode(self) -> bool:
         """Whether the guest executes 64-bit code (EFER.LMA and CS.L)."""
-        return bool(self.efer & EFER_LMA and self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0) & _CS_LONG)
+        return bool(self.efer & EFER_LMA and self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0) & AR_L)
 
     @property
     def code_bits(self) -> int:
         """64, 32 or 16."""
         if self.long_mode:
             return 64
-        return 32 if self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0) & _CS_BIG else 16
+        return 32 if self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0) & AR_DB else 16
 
     def switch_paging(self, cr0: int, efer: int) -> None:
         """Load CR0 and EFER together."""
@@ -156,7 +154,7 @@ class ScriptedContext:
         self.cr0 |= _CR0_STARTED
         self.efer |= EFER_LME | EFER_LMA
         rights = self._fields.get(f.GUEST_CS_ACCESS_RIGHTS, 0)
-        self._fields[f.GUEST_CS_ACCESS_RIGHTS] = rights & ~_CS_BIG | _CS_LONG
+        self._fields[f.GUEST_CS_ACCESS_RIGHTS] = rights & ~AR_DB | AR_L
 
     # ------------------------------------------------------------------ other state
     def read_msr(self, index: int) -> int | None:
