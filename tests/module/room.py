@@ -17,6 +17,8 @@ from swtdx.proof.fuzz.situation import POOL, Situation
 from swtdx.proof.invariants import MemorySnapshot, check
 
 RECLAIM: Final = 28
+#: What the hypervisor writes into pages that it has back.
+LEFT_BEHIND: Final = b"the hypervisor's"
 PAMTS: Final = ((PAMT_4K, PAMT_1G + 0x1000),)
 
 
@@ -94,8 +96,8 @@ class Room:
         memory = self.world.memory
         for hpa in POOL[:: len(POOL) // 8]:
             memory.clear(hpa, 4096)
-            memory.write(hpa, b"the hypervisor's")
-            assert memory.read(hpa, 16) == b"the hypervisor's"
+            memory.write(hpa, LEFT_BEHIND)
+            assert memory.read(hpa, len(LEFT_BEHIND)) == LEFT_BEHIND
         self.mrtd.clear()
         engine: Any = self.world.machine.engine
         engine._queue.clear()

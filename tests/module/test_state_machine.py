@@ -30,13 +30,13 @@ from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
 from swtdx.arch.regs import R8, RAX, RCX, RDX
 from swtdx.arch.sept_bits import LEVEL_BYTES
-from swtdx.arch.states import NO_LP
+from swtdx.arch.states import NO_LP, OpState
 from swtdx.arch.units import LARGE_PAGE as LARGE
 from swtdx.machine.engine.scripted import Cpuid, GuestFault, Hlt, Read, Script, Tdcall, Write
 from swtdx.proof.fuzz import plans
 from swtdx.proof.fuzz.operands import Call, make_call
 from swtdx.proof.fuzz.situation import LARGES, SMALL_GPAS, runnable
-from tests.module.room import Room
+from tests.module.room import LEFT_BEHIND, Room
 
 # Many rounds of what other tests do once.
 pytestmark = pytest.mark.no_cover
@@ -340,8 +340,19 @@ class Module(RuleBasedStateMachine):
         content = self.room.world.memory.read(hpa, 4096)
         if hpa in self.situation.picture.pages:
             kind = self.situation.picture.pages[hpa].kind
-            assert not any(content), f"the hypervisor sees a page of type {kind}"
+            if any(content):
+                # A page that was given with TDH.MEM.PAGE.AUG is not touched before the guest accepts it.
+                assert self.pending(hpa), f"the hypervisor sees a page of type {kind}"
+                assert content.rstrip(bytes(1)) == LEFT_BEHIND, "and what it sees there is its own"
         self.room.look()
+
+    def pending(self, hpa: int) -> bool:
+        """Whether a page waits for its TD to accept it."""
+        return any(
+            each.hpa == hpa and each.state is not None and each.state.pending
+            for td in self.situation.tds
+            for each in td.mappings
+        )
 
     # ------------------------------------------------------------------ the end
     def teardown(self) -> None:
@@ -376,3 +387,30 @@ def _machine() -> Iterator[None]:
 
 def test_any_sequence_of_calls() -> None:
     run_state_machine_as_test(Module, settings=PROFILE)
+
+
+@pytest.mark.parametrize("until", [OpState.INITIALIZED, OpState.RUNNABLE])
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_the_plan_keeps_off_a_blocked_tree(until: OpState, level: int) -> None:
+    """Found by other seeds: a TD that is half built, with a table above its next pages blocked."""
+    state = Module()
+    state.start(tds=1, steps=0)
+    while state.situation.tds[0].op_state != until or state.situation.tds[0].mapping(0, 1) is None:
+        state.onward(which=0, lp=0, count=1)
+    state.page_goes(count=1, gpa=(0, level), name="TDH.MEM.RANGE.UNBLOCK", which=0)
+    blocked = state.situation.tds[0].mapping(0, level)
+    assert blocked is not None
+    assert blocked.state is not None
+    assert blocked.state.blocked
+    state.onward(which=0, lp=1, count=30)
+    state.teardown()
+
+
+def test_the_hypervisor_sees_its_own_in_pages_that_were_not_accepted() -> None:
+    """Found by other seeds: a page that was written when it came back, and then given to another TD."""
+    for _ in range(2):
+        state = Module()
+        state.start(tds=2, steps=60)
+        for page in range(len(state.situation.owned)):
+            state.look_at_it(page=page, large=False)
+        state.teardown()

@@ -53,7 +53,7 @@ def build(s: Situation, td: TdView, lp: int = 0) -> Call | None:
 
 def _memory(s: Situation, td: TdView, lp: int) -> Call | None:
     for level in (3, 2, 1):
-        if td.mapping(0, level) is None:
+        if _takes(td, 0, level):
             return _call("TDH.MEM.SEPT.ADD", lp, rcx=level, rdx=td.tdr, r8=s.free[0])
     if td.op_state == OpState.INITIALIZED and _takes(td, FIRST, 0):
         return _call("TDH.MEM.PAGE.ADD", lp, rcx=FIRST, rdx=td.tdr, r8=s.free[0], r9=s.sources[0])
@@ -61,10 +61,12 @@ def _memory(s: Situation, td: TdView, lp: int) -> Call | None:
 
 
 def _takes(td: TdView, gpa: int, level: int) -> bool:
-    """Whether the entry is free and there is a tree above it."""
-    above = td.mapping(gpa & -LEVEL_BYTES[level + 1], level + 1)
-    mapped = above is not None and above.state is not None and above.state.name == "NL_MAPPED"
-    return mapped and td.mapping(gpa, level) is None
+    """Whether the entry is free and the walk gets to it: no entry on the way is missing or blocked."""
+    for above in range(level + 1, td.top_level + 1):
+        entry = td.mapping(gpa & -LEVEL_BYTES[above], above)
+        if entry is None or entry.state is None or entry.state.name != "NL_MAPPED":
+            return False
+    return td.mapping(gpa, level) is None
 
 
 def _vcpus(s: Situation, td: TdView, lp: int) -> Call | None:

@@ -101,7 +101,12 @@ class TdView:
     @property
     def private_bits(self) -> int:
         """The width of its private GPAs."""
-        return 47 if self.eptp >> 3 & 7 == 3 else 51
+        return 47 if self.top_level == 3 else 51
+
+    @property
+    def top_level(self) -> int:
+        """The level of the Secure EPT root's entries: 3, or 4 with five levels of tables."""
+        return self.eptp >> 3 & 7
 
     def mapping(self, gpa: int, level: int) -> Mapping | None:
         """The entry for ``gpa`` at ``level``, if it is not free."""
