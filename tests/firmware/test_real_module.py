@@ -131,7 +131,7 @@ class Guest:
     def hpa(self) -> int:
         """Where the hypervisor put the guest's page."""
         for level in (0, 1):
-            page = self.td.private._tables[level].get(RAM)
+            page = self.td.private.tables[level].get(RAM)
             if page is not None:
                 return page
         raise AssertionError("the page is not mapped")

@@ -143,7 +143,7 @@ def test_keys_run_out_and_come_back() -> None:
 def test_page_that_the_module_keeps_is_not_used_again() -> None:
     setup = Setup()
     kept = setup.td.vcpus[0].tdvpr
-    reclaims = len(setup.td._tdcs) + 1
+    reclaims = len(setup.td.tdcs) + 1
     setup.module.fail[28, reclaims] = st.TDX_OPERAND_BUSY
     setup.module.fail.update({(28, reclaims + n): st.TDX_PAGE_METADATA_INCORRECT | 1 for n in range(1)})
     with pytest.raises(SeamcallError, match="PAGE_METADATA_INCORRECT"):

@@ -6,6 +6,7 @@ and the order of the GPR fields in TDVPS, so they are declared here once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableSequence
 from typing import Final
 
 RAX: Final = 0
@@ -41,3 +42,13 @@ def number(name: str) -> int:
         return NAMES.index(name.lower())
     except ValueError:
         raise ValueError(f"no general-purpose register is called {name!r}") from None
+
+
+def put(gpr: MutableSequence[int], values: Mapping[str, int]) -> None:
+    """Write ``values`` into the registers of ``gpr`` (x86 order) that are called so, as :func:`number` does.
+
+    Raises:
+        ValueError: there is no such register.
+    """
+    for name, value in values.items():
+        gpr[number(name)] = value

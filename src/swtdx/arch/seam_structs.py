@@ -116,69 +116,57 @@ class SEAMLDR_INFO(Struct, size=256, source="pseamldr_api_defs.h"):
     reserved_2 = Blob(168, 88, reserved=True)
 
 
-class P_SYS_INFO_TABLE(Struct, size=4096, source="pseamldr_data_types.h"):
-    """Last page of the P-SEAMLDR's range: low half by MCHECK, high half by NP-SEAMLDR."""
+class SYS_INFO(Struct, size=4096, source="pseamldr_data_types.h, loader_data.h"):
+    """What the tables of the P-SEAMLDR and of the module have in common: the module's low half is a copy."""
 
     version = Field(0, 8, "0")
     tot_num_lps = Field(8, 4)
     tot_num_sockets = Field(12, 4)
     socket_cpuid_table = Array(16, 4, 8, "CPUID(1).EAX of each socket")
+    reserved_low = Blob(66, 62, reserved=True)
+    cmrs = Array(128, 8, 64, "32 pairs: base, size")
+    reserved_half = Blob(640, 1408, reserved=True)
+    code_rgn_base = Field(2056, 8)
+    code_rgn_size = Field(2064, 8)
+    data_rgn_base = Field(2072, 8)
+    data_rgn_size = Field(2080, 8)
+    stack_rgn_base = Field(2088, 8)
+    stack_rgn_size = Field(2096, 8)
+    keyhole_rgn_base = Field(2104, 8)
+    keyhole_rgn_size = Field(2112, 8)
+    keyhole_edit_rgn_base = Field(2120, 8)
+    keyhole_edit_rgn_size = Field(2128, 8)
+
+
+class P_SYS_INFO_TABLE(SYS_INFO, size=4096, source="pseamldr_data_types.h"):
+    """Last page of the P-SEAMLDR's range: low half by MCHECK, high half by NP-SEAMLDR."""
+
     p_seamldr_range_base = Field(48, 8)
     p_seamldr_range_size = Field(56, 8)
     skip_smrr2_check = Field(64, 1)
     tdx_ac = Field(65, 1, "1: memory is protected by access control only")
-    reserved_0 = Blob(66, 62, reserved=True)
-    cmrs = Array(128, 8, 64, "32 pairs: base, size")
-    reserved_1 = Blob(640, 1408, reserved=True)
     np_seamldr_mutex = Field(2048, 8)
-    code_rgn_base = Field(2056, 8)
-    code_rgn_size = Field(2064, 8)
-    data_rgn_base = Field(2072, 8)
-    data_rgn_size = Field(2080, 8)
-    stack_rgn_base = Field(2088, 8)
-    stack_rgn_size = Field(2096, 8)
-    keyhole_rgn_base = Field(2104, 8)
-    keyhole_rgn_size = Field(2112, 8)
-    keyhole_edit_rgn_base = Field(2120, 8)
-    keyhole_edit_rgn_size = Field(2128, 8)
     module_region_base = Field(2136, 8)
     acm_x2apicid = Field(2144, 4)
     acm_x2apicid_valid = Field(2148, 4)
-    reserved_2 = Blob(2152, 1944, reserved=True)
+    reserved_0 = Blob(2152, 1944, reserved=True)
 
 
-class SYS_INFO_TABLE(Struct, size=4096, source="loader_data.h of the TDX module 1.5.01"):
+class SYS_INFO_TABLE(SYS_INFO, size=4096, source="loader_data.h of the TDX module 1.5.01"):
     """First page of the module's range: low half copied from P_SYS_INFO_TABLE, high half by P-SEAMLDR."""
 
-    version = Field(0, 8)
-    tot_num_lps = Field(8, 4)
-    tot_num_sockets = Field(12, 4)
-    socket_cpuid_table = Array(16, 4, 8)
     reserved_0 = Blob(48, 16, reserved=True)
     smrr2_not_supported = Field(64, 1)
     tdx_without_integrity = Field(65, 1)
-    reserved_1 = Blob(66, 62, reserved=True)
-    cmrs = Array(128, 8, 64, "32 pairs: base, size")
-    reserved_2 = Blob(640, 1408, reserved=True)
     seam_status = Field(2048, 8)
-    code_rgn_base = Field(2056, 8)
-    code_rgn_size = Field(2064, 8)
-    data_rgn_base = Field(2072, 8)
-    data_rgn_size = Field(2080, 8)
-    stack_rgn_base = Field(2088, 8)
-    stack_rgn_size = Field(2096, 8)
-    keyhole_rgn_base = Field(2104, 8)
-    keyhole_rgn_size = Field(2112, 8)
-    keyhole_edit_rgn_base = Field(2120, 8)
-    keyhole_edit_rgn_size = Field(2128, 8)
     num_stack_pages = Field(2136, 8, "less one")
     num_tls_pages = Field(2144, 8, "less one")
     module_hv = Field(2152, 2)
     min_update_hv = Field(2154, 2)
     no_downgrade = Field(2156, 1)
-    reserved_3 = Blob(2157, 1, reserved=True)
+    reserved_1 = Blob(2157, 1, reserved=True)
     num_handoff_pages = Field(2158, 2, "less one")
-    reserved_4 = Blob(2160, 1936, reserved=True)
+    reserved_2 = Blob(2160, 1936, reserved=True)
 
 
 class HANDOFF_DATA_HEADER(Struct, size=8, source="pseamldr_api_defs.h"):

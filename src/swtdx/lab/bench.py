@@ -8,9 +8,8 @@ from typing import Self
 from swtdx.arch import ghci
 from swtdx.arch import status as st
 from swtdx.arch.exits import ExitReason
-from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.metadata import Context, by_name
-from swtdx.arch.regs import R10, number
+from swtdx.arch.regs import R10
 from swtdx.lab.attempt import Attempt
 from swtdx.lab.victim import Victim
 from swtdx.machine.faults import ProcessorFault
@@ -88,13 +87,7 @@ class Bench:
     # ------------------------------------------------------------------ attempts
     def call(self, leaf: str, cpu: Processor | None = None, /, **registers: int) -> int:
         """One SEAMCALL, once; RAX.  The victim's registers for its next entry stay as they are."""
-        cpu = cpu or self.cpu
-        kept = cpu.gpr[:]
-        for name, value in registers.items():
-            cpu.gpr[number(name)] = value
-        status = cpu.call_once(HOST_BY_NAME[leaf].number)
-        self.answer = cpu.gpr[:]
-        cpu.gpr[:] = kept
+        status, self.answer = (cpu or self.cpu).aside(leaf, **registers)
         return status
 
     def attempt(self, leaf: str, what: str, cpu: Processor | None = None, /, **registers: int) -> int:

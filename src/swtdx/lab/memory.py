@@ -49,7 +49,7 @@ def read_with_the_key(bench: Bench) -> None:
 @attack(FAMILY, "see the vCPU's registers where the module keeps them")
 def read_the_control_structures(bench: Bench) -> None:
     """Loads from TDR, TDCS and TDVPS pages."""
-    pages = (("TDR", bench.tdr), ("TDCS", bench.victim.td._tdcs[0]), ("TDVPS", bench.victim.tdvpr))
+    pages = (("TDR", bench.tdr), ("TDCS", bench.victim.td.tdcs[0]), ("TDVPS", bench.victim.tdvpr))
     for name, hpa in pages:
         bench.attempt_read(f"load from the {name}", hpa)
         bench.attempt_read(f"load from the {name} with the victim's HKID", bench.keyed(hpa))

@@ -103,7 +103,7 @@ def reclaim_a_live_page(bench: Bench) -> None:
 @attack(FAMILY, "have the module write over its own structures")
 def control_pages_as_memory(bench: Bench) -> None:
     """TDH.MEM.PAGE.AUG of a TDR, a TDVPR and a Secure EPT page."""
-    table = next(iter(bench.victim.td.private._tables[1].values()))
+    table = next(iter(bench.victim.td.private.tables[1].values()))
     for what, page in (("the TDR", bench.tdr), ("the TDVPR", bench.victim.tdvpr), ("a SEPT page", table)):
         bench.attempt("TDH.MEM.PAGE.AUG", f"of {what}", rcx=_EMPTY, rdx=bench.tdr, r8=page)
 

@@ -11,7 +11,7 @@ from swtdx.arch.exits import ExitReason
 from swtdx.arch.ghci import BASIC_MASK, GET_TD_VMCALL_INFO
 from swtdx.arch.guest_leaves import GUEST_BY_NAME
 from swtdx.arch.host_leaves import HOST_BY_NAME
-from swtdx.arch.regs import RAX, RCX, RDX, number
+from swtdx.arch.regs import RAX, RDX, put
 from swtdx.arch.units import EXTEND_CHUNK, PAGE
 from swtdx.machine.engine.scripted import Read, Script, Tdcall, Write
 from swtdx.machine.random import derive
@@ -84,8 +84,7 @@ class _Life:
         recorder = self.stage.recorder
         for operands in calls:
             start = len(recorder.records)
-            for name, value in operands.items():
-                self.cpu.gpr[number(name)] = value
+            put(self.cpu.gpr, operands)
             status = self.cpu.call(HOST_BY_NAME[leaf].number)
             self.answer = self.cpu.gpr[:]
             if st.is_error(status):
@@ -97,14 +96,10 @@ class _Life:
 
     def _sept(self, gpa: int, level: int) -> tuple[str, str]:
         """State of a Secure EPT entry, by TDH.MEM.SEPT.RD."""
-        cpu = self.cpu
-        kept = cpu.gpr[:]
-        cpu.gpr[RCX], cpu.gpr[RDX] = gpa | level, self.tdr
-        status = cpu.call_once(HOST_BY_NAME["TDH.MEM.SEPT.RD"].number)
+        status, after = self.cpu.aside("TDH.MEM.SEPT.RD", rcx=gpa | level, rdx=self.tdr)
         state = (
-            sept.BY_PUBLIC[cpu.gpr[RDX] >> 8 & 0xFF].name if not st.is_error(status) else status_text(status)
+            sept.BY_PUBLIC[after[RDX] >> 8 & 0xFF].name if not st.is_error(status) else status_text(status)
         )
-        cpu.gpr[:] = kept
         return f"SEPT {gpa:#x} level {level}", state
 
     # ------------------------------------------------------------------ chapters

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.control_structs import TDVPS
-from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.metadata import Context, by_name
-from swtdx.arch.regs import RAX, RBX, RCX, RSP, number
+from swtdx.arch.regs import RAX, RBX, RCX, RSP
 from swtdx.machine.memory import MemoryFault, Requestor
 from swtdx.machine.memory.dram import Dram
 from swtdx.scenes.model import Rows
@@ -60,12 +59,7 @@ def _field(name: str) -> int:
 
 
 def _call(stage: Stage, leaf: str, **operands: int) -> str:
-    cpu = stage.cpu
-    kept = cpu.gpr[:]
-    for name, value in operands.items():
-        cpu.gpr[number(name)] = value
-    status = cpu.call_once(HOST_BY_NAME[leaf].number)
-    cpu.gpr[:] = kept
+    status, _ = stage.cpu.aside(leaf, **operands)
     return status_text(status)
 
 

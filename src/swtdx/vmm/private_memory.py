@@ -63,7 +63,7 @@ class PrivateMemory:
         self._kick = kick
         self._ram: list[tuple[int, int]] = []
         #: HPA of Secure EPT pages by level of the entry that points to them and first GPA.
-        self._tables: list[dict[int, int]] = [{} for _ in range(levels)]
+        self.tables: list[dict[int, int]] = [{} for _ in range(levels)]
         #: What is mapped (accepted or pending), by GPA.
         self.small: dict[int, int] = {}
         self.large: dict[int, int] = {}
@@ -118,7 +118,7 @@ class PrivateMemory:
         """Add the Secure EPT pages that an entry of ``gpa`` at ``level`` needs, from the top down."""
         for above in range(self._top, level, -1):
             base = gpa & -(PAGE << 9 * above)
-            if base in self._tables[above]:
+            if base in self.tables[above]:
                 continue
             page = self._allocator.page(f"SEPT of {self._owner}")
             try:
@@ -127,7 +127,7 @@ class PrivateMemory:
             except VmmError:
                 self._allocator.free(page, clear=False)
                 raise
-            self._tables[above][base] = page
+            self.tables[above][base] = page
 
     def add(self, cpu: Processor, gpa: int, source: int, *, measured: bool) -> None:
         """TDH.MEM.PAGE.ADD of the 4 KiB at HPA ``source``, and MR.EXTEND of all of it if ``measured``.
@@ -183,7 +183,7 @@ class PrivateMemory:
         return self._spare_small.pop(gpa, None)
 
     def _large_possible(self, base: int) -> bool:
-        return base not in self._tables[1] and base not in self.large and self.in_ram(base, base + BLOCK)
+        return base not in self.tables[1] and base not in self.large and self.in_ram(base, base + BLOCK)
 
     def augment_range(self, cpu: Processor, start: int, end: int) -> None:
         """Give the guest pending pages wherever [start, end) has none, large ones where possible.
@@ -294,7 +294,7 @@ class PrivateMemory:
             if base in self.large:
                 units.append((base, 1))
                 gpa = base + BLOCK
-            elif base in self._tables[1]:
+            elif base in self.tables[1]:
                 if gpa in self.small:
                     units.append((gpa, 0))
                 gpa += PAGE
@@ -355,7 +355,7 @@ class PrivateMemory:
         except VmmError:
             self._allocator.free(page, clear=False)
             raise
-        self._tables[1][base] = page
+        self.tables[1][base] = page
         block = self.large.pop(base)
         self._allocator.split(block)
         self.small.update((base + at, block + at) for at in range(0, BLOCK, PAGE))
@@ -371,7 +371,7 @@ class PrivateMemory:
             SeamcallError: the module refuses for another reason.
         """
         first = self.small.get(base)
-        if first is None or first % BLOCK or base not in self._tables[1]:
+        if first is None or first % BLOCK or base not in self.tables[1]:
             return False
         if any(self.small.get(base + at) != first + at for at in range(0, BLOCK, PAGE)):
             return False
@@ -383,7 +383,7 @@ class PrivateMemory:
             cpu.need(unblocked, f"GPA {base:#x}")
             return False
         cpu.need(status, f"merging GPA {base:#x}")
-        del self._tables[1][base]
+        del self.tables[1][base]
         for at in range(0, BLOCK, PAGE):
             del self.small[base + at]
         self._allocator.join(first)
@@ -400,14 +400,14 @@ class PrivateMemory:
         Raises:
             SeamcallError: the module refuses.
         """
-        if base not in self._tables[1] or any(base + at in self.small for at in range(0, BLOCK, PAGE)):
+        if base not in self.tables[1] or any(base + at in self.small for at in range(0, BLOCK, PAGE)):
             return False
         self._block(cpu, [(base, 1)])
         self.track(cpu)
         page = self._when_tracked(
             cpu, lambda: sc.tdh_mem_sept_remove(cpu, base, 1, self._tdr), f"GPA {base:#x} level 1"
         )
-        del self._tables[1][base]
+        del self.tables[1][base]
         self._flush(cpu, page, PAGE)
         return True
 
@@ -416,7 +416,7 @@ class PrivateMemory:
         """HPA of every page that the module has to give back by TDH.PHYMEM.PAGE.RECLAIM."""
         yield from self.large.values()
         yield from self.small.values()
-        for tables in self._tables:
+        for tables in self.tables:
             yield from tables.values()
 
     def spare_pages(self) -> Iterator[int]:
@@ -426,5 +426,5 @@ class PrivateMemory:
 
     def forget(self) -> None:
         """All pages were reclaimed and freed."""
-        for record in (self.large, self.small, self._spare_large, self._spare_small, *self._tables):
+        for record in (self.large, self.small, self._spare_large, self._spare_small, *self.tables):
             record.clear()

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from swtdx.arch import regs
 from swtdx.arch import status as st
+from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.regs import R8, RAX, RCX, RDX
 from swtdx.machine.host import GeneralProtection, HostProcessor, InvalidOpcode
 from swtdx.vmm.errors import SeamcallError, leaf_name
@@ -126,6 +128,23 @@ class Processor:
         """:meth:`call` without retries: for leaves whose next operands depend on the outcome."""
         self.gpr[RAX] = leaf
         return self._once(leaf, self.gpr[:])
+
+    def aside(self, leaf: str, /, **registers: int) -> tuple[int, list[int]]:
+        """:meth:`call_once` of the leaf called so; the status and the 16 registers after it.
+
+        ``registers`` are the operands by register name.  ``gpr`` is afterwards what it was: what the next
+        TDH.VP.ENTER hands to a guest stays as it is.
+
+        Raises:
+            KeyError: there is no such leaf.
+            ValueError: there is no such register.
+        """
+        kept = self.gpr[:]
+        regs.put(self.gpr, registers)
+        status = self.call_once(HOST_BY_NAME[leaf].number)
+        after = self.gpr[:]
+        self.gpr[:] = kept
+        return status, after
 
     def _once(self, leaf: int, operands: list[int]) -> int:
         self.counts[leaf & 0xFF] += 1

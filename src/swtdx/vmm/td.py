@@ -86,7 +86,8 @@ class Td:
         #: HPA of the root page, once the module has it.
         self.tdr: int | None = None
         self.hkid: int | None = None
-        self._tdcs: list[int] = []
+        #: HPAs of the TDCS pages that it was given, in order.
+        self.tdcs: list[int] = []
         self._pids: list[int] = []
         self._private: PrivateMemory | None = None
         self._shared: SharedEpt | None = None
@@ -178,7 +179,7 @@ class Td:
             with package_cpu.borrowed():
                 package_cpu.need(sc.tdh_mng_key_config(package_cpu, tdr), f"package {package_cpu.package}")
         for _ in range(platform.info.tdcs_pages):
-            self._give(self._tdcs, lambda page: sc.tdh_mng_addcx(cpu, page, tdr))
+            self._give(self.tdcs, lambda page: sc.tdh_mng_addcx(cpu, page, tdr))
         hkid_bits = self.hkid << hypervisor.host.keyid_shift
         levels = self.config.ept_levels
         self._private = PrivateMemory(tdr, self._allocator, hkid_bits, levels, self.name, self._kick)
@@ -324,7 +325,7 @@ class Td:
     def _reclaim_all(self, tdr: int) -> None:
         allocator = self._allocator
         refused: SeamcallError | None = None
-        pages = list(self._tdcs)
+        pages = list(self.tdcs)
         for vcpu in self.vcpus:
             pages += vcpu.pages
         if self._private is not None:
@@ -346,7 +347,7 @@ class Td:
         for page in self._pids:
             allocator.free(page)
         self._pids.clear()
-        self._tdcs.clear()
+        self.tdcs.clear()
         self.vcpus.clear()
         self.tdr = None
         if refused is not None:

@@ -133,8 +133,7 @@ class World:
         number = BY_NAME[leaf].number if isinstance(leaf, str) else leaf
         gpr = list(_FILL)
         gpr[RAX] = number | version << 16 | rax
-        for name, value in operands.items():
-            gpr[regs.number(name)] = value
+        regs.put(gpr, operands)
         processor.gpr[:] = gpr
         if not processor.seamcall():
             raise Wrong(f"leaf {number}: VMfailInvalid, nobody answered")

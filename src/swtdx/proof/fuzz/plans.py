@@ -6,7 +6,7 @@ from typing import Final
 
 from swtdx.arch.control_structs import TDCS_MIN_PAGES, TDVPS_MIN_PAGES
 from swtdx.arch.leaves import BY_NAME
-from swtdx.arch.regs import R8, R9, R10, R11, RAX, RCX, RDX
+from swtdx.arch.regs import RAX, put
 from swtdx.arch.sept_bits import LEVEL_BYTES
 from swtdx.arch.states import NO_LP, KotState, Lifecycle, OpState, VcpuState
 from swtdx.arch.units import LARGE_PAGE, MASK64
@@ -22,9 +22,7 @@ VCPUS: Final = 2
 def _call(leaf: str, lp: int = 0, **operands: int) -> Call:
     call = Call(lp)
     call.gpr[RAX] = BY_NAME[leaf].number
-    names = {"rcx": RCX, "rdx": RDX, "r8": R8, "r9": R9, "r10": R10, "r11": R11}
-    for name, value in operands.items():
-        call.gpr[names[name]] = value
+    put(call.gpr, operands)
     return call
 
 

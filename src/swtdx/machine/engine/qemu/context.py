@@ -108,9 +108,9 @@ class QemuContext:
 
     __slots__ = (
         "_b", "_cr0", "_cr3", "_cr4", "_dr", "_dr7", "_efer", "_exceptions", "_i", "_image", "_memory",
-        "_other", "_q", "_save", "armed", "base", "event", "extra_msrs", "gpr", "gpr_bytes",
+        "_other", "_save", "armed", "base", "event", "extra_msrs", "gpr", "gpr_bytes",
         "interrupt_status", "live_on",
-        "needs_load", "parked", "saved", "unpaged", "virq",
+        "needs_load", "parked", "q", "saved", "unpaged", "virq",
     )  # fmt: skip
     #: Instructions are in guest memory.
     code: Final[bytes | None] = None
@@ -151,12 +151,12 @@ class QemuContext:
         self.parked = False
         self.base = base
         self._b = memory[base : base + PAGE]
-        self._q = self._b.cast("Q")
+        self.q = self._b.cast("Q")
         self._i = self._b.cast("I")
         registers = memory[base + at.CTX_GPRS : base + at.CTX_GPRS + 128]
         self.gpr: MutableSequence[int] = registers.cast("Q")  # type: ignore[assignment]
         self.gpr_bytes = registers
-        self._q[vmcb.MSRPM_PA >> 3] = base + at.CTX_MSRPM
+        self.q[vmcb.MSRPM_PA >> 3] = base + at.CTX_MSRPM
 
     def park(self) -> int:
         """Leave engine memory; where it was there.  It must not be live, and not be used until unparked."""
@@ -192,7 +192,7 @@ class QemuContext:
         with paging off runs on identity page tables of ours (npt.py); it cannot tell, since its accesses
         to the control registers exit.
         """
-        q = self._q
+        q = self.q
         if self._cr0 & CR0_PG:
             self.unpaged = False
             reads, writes = _CR_PAGED
@@ -222,13 +222,13 @@ class QemuContext:
     @property
     def cr3(self) -> int:
         """CR3 as the guest sees it."""
-        return self._cr3 if self.unpaged else self._q[vmcb.CR3 >> 3]
+        return self._cr3 if self.unpaged else self.q[vmcb.CR3 >> 3]
 
     @cr3.setter
     def cr3(self, value: int) -> None:
         self._cr3 = value
         if not self.unpaged:
-            self._q[vmcb.CR3 >> 3] = value
+            self.q[vmcb.CR3 >> 3] = value
 
     @property
     def cr4(self) -> int:
@@ -261,20 +261,20 @@ class QemuContext:
     @property
     def rip(self) -> int:
         """Instruction pointer."""
-        return self._q[vmcb.RIP >> 3]
+        return self.q[vmcb.RIP >> 3]
 
     @rip.setter
     def rip(self, value: int) -> None:
-        self._q[vmcb.RIP >> 3] = value
+        self.q[vmcb.RIP >> 3] = value
 
     @property
     def rflags(self) -> int:
         """Flags."""
-        return self._q[vmcb.RFLAGS >> 3]
+        return self.q[vmcb.RFLAGS >> 3]
 
     @rflags.setter
     def rflags(self, value: int) -> None:
-        self._q[vmcb.RFLAGS >> 3] = value
+        self.q[vmcb.RFLAGS >> 3] = value
 
     @property
     def cpl(self) -> int:
@@ -284,7 +284,7 @@ class QemuContext:
     @property
     def cs_base(self) -> int:
         """Base of CS."""
-        return self._q[(vmcb.CS + 8) >> 3]
+        return self.q[(vmcb.CS + 8) >> 3]
 
     @property
     def long_mode(self) -> bool:
@@ -294,11 +294,11 @@ class QemuContext:
     @property
     def cr2(self) -> int:
         """CR2."""
-        return self._q[vmcb.CR2 >> 3]
+        return self.q[vmcb.CR2 >> 3]
 
     @cr2.setter
     def cr2(self, value: int) -> None:
-        self._q[vmcb.CR2 >> 3] = value
+        self.q[vmcb.CR2 >> 3] = value
 
     @property
     def in_shadow(self) -> bool:
@@ -307,7 +307,7 @@ class QemuContext:
 
     def set_tsc_offset(self, offset: int) -> None:
         """What RDTSC adds to the host's TSC (modulo 2**64)."""
-        self._q[vmcb.TSC_OFFSET >> 3] = offset & (1 << 64) - 1
+        self.q[vmcb.TSC_OFFSET >> 3] = offset & (1 << 64) - 1
 
     def intercept_tsc(self, on: bool) -> None:
         """Whether RDTSC and RDTSCP stop (for a TSC that is not the host's frequency)."""
@@ -432,7 +432,7 @@ class QemuContext:
         if offset is None:
             return None
         self._live()
-        return self._q[offset >> 3]
+        return self.q[offset >> 3]
 
     def write_msr(self, index: int, value: int) -> bool:
         """Store such an MSR; False when it is not one."""
@@ -444,20 +444,20 @@ class QemuContext:
             if offset is None:
                 return False
             self._live()
-            self._q[offset >> 3] = value
+            self.q[offset >> 3] = value
         self.needs_load = True
         return True
 
     def read_dr(self, number: int) -> int:
         """DR0-DR3, DR6 or DR7."""
         if number == 6:
-            return self._q[vmcb.DR6 >> 3]
+            return self.q[vmcb.DR6 >> 3]
         return self._dr7 if number == 7 else self._dr[number]
 
     def write_dr(self, number: int, value: int) -> None:
         """Store DR0-DR3, DR6 or DR7; reserved bits keep their values."""
         if number == 6:
-            self._q[vmcb.DR6 >> 3] = debug_register(6, value)
+            self.q[vmcb.DR6 >> 3] = debug_register(6, value)
             return
         if number == 7:
             self._dr7 = debug_register(7, value)
@@ -484,7 +484,7 @@ class QemuContext:
             _U64.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_DR0 + 8 * number, address)
         # Without GD: the stub has to take the breakpoints back.
         self.armed = dr7 & ~_DR7_GD if dr7 & 0xFF else 0
-        self._q[vmcb.DR7 >> 3] = self.armed or at.DR7_OFF
+        self.q[vmcb.DR7 >> 3] = self.armed or at.DR7_OFF
 
     @property
     def xcr0(self) -> int:

@@ -318,7 +318,7 @@ class QemuEngine:
                 event.tsc = self.tsc()
                 context.nothing_undelivered()
                 return event
-            context._q[_NESTED_CR3] = space.root
+            context.q[_NESTED_CR3] = space.root
             context.saved = False
             self.runs += 1
             # Port.start, in the busiest place of all.
@@ -346,7 +346,7 @@ class QemuEngine:
             event.tsc = tsc = port.q[_EXIT_TSC]
             if tsc > self._latest:
                 self._latest = tsc
-            code = context._q[_EXIT_CODE]
+            code = context.q[_EXIT_CODE]
             if code == _UD and not context.unpaged:
                 event.stop = Stop.UNDEFINED
                 event.length = 0
@@ -371,7 +371,7 @@ class QemuEngine:
 
     def _decode(self, port: Port, context: QemuContext, event: Event, code: int) -> None:
         """Turn the VMCB's exit code into an event."""
-        q = context._q
+        q = context.q
         event.length = 0
         if context.unpaged and q[vmcb.CR3 >> 3] != IDENTITY_GPA and code not in vmcb.INVALID:
             # QEMU does not stop at a task switch, and this one has loaded CR3 over our stand-in.
