@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import importlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,16 +89,18 @@ def named_in_arch() -> Iterator[Declared]:
                     yield Declared(f"arch/{path.name}", statement.target.id, value)
 
 
-def everything() -> list[Declared]:
+@cache
+def everything() -> tuple[Declared, ...]:
+    """The integers of ``arch``, and those that the other rooms declare."""
     found = list(named_in_arch())
     for path in sorted(ROOT.rglob("*.py")):
         where = str(path.relative_to(ROOT))
         if not where.startswith("arch/"):
             found += declarations(path.read_text(), where)
-    return found
+    return tuple(found)
 
 
-def said_again(found: list[Declared]) -> list[str]:
+def said_again(found: Sequence[Declared]) -> list[str]:
     """Complaints: a room's declaration that ``arch`` makes, or that another room makes too."""
     arch = {each.key: each.where for each in found if each.where.startswith("arch/")}
     rooms = defaultdict(list)
@@ -131,8 +134,8 @@ def test_no_number_is_declared_twice() -> None:
     ],
 )
 def test_a_planted_declaration_is_named(source: str, where: str) -> None:
-    planted = list(declarations(source, "vmm/planted.py"))
-    (complaint,) = said_again(everything() + planted)
+    planted = declarations(source, "vmm/planted.py")
+    (complaint,) = said_again((*everything(), *planted))
     assert where in complaint
     assert "vmm/planted.py" in complaint
 

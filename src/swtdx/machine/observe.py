@@ -1,7 +1,8 @@
 """Where something outside the machine looks at a logical processor: traces, live views, debuggers.
 
-A processor has at most one observer (``lp.observer``) and tells it what crosses the boundary of SEAM, at the
-moment when it does; while it has none this costs one comparison.  The model is Trio's ``Instrument``.
+A processor tells its observer (``lp.observer``; several are one that passes everything on) what crosses the
+boundary of SEAM, at the moment when it does; while it has none this costs one comparison.  The model is
+Trio's ``Instrument``.
 """
 
 from __future__ import annotations
