@@ -174,3 +174,28 @@ def test_a_large_flush_seals_every_line() -> None:
         assert memory.read(memory.addresses.join(base + at, TD_A), 64, TD) == data[at : at + 64]
     memory.acquire(base, size, TD_A)
     assert bytes(memory.frames[base : base + size]) == data
+
+
+def test_what_is_in_the_cache_only_is_not_in_dram(memory: PhysicalMemory) -> None:
+    """A page that was written but never written back: DRAM has what it had, the BIOS's zeros, encrypted."""
+    dram = Dram(memory)
+    before = dram.read(A, 4096)
+    assert before != bytes(4096)
+    memory.write(A, b"new".ljust(4096, b"!"))
+    memory.map_page(A + 4096, 0)
+    assert dram.read(A, 4096) == before
+    memory.wbinvd()
+    assert dram.read(A, 4096) != before
+
+
+def test_a_find_over_many_steps_finds_each_place_once() -> None:
+    memory = PhysicalMemory([(0, 48 << 20)], SEED, integrity=Integrity.LOGICAL)
+    memory.keys.program(1, 3, 1)  # NO_ENCRYPT
+    places = [0x1000, (16 << 20) - 5, (17 << 20) - 8, (33 << 20) + 64]
+    plain = bytearray(b"." * (34 << 20))
+    for place in places:
+        plain[place : place + 8] = b"a needle"
+    memory.write(memory.addresses.join(0, 1), plain)
+    memory.wbinvd()
+    assert Dram(memory).find(b"a needle") == places
+    memory.close()

@@ -14,8 +14,10 @@ from swtdx.machine.engine.scripted import (
     MovFromCr,
     MovToCr,
     Rdmsr,
+    Read,
     SetCpl,
     Tdcall,
+    Write,
     Wrmsr,
     Xsetbv,
 )
@@ -472,3 +474,21 @@ def test_emulated_msrs(world: World, small: Guest) -> None:
     assert capabilities & needed == needed
     gone = sum(1 << bit for bit in (2, 4, 7, 9, 10, 11, 16, 17, 18, 20, 21, 22, 23, 24)) | ~0x1FFFFFF
     assert capabilities & gone == 0, hex(capabilities & gone)
+
+
+# ---------------------------------------------------------------------- addresses
+@pytest.mark.parametrize(
+    ("gpa", "write"), [(1 << 48, False), (1 << 48, True), (1 << 51, False), (3 << 47, True)]
+)
+def test_addresses_above_the_shared_bit(world: World, gpa: int, write: bool) -> None:
+    """#PF with P and RSVD, as if the guest's own page table had set these bits (base spec: GPAW)."""
+    guest = Guest(world, SMALL)
+
+    def program(_cpu: Any) -> Any:
+        try:
+            yield Write(gpa, 1) if write else Read(gpa)
+        except GuestFault as fault:
+            return fault.vector, fault.error_code
+        return None
+
+    assert guest.run(program) == (14, 1 << 3 | 1 << 0 | write << 1)

@@ -16,7 +16,7 @@ import pytest
 
 from tools.mutants.mutate import Mutant
 from tools.mutants.nursery import LIVES, Fork, Nursery
-from tools.mutants.plant import assigned
+from tools.mutants.plant import constants
 
 #: Where a file's nearest tests are; they are tried first.
 HOME = {
@@ -125,6 +125,11 @@ class CoverageMap:
         """The tests that run what the mutant changes: near ones first, and fast ones."""
         if mutant.inside:
             found = set(self._lines[mutant.path][mutant.line])
+            if not found:
+                # Within a statement of several lines only some are seen.
+                first, last = mutant.around
+                lines = self._lines[mutant.path]
+                found = set().union(*(lines[line] for line in range(first, last + 1)))
         else:
             found = set().union(*(self._lines[path][line] for path, line in self._used(mutant)))
         near = next(paths for source, paths in HOME.items() if mutant.path.startswith(source))
@@ -143,12 +148,7 @@ class CoverageMap:
                     name = node.id if isinstance(node, ast.Name) else getattr(node, "attr", None)
                     if isinstance(name, str) and isinstance(node, ast.expr):
                         self._uses[name].append((path, node.lineno))
-        names = [
-            name
-            for statement in mutant.tree.body
-            if statement.lineno <= mutant.line <= (statement.end_lineno or 0)
-            for name in assigned(statement)
-        ]
+        names = constants(mutant)
         return [place for name in names for place in self._uses[name]]
 
 

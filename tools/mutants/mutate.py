@@ -38,6 +38,8 @@ class Mutant:
     key: str
     path: str
     line: int
+    #: First and last line of the statement that it is in, without what is inside of that.
+    around: tuple[int, int]
     #: Whether it is in the body of a function; else it is in a constant of the module.
     inside: bool
     #: Of the whole file, mutated.
@@ -159,6 +161,12 @@ def _head(statement: ast.stmt) -> str:
     return " ".join(ast.unparse(ast.fix_missing_locations(bare)).split())
 
 
+def _lines(statement: ast.stmt) -> tuple[int, int]:
+    body = getattr(statement, "body", None)
+    last = body[0].lineno - 1 if body else statement.end_lineno
+    return statement.lineno, max(statement.lineno, last or 0)
+
+
 def _at(tree: ast.AST, path: list[Any]) -> Any:
     node: Any = tree
     for field, index in path:
@@ -230,7 +238,7 @@ def mutants_of(file: Path, root: Path) -> Iterator[Mutant]:
             if seen[key] > 1:
                 key += f" #{seen[key]}"
             yield Mutant(
-                key, path, node.lineno if hasattr(node, "lineno") else statement.lineno, inside, changed
+                key, path, getattr(node, "lineno", statement.lineno), _lines(statement), inside, changed
             )
 
 

@@ -123,7 +123,7 @@ class _Judge:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            os.write(self._writer, f"{report.nodeid}".encode())
+            os.write(self._writer, f"{report.nodeid}\n{report.longreprtext[-3000:]}".encode())
             os._exit(KILLED)
 
 
@@ -139,5 +139,5 @@ def collected(paths: Sequence[str], use: Callable[[Nursery], None]) -> int:
             return True
 
     options = ["-q", "-q", "-p", "no:cacheprovider", "-p", "no:terminalreporter", "--capture=no",
-               "-m", "not qemu and not boot and not network"]  # fmt: skip
+               "-m", "not qemu and not boot and not network and not slow"]  # fmt: skip
     return int(pytest.main([*options, *paths], plugins=[Loop()]))

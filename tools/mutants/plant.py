@@ -1,9 +1,9 @@
 """A mutant put into the running interpreter.
 
 Functions get their mutated code in place, whoever holds them; a constant of a module is bound anew in every
-module that has imported it by its name.  So a mutant costs milliseconds, not the import of everything.  (A
-constant that others were computed from at import time leaves those as they were: such a mutant may live
-though a real one would be seen.)
+module that has imported it by its name, and so are constants of its module that are computed from it.  So a
+mutant costs milliseconds, not the import of everything.  (What else was computed at import time stays as it
+was: such a mutant may live though a real one would be seen.)
 """
 
 from __future__ import annotations
@@ -66,18 +66,32 @@ class Planter:
         return changed
 
 
-def _rebind(path: str, mutant: Mutant) -> int:
-    (module,) = [each for each in list(sys.modules.values()) if getattr(each, "__file__", None) == path]
-    for statement in mutant.tree.body:
-        if statement.lineno <= mutant.line <= (statement.end_lineno or 0):
-            return sum(_rebind_one(vars(module), name, statement) for name in assigned(statement))
-    return 0
-
-
 def assigned(statement: ast.stmt) -> list[str]:
     """The module-level name that ``statement`` gives a value, or none."""
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    if isinstance(statement, ast.Assign):
+        targets: list[ast.expr] = statement.targets
+    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        targets = [statement.target]
+    else:
+        targets = []
     return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def constants(mutant: Mutant) -> dict[str, ast.stmt]:
+    """The constant that the mutant changes, and those of its module that are computed from it, in order."""
+    found: dict[str, ast.stmt] = {}
+    for statement in mutant.tree.body:
+        names = assigned(statement)
+        first = statement.lineno <= mutant.line <= (statement.end_lineno or 0)
+        used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        if names and (first or used & found.keys()):
+            found.update(dict.fromkeys(names, statement))
+    return found
+
+
+def _rebind(path: str, mutant: Mutant) -> int:
+    (module,) = [each for each in list(sys.modules.values()) if getattr(each, "__file__", None) == path]
+    return sum(_rebind_one(vars(module), name, statement) for name, statement in constants(mutant).items())
 
 
 def _rebind_one(space: dict[str, Any], name: str, statement: ast.stmt) -> int:

@@ -1,0 +1,139 @@
+"""What the module tells of a TD and of itself is what the TD has: metadata, CPUID, TDREPORT."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from swtdx.arch.cpuid_table import ROWS
+from swtdx.arch.metadata import Context, by_name
+from swtdx.machine.engine.scripted import Cpuid, Tdcall, read_bytes, write_bytes
+from swtdx.proof.conformance.stages import FIRST, bring_up
+from swtdx.proof.conformance.world import World
+
+NOT_READABLE = 0xC0000C02
+REPORT = 4
+#: Some CPUID leaves that a host configures, in their order, and bits that are what it says (base ABI).
+CONFIGURABLE = {
+    0: (1, 0xFFFFFFFF, 0x0FFF3FFF, 0x00FF0000, 0, 0),
+    1: (4, 0, 0xFFFFC3FF, 0xFFFFF000, 0xFFFFFFFF, 0xFFFFFFFB),
+    4: (4, 3, 0xFFFFC3FF, 0xFFFFF000, 0xFFFFFFFF, 0x7),
+    5: (7, 0, 0, 0, 0, 0),
+    9: (0x80000008, 0xFFFFFFFF, 0, 0, 0, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World() as made:
+        yield bring_up(made, "running")
+
+
+def td_field(world: World, name: str, index: int = 0) -> tuple[int, int]:
+    """(RAX, R8) of TDH.MNG.RD."""
+    after = world.call("TDH.MNG.RD", rcx=world.td.tdr, rdx=by_name(Context.TD, name).id + index)
+    return after[0], after[8]
+
+
+def test_the_default_of_the_lock_timeout_is_a_second(world: World) -> None:
+    assert td_field(world, "HP_LOCK_TIMEOUT") == (0, 1_000_000)
+
+
+def test_cpuid_that_may_be_configured(world: World) -> None:
+    leaves = by_name(Context.SYS, "CPUID_CONFIG_LEAVES").id
+    values = by_name(Context.SYS, "CPUID_CONFIG_VALUES").id
+    for index, (leaf, subleaf, *words) in CONFIGURABLE.items():
+        assert world.call("TDH.SYS.RD", rdx=leaves + index)[8] == leaf | subleaf << 32
+        found = [world.call("TDH.SYS.RD", rdx=values + 2 * index + half)[8] for half in (0, 1)]
+        assert found == [words[0] | words[1] << 32, words[2] | words[3] << 32], index
+
+
+def test_a_td_is_what_its_metadata_and_report_say(world: World) -> None:
+    seen: dict[Any, Any] = {}
+    rows = [row for row in ROWS if not row.faulting and row.leaf not in (1, 7, 0xD, 0x80000001)]
+
+    def program(_cpu: Any) -> Any:
+        for row in rows:
+            subleaf = 0 if row.subleaf == 0xFFFFFFFF else row.subleaf
+            seen[row.index] = yield Cpuid(row.leaf, subleaf)
+        yield from write_bytes(FIRST, bytes(range(64)))
+        seen["status"] = (yield Tdcall(rax=REPORT, rcx=FIRST + 0x400, rdx=FIRST, r8=0)).rax
+        seen["report"] = yield from read_bytes(FIRST + 0x400, 1024)
+
+    world.run_guest(program)
+    assert seen["status"] == 0
+    report = seen["report"]
+    attributes, xfam = struct.unpack_from("<QQ", report, 512)
+    assert (attributes, xfam) == (1 << 0 | 1 << 28, 3), "as the bench's TD_PARAMS ask for"
+    assert report[512 + 16 : 512 + 64] == b"".join(
+        td_field(world, "MRTD", index)[1].to_bytes(8, "little") for index in range(6)
+    )
+    assert any(report[512 + 16 : 512 + 64])
+    assert td_field(world, "ATTRIBUTES") == (0, attributes)
+    assert td_field(world, "XFAM") == (0, xfam)
+    for row in rows:
+        eax, ebx, ecx, edx = seen[row.index]
+        found = [cpuid_value(world, row.leaf, row.subleaf, half) for half in (0, 1)]
+        assert found == [(0, eax | ebx << 32), (0, ecx | edx << 32)], hex(row.leaf)
+    for row in ROWS:
+        if row.faulting:
+            assert cpuid_value(world, row.leaf, row.subleaf, 0)[0] >> 32 == NOT_READABLE, hex(row.leaf)
+
+
+def cpuid_value(world: World, leaf: int, subleaf: int, half: int) -> tuple[int, int]:
+    """A half of a leaf's value; field code: leaf bit 31, leaf 6:0, no sub-leaf, sub-leaf 6:0, half."""
+    none = subleaf == 0xFFFFFFFF
+    code = (leaf >> 31) << 16 | (leaf & 0x7F) << 9 | none << 8 | (0x7F if none else subleaf) << 1 | half
+    base = by_name(Context.TD, "CPUID_VALUES").id & ~0xFFFFFF
+    after = world.call("TDH.MNG.RD", rcx=world.td.tdr, rdx=base | code)
+    return after[0], after[8]
+
+
+def test_a_vpid_is_of_one_td(world: World) -> None:
+    """Not 0, with which VM entry fails (SDM volume 3, 27.2.1.1), and by the HKID, which is the TD's alone."""
+    after = world.call("TDH.VP.RD", rcx=world.td.tdvpr, rdx=by_name(Context.VP, "VPID").id)
+    assert (after[0], after[8] & 0xFFFF) == (0, world.td.hkid << 2)
+
+
+# ---------------------------------------------------------------------- the TD VMCS of a debug TD
+def vp_field(world: World, name: str) -> int:
+    after = world.call("TDH.VP.RD", rcx=world.td.tdvpr, rdx=by_name(Context.VP, name).id)
+    assert after[0] == 0, hex(after[0])
+    return after[8]
+
+
+def test_which_bits_of_control_registers_the_module_owns(world: World) -> None:
+    """CR0: PE, NE, NW, CD and what is reserved, not PG; CR4: MCE, VMXE, SMXE, what the TD has not, 63:26."""
+    cr0, cr4 = vp_field(world, "CR0_GUEST_HOST_MASK"), vp_field(world, "CR4_GUEST_HOST_MASK")
+    for bit in (0, 5, 6, 15, 17, 19, 28, 29, 30, 32, 63):
+        assert cr0 >> bit & 1, bit
+    for bit in (1, 2, 3, 16, 18, 31):
+        assert not cr0 >> bit & 1, bit
+    for bit in (6, 13, 14, 15, 19, 22, 23, 24, 25, 26, 63):
+        assert cr4 >> bit & 1, bit
+    for bit in (2, 3, 4, 5, 7, 8, 9, 10, 16, 18, 20, 21):
+        assert not cr4 >> bit & 1, bit
+
+
+PML = 1 << 17
+VALUE_NOT_VALID = 0xC0000C03
+
+
+def write_controls(world: World, value: int, mask: int) -> int:
+    field = by_name(Context.VP, "SECONDARY_CONTROLS")
+    return world.call("TDH.VP.WR", rcx=world.td.tdvpr, rdx=field.id, r8=value, r9=mask)[0]
+
+
+def test_page_modification_logging_needs_an_address(world: World) -> None:
+    """A debug TD's host may turn it on, once it has said where the log is."""
+    assert write_controls(world, PML, PML) >> 32 == VALUE_NOT_VALID
+    assert write_controls(world, 0, PML) == 0
+    address = by_name(Context.VP, "PML_ADDRESS")
+    log = world.buffer()
+    assert world.call("TDH.VP.WR", rcx=world.td.tdvpr, rdx=address.id, r8=log, r9=(1 << 64) - 1)[0] == 0
+    assert write_controls(world, PML, PML) == 0
+    assert vp_field(world, "SECONDARY_CONTROLS") & PML
+    assert write_controls(world, 0, PML) == 0
