@@ -59,8 +59,10 @@ def world() -> Iterator[World]:
 class Guest:
     """A TD whose only vCPU runs one program after the other."""
 
-    def __init__(self, world: World, xfam: int, cpuid: dict[int, int] | None = None) -> None:
-        attributes = ATTRIBUTES | (ATTRIBUTE_PKS if xfam == WIDE else 0)
+    def __init__(
+        self, world: World, xfam: int, cpuid: dict[int, int] | None = None, attributes: int = 0
+    ) -> None:
+        attributes = attributes or ATTRIBUTES | (ATTRIBUTE_PKS if xfam == WIDE else 0)
         self.td = make(world, cpuid or {}, xfam=xfam, attributes=attributes)
         self._world = world
         self._next: Any = None
@@ -492,3 +494,33 @@ def test_addresses_above_the_shared_bit(world: World, gpa: int, write: bool) -> 
         return None
 
     assert guest.run(program) == (14, 1 << 3 | 1 << 0 | write << 1)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "register", "alignment"),
+    [(2, "rcx", 64), (4, "rcx", 1024), (4, "rdx", 64), (22, "rcx", 256)],
+    ids=["RTMR.EXTEND", "REPORT", "REPORTDATA", "VERIFYREPORT"],
+)
+def test_buffers_are_aligned(small: Guest, leaf: int, register: str, alignment: int) -> None:
+    def program(_cpu: Any) -> Any:
+        found = []
+        for power in range(alignment.bit_length() - 1):
+            operands = {"rcx": stages.FIRST, "rdx": 0, "r8": 0} | {register: stages.FIRST | 1 << power}
+            found.append((yield Tdcall(rax=leaf, **operands)).rax)
+        return found
+
+    number = {"rcx": 1, "rdx": 2}[register]
+    assert set(small.run(program)) == {0xC000010000000000 | number}
+
+
+def test_virtual_vmx_capabilities_of_a_debug_td(world: World) -> None:
+    """It may load and save performance controls, and load PKRS, whatever its other attributes are."""
+    guest = Guest(world, SMALL, attributes=ATTRIBUTES | 1)
+
+    def program(_cpu: Any) -> Any:
+        return (yield Rdmsr(0x48F)), (yield Rdmsr(0x490))
+
+    exits, entries = guest.run(program)
+    assert exits == (0x1F3C8204 | EXIT_1 | 1 << 12 | 1 << 30) * ((1 << 32) + 1)
+    more = 1 << 13 | 1 << 22
+    assert entries == (ENTRY_NEEDED & ~(1 << 9) | more) | (ENTRY_NEEDED | 1 << 9 | more) << 32

@@ -11,6 +11,7 @@ import pytest
 from swtdx.arch.cpuid_table import ROWS
 from swtdx.arch.metadata import Context, by_name
 from swtdx.machine.engine.scripted import Cpuid, Tdcall, read_bytes, write_bytes
+from swtdx.module.virtual_msrs import arch_capabilities
 from swtdx.proof.conformance.stages import FIRST, bring_up
 from swtdx.proof.conformance.world import World
 
@@ -137,3 +138,44 @@ def test_page_modification_logging_needs_an_address(world: World) -> None:
     assert write_controls(world, PML, PML) == 0
     assert vp_field(world, "SECONDARY_CONTROLS") & PML
     assert write_controls(world, 0, PML) == 0
+
+
+def test_what_a_guest_reads_of_control_registers(world: World) -> None:
+    owned = vp_field(world, "CR0_GUEST_HOST_MASK"), vp_field(world, "CR4_GUEST_HOST_MASK")
+    assert vp_field(world, "CR0_READ_SHADOW") & owned[0] == 0x21, "PE and NE"
+    assert vp_field(world, "CR4_READ_SHADOW") & owned[1] == 0x40, "MCE, and no VMXE"
+    assert vp_field(world, "BASE_L2_CR4_READ_SHADOW") == 0x2040, "an L2 VM: MCE and VMXE"
+
+
+def test_a_write_tells_what_was_there(world: World) -> None:
+    """TDH.MNG.WR and TDH.MEM.WR give the old value back, and only that."""
+    field = by_name(Context.TD, "HP_LOCK_TIMEOUT").id
+    for new, old in ((20_000, 1_000_000), (1_000_000, 20_000)):
+        after = world.call("TDH.MNG.WR", rcx=world.td.tdr, rdx=field, r8=new, r9=(1 << 64) - 1)
+        assert (after[0], after[8]) == (0, old)
+    at = FIRST + 0xFF0
+    first = world.call("TDH.MEM.RD", rcx=at, rdx=world.td.tdr)[8]
+    for new, old in ((0x1122334455667788, first), (first, 0x1122334455667788)):
+        after = world.call("TDH.MEM.WR", rcx=at, rdx=world.td.tdr, r8=new)
+        assert (after[0], after[8]) == (0, old)
+
+
+# ---------------------------------------------------------------------- IA32_ARCH_CAPABILITIES
+@pytest.mark.parametrize("bit", range(64))
+def test_arch_capabilities_by_the_bit(bit: int) -> None:
+    """SSB_NO, BHI_NO and PBRSB_NO pass if the host says so, RRSBA is the host's; TSX_CTRL goes with TSX."""
+    ones = (1 << 64) - 1
+    zero = {9, 10, 11, 16, 17, 18, 21, 22, 23, *range(25, 64)}
+    configurable = {4, 19, 20, 24}
+    made = arch_capabilities(ones, 0, given=False, tsx=False)
+    assert made is not None
+    assert made >> bit & 1 == (bit not in zero | {4, 7, 20, 24})
+    with_tsx = arch_capabilities(ones, 0, given=False, tsx=True)
+    assert with_tsx is not None
+    assert with_tsx >> bit & 1 == (bit not in zero | {4, 20, 24})
+    asked = arch_capabilities(0, 1 << bit, given=True, tsx=False)
+    assert (asked is None) == (bit not in configurable)
+    if asked is not None:
+        assert asked == (1 << 19 if bit == 19 else 0), "only RRSBA without the processor having it"
+        assert arch_capabilities(ones, 1 << bit, given=True, tsx=False) == made | 1 << bit
+    assert arch_capabilities(ones, 1 << bit, given=False, tsx=False) is None

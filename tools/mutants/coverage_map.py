@@ -24,6 +24,9 @@ HOME = {
     "src/swtdx/module": ("tests/module", "tests/conformance"),
 }
 
+#: Processor seconds of a file whose tests are all taken if one of them is.
+_SMALL = 3.0
+
 
 class Watch:
     """Notes lines and processor time of each test; writes them to a file in the end."""
@@ -132,11 +135,24 @@ class CoverageMap:
                 found = set().union(*(lines[line] for line in range(first, last + 1)))
         else:
             found = set().union(*(self._lines[path][line] for path, line in self._used(mutant)))
+        found |= self._whole_files(found)
         near = next(paths for source, paths in HOME.items() if mutant.path.startswith(source))
         return sorted(
             (test for test in found if test in self._nursery.items),
             key=lambda test: (not test.startswith(near), self.seconds[test]),
         )
+
+    def _whole_files(self, found: set[str]) -> set[str]:
+        """All tests of small files: what one does in a shared fixture, the others look at."""
+        files = {test.partition("::")[0] for test in found}
+        by_file: dict[str, list[str]] = defaultdict(list)
+        for test in self._nursery.items:
+            by_file[test.partition("::")[0]].append(test)
+        small = [tests for file, tests in by_file.items() if file in files and self._cost(tests) < _SMALL]
+        return {test for tests in small for test in tests}
+
+    def _cost(self, tests: list[str]) -> float:
+        return sum(self.seconds[test] for test in tests)
 
     def _used(self, mutant: Mutant) -> list[tuple[str, int]]:
         """Where the constant is used, directly or by other constants of its module."""
