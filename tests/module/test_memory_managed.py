@@ -48,6 +48,7 @@ def config(world: World, *infos: bytes) -> int:
 def page_type(world: World, hpa: int) -> int:
     after = world.call("TDH.PHYMEM.PAGE.RDMD", rcx=hpa)
     assert after[0] == 0, hex(after[0])
+    assert (after[2], after[8], after[9]) == (0, 0, 0), "no owner, 4 KiB, never blocked"
     return after[1]
 
 

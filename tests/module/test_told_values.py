@@ -12,10 +12,10 @@ from swtdx.arch.cpuid_table import ROWS
 from swtdx.arch.metadata import Context, by_name
 from swtdx.machine.engine.scripted import Cpuid, Tdcall, read_bytes, write_bytes
 from swtdx.module.virtual_msrs import arch_capabilities
-from swtdx.proof.conformance.stages import FIRST, bring_up
+from swtdx.proof.conformance.stages import FIRST, bring_up, make_td, td_params
 from swtdx.proof.conformance.world import World
 
-NOT_READABLE = 0xC0000C02
+NOT_READABLE, OPERAND_INVALID = 0xC0000C02, 0xC000010000000000
 REPORT = 4
 #: Some CPUID leaves that a host configures, in their order, and bits that are what it says (base ABI).
 CONFIGURABLE = {
@@ -179,3 +179,26 @@ def test_arch_capabilities_by_the_bit(bit: int) -> None:
         assert asked == (1 << 19 if bit == 19 else 0), "only RRSBA without the processor having it"
         assert arch_capabilities(ones, 1 << bit, given=True, tsx=False) == made | 1 << bit
     assert arch_capabilities(ones, 1 << bit, given=False, tsx=False) is None
+
+
+# ---------------------------------------------------------------------- borders
+def test_a_buffer_may_end_where_the_seam_range_begins(world: World) -> None:
+    world.memory.clear(world.seam_range - 4096, 4096)
+    assert world.call("TDH.SYS.RDALL", rdx=world.seam_range - 4096, r8=(1 << 64) - 1)[0] == 0
+    assert world.call("TDH.SYS.RDALL", rdx=world.seam_range, r8=(1 << 64) - 1)[0] == OPERAND_INVALID | 2
+
+
+@pytest.mark.parametrize(
+    "components",
+    [7 << 5, 1 << 8, 3 << 11, 1 << 14, 1 << 15, 3 << 17],
+    ids=["AVX-512", "PT", "CET", "UINTR", "LBR", "AMX"],
+)
+def test_components_that_the_processor_has_not(world: World, components: int) -> None:
+    native = world.lps[0].cpuid
+    assert not (native(0xD, 0)[0] | native(0xD, 1)[2]) & components, (
+        "the engine's processor has none of these"
+    )
+    td = make_td(world, "tdcs")
+    params = td_params(world, xfam=7 | components)
+    assert world.call("TDH.MNG.INIT", rcx=td.tdr, rdx=world.buffer(params))[0] == OPERAND_INVALID | 65
+    assert world.call("TDH.MNG.INIT", rcx=td.tdr, rdx=world.buffer(td_params(world, xfam=7)))[0] == 0
