@@ -109,6 +109,9 @@ def vp_field(world: World, name: str) -> int:
 def test_which_bits_of_control_registers_the_module_owns(world: World) -> None:
     """CR0: PE, NE, NW, CD and what is reserved, not PG; CR4: MCE, VMXE, SMXE, what the TD has not, 63:26."""
     cr0, cr4 = vp_field(world, "CR0_GUEST_HOST_MASK"), vp_field(world, "CR4_GUEST_HOST_MASK")
+    nested = vp_field(world, "BASE_L2_CR0_GUEST_HOST_MASK")
+    for bit in (5, 29, 30, 32, 63):
+        assert nested >> bit & 1, bit
     for bit in (0, 5, 6, 15, 17, 19, 28, 29, 30, 32, 63):
         assert cr0 >> bit & 1, bit
     for bit in (1, 2, 3, 16, 18, 31):
