@@ -243,3 +243,28 @@ def test_two_machines_share_nothing() -> None:
     one, other = build(), build()
     one.write(0, b"one")
     assert other.read(0, 3) == bytes(3)
+
+
+@pytest.mark.parametrize(
+    ("bits", "shared", "private", "works"),
+    [
+        (6, 31, 32, True),
+        (6, 31, 33, False),
+        (6, -1, 32, False),
+        (6, 31, -1, False),
+        (6, 63, 0, True),
+        (6, 64, 0, False),
+    ],
+)
+def test_keyids_fit_into_their_bits(bits: int, shared: int, private: int, works: bool) -> None:
+    if works:
+        assert AddressMap(52, bits, shared, private).keyids == 1 + shared + private
+    else:
+        with pytest.raises(AddressError):
+            AddressMap(52, bits, shared, private)
+
+
+def test_a_seam_range_of_nothing(memory: PhysicalMemory) -> None:
+    for size in (0, -4096):
+        with pytest.raises(AddressError):
+            memory.set_seamrr(0x10_0000, size)

@@ -524,3 +524,19 @@ def test_virtual_vmx_capabilities_of_a_debug_td(world: World) -> None:
     assert exits == (0x1F3C8204 | EXIT_1 | 1 << 12 | 1 << 30) * ((1 << 32) + 1)
     more = 1 << 13 | 1 << 22
     assert entries == (ENTRY_NEEDED & ~(1 << 9) | more) | (ENTRY_NEEDED | 1 << 9 | more) << 32
+
+
+def test_a_pending_page_without_sept_ve_disable(world: World) -> None:
+    """#VE with the exit that the hypervisor would have got (base spec: ATTRIBUTES.SEPT_VE_DISABLE)."""
+    guest = Guest(world, SMALL, attributes=1)
+
+    def program(_cpu: Any) -> Any:
+        first = yield from tried(Read(stages.PENDING + 8))
+        second = yield from tried(Write(stages.PENDING + 16, 1))
+        yield Tdcall(rax=6, rcx=stages.PENDING)
+        return first, second, (yield Read(stages.PENDING + 8))
+
+    first, second, after = guest.run(program)
+    assert (first[:2], first[2] & 0x3F) == ((VE, 48), 1)
+    assert (second[:2], second[2] & 0x3F) == ((VE, 48), 2)
+    assert after == 0

@@ -141,3 +141,27 @@ def test_a_hole_may_be_reserved(world: World) -> None:
     cmrs = ((0, TDMR), (TDMR, 512 * MIB), (TDMR + 512 * MIB + PAGE, GIB))
     with mock.patch.dict(info.__dict__, {"cmrs": cmrs}):
         assert config(world, with_reserved((512 * MIB, PAGE))) == 0
+
+
+def test_pamts_of_two_tdmrs(world: World) -> None:
+    """The second TDMR's PAMTs may not lie in the first one's, nor in what either TDMR manages."""
+    info = state(world).sysinfo
+    second = {
+        "tdmr_base": TDMR + GIB,
+        "pamt_4k_base": PAMT_4K + 16 * MIB,
+        "pamt_2m_base": PAMT_4K + 32 * MIB,
+        "pamt_1g_base": PAMT_4K + 33 * MIB,
+    }
+    with mock.patch.dict(info.__dict__, {"cmrs": ((0, TDMR), (TDMR, 2 * GIB))}):
+        for changes, details in (
+            ({"pamt_4k_base": PAMT_4K}, (1, 0, 0)),
+            ({"pamt_2m_base": PAMT_2M}, (1, 1, 0)),
+            ({"pamt_1g_base": PAMT_1G}, (1, 2, 0)),
+            ({"pamt_2m_base": TDMR + GIB - 2 * PAGE}, (1, 1, 0)),
+        ):
+            status = config(world, tdmr_info(), tdmr_info(**(second | changes)))
+            assert status >> 32 == PAMT_OVERLAP, changes
+            assert tuple(status >> 8 * place & 0xFF for place in range(3)) == details
+        status = config(world, tdmr_info(pamt_1g_base=TDMR + GIB), tdmr_info(**second))
+        assert status >> 32 == PAMT_OVERLAP
+        assert config(world, tdmr_info(), tdmr_info(**second)) == 0

@@ -44,7 +44,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="at a time (2)")
     parser.add_argument("--only", default="", help="those whose name or file holds this")
     parser.add_argument("--again", action="store_true", help="also those that have a result")
-    parser.add_argument("--living", action="store_true", help="again, those that lived")
+    parser.add_argument("--living", action="store_true", help="again, those that lived and are not explained")
     parser.add_argument("--first", default="", help="tests whose id holds this come first")
     parser.add_argument("--stop-after", type=float, default=1e9, metavar="SECONDS", help="go on another time")
     parser.add_argument("--list", action="store_true", help="only say which mutants there are")
@@ -90,6 +90,7 @@ class Run:
     def wanted(self) -> list[Mutant]:
         """Those that are still to be tried."""
         only = self.options.only
+        reasons = explained()
 
         def is_wanted(mutant: Mutant) -> bool:
             result = self.results.get(mutant.key)
@@ -97,7 +98,8 @@ class Run:
                 return only in mutant.short or only in mutant.key
             if self.options.again or result is None:
                 return True
-            return bool(self.options.living) and not result.status.startswith(("killed", "time"))
+            lived = result.status not in ("killed", "time")
+            return bool(self.options.living) and lived and mutant.key not in reasons
 
         return [mutant for mutant in self.mutants if is_wanted(mutant)]
 
