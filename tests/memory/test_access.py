@@ -268,3 +268,14 @@ def test_a_seam_range_of_nothing(memory: PhysicalMemory) -> None:
     for size in (0, -4096):
         with pytest.raises(AddressError):
             memory.set_seamrr(0x10_0000, size)
+
+
+def test_a_line_that_is_flushed_is_encrypted_with_its_own_key(memory: PhysicalMemory) -> None:
+    """Also where the page had waited for another key before."""
+    one, two = (memory.addresses.join(PAGE_A, keyid) for keyid in (SHARED_1, SHARED_2))
+    for pa in (one, two, one):
+        memory.write(pa, SECRET)
+        memory.clflush(pa)
+        assert memory.read(pa, 64) == SECRET
+        memory.wbinvd()
+        assert memory.read(pa, 64) == SECRET

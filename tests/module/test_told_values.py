@@ -205,3 +205,13 @@ def test_components_that_the_processor_has_not(world: World, components: int) ->
     params = td_params(world, xfam=7 | components)
     assert world.call("TDH.MNG.INIT", rcx=td.tdr, rdx=world.buffer(params))[0] == OPERAND_INVALID | 65
     assert world.call("TDH.MNG.INIT", rcx=td.tdr, rdx=world.buffer(td_params(world, xfam=7)))[0] == 0
+
+
+def test_the_structure_that_came_before_metadata(world: World) -> None:
+    """TDSYSINFO_STRUCT by its published offsets."""
+    info = world.buffer()
+    assert world.call("TDH.SYS.INFO", rcx=info, rdx=1024, r8=world.buffer(), r9=32)[0] == 0
+    data = world.memory.read(info, 1024)
+    assert struct.unpack_from("<I", data, 4) == (0x8086,)
+    assert data[18] & 1 == 1, "TDH.SYS.RD and RDALL are there"
+    assert struct.unpack_from("<HHH", data, 32) == (64, 16, 16), "TDMRs, reserved areas of each, PAMT entry"
