@@ -20,7 +20,17 @@ from swtdx.devices.bus import MmioSpace, PortSpace
 from swtdx.devices.dma import Dma
 from swtdx.devices.fw_cfg import FwCfg
 from swtdx.devices.part import Part, Wires
-from swtdx.devices.parts import Clock, Console, FirmwareConfig, Lpc, PciRoot, Power, Serial, Timer
+from swtdx.devices.parts import (
+    Clock,
+    Console,
+    FirmwareConfig,
+    InterruptController,
+    Lpc,
+    PciRoot,
+    Power,
+    Serial,
+    Timer,
+)
 from swtdx.devices.pci.host import PciHost, devfn
 from swtdx.devices.serial import Uart
 from swtdx.devices.virtio.console import VirtioConsole
@@ -55,6 +65,7 @@ class BoardConfig:
         ecam: GPA (multiple of 256 MiB, inside the window) where ECAM answers from the start.
         mechanism1: configuration space at ports 0xCF8 and 0xCFC.  With ``ecam`` it can be left out:
             Linux then makes one access where it made two, about 350 fewer in a boot.
+        ioapic: an I/O APIC, and ACPI that is not hardware-reduced: Linux then stops its tick when idle.
         more: each makes a part that is plugged in after all of these.
     """
 
@@ -68,6 +79,7 @@ class BoardConfig:
     rtc_driver: bool = False
     ecam: int | None = None
     mechanism1: bool = True
+    ioapic: bool = False
     more: tuple[Callable[[], Part], ...] = ()
 
     def __post_init__(self) -> None:
@@ -225,6 +237,8 @@ def standard_parts(
     """
     root = PciRoot(config.pci_window, PCI_WINDOW_END, config.ecam, mechanism1=config.mechanism1)
     parts: list[Part] = [Power(), root, Timer(), Clock(declared=config.rtc_driver)]
+    if config.ioapic:
+        parts.append(InterruptController())
     if config.serial:
         parts.append(Serial(serial_out))
     if config.console:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from swtdx.arch.guest_map import ECAM_BUS_BYTES, ECAM_BYTES
+from swtdx.arch.guest_map import ECAM_BUS_BYTES, ECAM_BYTES, IOAPIC_GPA
+from swtdx.arch.units import PAGE
 from swtdx.devices import power, rtc, serial, timer
 from swtdx.devices.acpi import AcpiConfig
 from swtdx.devices.fw_cfg import FW_CFG_BASE, FW_CFG_PORTS, FwCfg
+from swtdx.devices.ioapic import IoApic
 from swtdx.devices.part import Backplane, Part, Wires
 from swtdx.devices.pci.chipset import HostBridge, LpcBridge
 from swtdx.devices.pci.host import CONFIG_BASE, CONFIG_PORTS, ConfigPorts, MemoryWindow
@@ -172,6 +174,20 @@ class Console(Virtio):
         else:
             self.device = VirtioConsole(self._output, size=self._size, wake=wires.wake)
         return self.device
+
+
+class InterruptController(Part):
+    """An I/O APIC without devices (:mod:`swtdx.devices.ioapic` says what for)."""
+
+    name = "I/O APIC"
+
+    def plug(self, board: Backplane) -> None:
+        """At the PC's address."""
+        board.mmio.register(IOAPIC_GPA, PAGE, IoApic(), name=self.name)
+
+    def describe(self, tables: AcpiConfig) -> AcpiConfig:
+        """In the MADT; the FADT then has fixed registers."""
+        return replace(tables, ioapic=IOAPIC_GPA)
 
 
 class Lpc(Part):

@@ -26,6 +26,7 @@ from typing import Final
 #: First port of the block (OVMF programs an ICH9's PMBASE to this) and its size in bytes.
 PM_BASE: Final = 0x600
 PM_LENGTH: Final = 0x10
+PM1_CONTROL_PORT: Final = PM_BASE + 4
 SLEEP_CONTROL_PORT: Final = PM_BASE + 5
 SLEEP_STATUS_PORT: Final = PM_BASE + 6
 PM_TIMER_PORT: Final = PM_BASE + 8

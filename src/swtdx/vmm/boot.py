@@ -42,7 +42,7 @@ class Boot(Protocol):
 
 def _direct_board(td: TdConfig) -> BoardConfig:
     # ECAM alone: each access to configuration space by ports would be two, with three VM exits each.
-    return BoardConfig(apic_ids=tuple(range(td.vcpus)), ecam=GUEST_MAP.ecam, mechanism1=False)
+    return BoardConfig(apic_ids=tuple(range(td.vcpus)), ecam=GUEST_MAP.ecam, mechanism1=False, ioapic=True)
 
 
 @dataclass(frozen=True, slots=True)

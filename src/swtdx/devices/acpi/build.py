@@ -34,6 +34,8 @@ class AcpiConfig:
     ccel: tuple[int, int] | None = None
     ecam: tuple[int, int] | None = None
     cmos_rtc: bool = False
+    #: The I/O APIC; with one the platform is not hardware-reduced.
+    ioapic: int | None = None
     #: AML of further devices in the scope of the system bus.
     devices: tuple[bytes, ...] = ()
 
@@ -125,9 +127,10 @@ def build_acpi(config: AcpiConfig, base_gpa: int) -> AcpiBlob:
                 reset=(power.RESET_PORT, power.RESET_VALUE),
                 cmos_rtc=config.cmos_rtc,
                 rtc_century=rtc.CENTURY,
+                pm1=None if config.ioapic is None else (power.PM_BASE, power.PM1_CONTROL_PORT),
             )
         ),
-        place(tables.madt(config.apic_ids, config.wakeup_mailbox)),
+        place(tables.madt(config.apic_ids, config.wakeup_mailbox, config.ioapic)),
     ]
     if config.ccel is not None:
         listed.append(place(tables.ccel(*config.ccel)))

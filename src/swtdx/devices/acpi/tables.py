@@ -32,7 +32,11 @@ _NO_VGA: Final = 1 << 2
 _NO_CMOS_RTC: Final = 1 << 5
 _SYSTEM_IO: Final = 1
 
-_MADT_LOCAL_APIC, _MADT_LOCAL_X2APIC, _MADT_WAKEUP = 0, 9, 16
+_MADT_LOCAL_APIC, _MADT_IO_APIC, _MADT_OVERRIDE, _MADT_LOCAL_X2APIC, _MADT_WAKEUP = 0, 1, 2, 9, 16
+#: The interrupt of ACPI's events, as on a PC.
+SCI: Final = 9
+_ACTIVE_HIGH: Final = 1
+_LEVEL: Final = 3 << 2
 _MADT_ENABLED: Final = 1
 
 
@@ -86,19 +90,22 @@ def fadt(
     reset: tuple[int, int],
     cmos_rtc: bool,
     rtc_century: int = 0,
+    pm1: tuple[int, int] | None = None,
 ) -> bytes:
-    """The FADT, revision 6.5, of a hardware-reduced platform.
+    """The FADT, revision 6.5, of a hardware-reduced platform, or of one with the fixed registers of ``pm1``.
 
     Args:
         dsdt: GPA of the DSDT.
         sleep_control, sleep_status: ports of the sleep registers, one byte each.
         reset: port of the reset register and the byte to write to it.
         cmos_rtc: whether the PC's clock is there; ``rtc_century`` is its century register's index.
+        pm1: ports of the PM1a event block (4 bytes) and control block (2 bytes), whose interrupt is
+            :data:`SCI`; None for a hardware-reduced platform, which has the sleep registers instead.
     """
     raw = bytearray(table(b"FACP", 6, bytes(_FADT_LENGTH - 36)))
     boot_flags = _NO_VGA | (0 if cmos_rtc else _NO_CMOS_RTC)
     # No fixed power or sleep button: they would be events, and a hardware-reduced platform has none.
-    flags = _WBINVD | _PWR_BUTTON | _SLP_BUTTON | _RESET_REG_SUP | _HW_REDUCED
+    flags = _WBINVD | _PWR_BUTTON | _SLP_BUTTON | _RESET_REG_SUP | (_HW_REDUCED if pm1 is None else 0)
     struct.pack_into("<I", raw, 40, dsdt if dsdt < 1 << 32 else 0)
     raw[108] = rtc_century if cmos_rtc else 0
     struct.pack_into("<H", raw, 109, boot_flags)
@@ -108,21 +115,31 @@ def fadt(
     raw[128] = value
     raw[131] = 5  # minor version
     struct.pack_into("<Q", raw, 140, dsdt)
-    raw[244:256] = _register(sleep_control, 8)
-    raw[256:268] = _register(sleep_status, 8)
+    if pm1 is None:
+        raw[244:256] = _register(sleep_control, 8)
+        raw[256:268] = _register(sleep_status, 8)
+    else:
+        events, control = pm1
+        struct.pack_into("<H", raw, 46, SCI)
+        struct.pack_into("<I", raw, 56, events)
+        struct.pack_into("<I", raw, 64, control)
+        raw[88], raw[89] = 4, 2
+        raw[148:160] = _register(events, 32)
+        raw[172:184] = _register(control, 16)
     raw[268:276] = b"SWTDX".ljust(8, b"\0")  # hypervisor vendor identity
     raw[9] = 0
     raw[9] = checksum(raw)
     return bytes(raw)
 
 
-def madt(apic_ids: Sequence[int], wakeup_mailbox: int | None = None) -> bytes:
-    """The MADT, revision 5: one local (x2)APIC each, no I/O APIC, no 8259s.
+def madt(apic_ids: Sequence[int], wakeup_mailbox: int | None = None, ioapic: int | None = None) -> bytes:
+    """The MADT, revision 5: one local (x2)APIC each, no 8259s.
 
     Args:
         apic_ids: in order of processor uid 0, 1, ...
         wakeup_mailbox: GPA of the multiprocessor wakeup mailbox (4 KiB, aligned), through which an
             operating system starts the other processors of a TD.
+        ioapic: GPA of the I/O APIC, whose inputs are interrupts 0 to 23; None if there is none.
     """
     entries = []
     for uid, apic_id in enumerate(apic_ids):
@@ -130,6 +147,9 @@ def madt(apic_ids: Sequence[int], wakeup_mailbox: int | None = None) -> bytes:
             entries.append(struct.pack("<BBBBI", _MADT_LOCAL_APIC, 8, uid, apic_id, _MADT_ENABLED))
         else:
             entries.append(struct.pack("<BBHIII", _MADT_LOCAL_X2APIC, 16, 0, apic_id, _MADT_ENABLED, uid))
+    if ioapic is not None:
+        entries.append(struct.pack("<BBBBII", _MADT_IO_APIC, 12, 0, 0, ioapic, 0))
+        entries.append(struct.pack("<BBBBIH", _MADT_OVERRIDE, 10, 0, SCI, SCI, _ACTIVE_HIGH | _LEVEL))
     if wakeup_mailbox is not None:
         entries.append(struct.pack("<BBHIQ", _MADT_WAKEUP, 16, 0, 0, wakeup_mailbox))
     return table(b"APIC", 5, struct.pack("<II", LOCAL_APIC_BASE, 0) + b"".join(entries))
