@@ -7,6 +7,8 @@ import itertools
 import json
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +169,21 @@ def test_seeds_do_not_matter(guest: Guest, seed: str) -> None:
     """The whole series of 20 is benchmarks/soak.py."""
     done = swtdx("run", "--guest", guest.version, "--seed", seed, "--exec", "false")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_an_idle_guest_stops_its_tick(guest: Guest) -> None:
+    """Without one-shot timers each vCPU would be woken 250 times a second."""
+    ticks_now = "$(grep LOC /proc/interrupts | tr -s ' ' | cut -d' ' -f3)"
+    command = (
+        f"a={ticks_now}; sleep 2; b={ticks_now}; echo $((b - a)); grep -c 'hres_active *: 1' /proc/timer_list"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "swtdx.cli.main", "run", "--guest", guest.version, "--exec", command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=250,
+        check=True,
+    )
+    ticks, one_shot = map(int, done.stdout.split())
+    assert one_shot == 1
+    assert ticks < 250

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.arch.units import MASK32
+
 #: Interrupt inputs.
 PINS: Final = 24
 _SELECT, _WINDOW = 0x00, 0x10
 _ID, _VERSION, _ARBITRATION, _REDIRECTION = 0x00, 0x01, 0x02, 0x10
 _VERSION_VALUE: Final = (PINS - 1) << 16 | 0x20
-_MASKED: Final = 1 << 16
+_PIN_MASKED: Final = 1 << 16
 #: Delivery status and remote IRR are the device's.
 _READ_ONLY: Final = 1 << 12 | 1 << 14
-_MASK32: Final = 0xFFFF_FFFF
 
 
 class IoApic:
@@ -30,7 +31,7 @@ class IoApic:
     def __init__(self) -> None:
         self._select = 0
         self._id = 0
-        self._entries = [_MASKED, 0] * PINS
+        self._entries = [_PIN_MASKED, 0] * PINS
 
     def read(self, offset: int, size: int) -> int:
         """IOREGSEL or IOWIN; anything else is 0."""
@@ -54,4 +55,4 @@ class IoApic:
             if self._select == _ID:
                 self._id = value & 0x0F00_0000
             elif 0 <= at < len(self._entries):
-                self._entries[at] = value & _MASK32 & ~_READ_ONLY
+                self._entries[at] = value & MASK32 & ~_READ_ONLY
