@@ -76,6 +76,8 @@ def watched(*arguments: str, timeout: float = PATIENCE) -> Watched:
         process.kill()
         for watcher in watchers:
             watcher.join()
+        process.stdout.close()
+        process.stderr.close()
     seen.stderr = "".join(errors)
     return seen
 

@@ -180,7 +180,8 @@ def _ask(
     answer = parse_output(bytes(output))
     if isinstance(answer, str):
         ended = "" if result.exit_status is not None else f" ({result})"
-        raise NoQuote(quotes.reason or f"the TD gave no quote: {answer}{ended}")
+        why = "" if quotes.reason is None else f": {quotes.reason}"
+        raise NoQuote(f"the TD gave no quote: {answer}{why}{ended}")
     return answer, world
 
 

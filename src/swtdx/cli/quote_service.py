@@ -47,9 +47,9 @@ class ToldQuotes:
                 if first:
                     # A connection's error names the address itself.
                     whose = "" if missing else f"{self._where} refused: "
-                    self.reason = f"the guest got no quote: {whose}{error}"
+                    self.reason = f"{whose}{error}"
             if first and self.reason is not None:
-                self._tell(self.reason)
+                self._tell(f"the guest got no quote: {self.reason}")
             raise
 
     def document(self) -> dict[str, Any]:
