@@ -26,15 +26,11 @@ BROKEN_PIPE: Final = 141
 _OUTPUT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
-class Unusable(Exception):
-    """What the user gave cannot be used; the message says why and what would do."""
-
-
 #: Classes whose message is written for the user.
 EXPECTED: Final = frozenset(
     {
         "swtdx.attestation.errors.AttestationError",
-        "swtdx.cli.failures.Unusable",
+        "swtdx.cli.inputs.Unusable",
         "swtdx.devices.board.BoardError",
         "swtdx.firmware.errors.FirmwareError",
         "swtdx.guests.errors.GuestError",

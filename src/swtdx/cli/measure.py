@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from swtdx.cli.boot_choice import OWN_INITRD_CMDLINE
+from swtdx.cli.inputs import Unusable, read_bytes
 from swtdx.cli.sizes import Size
 from swtdx.measure.errors import MeasureError
 from swtdx.measure.mrtd import MrtdStream, Order, Region
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from swtdx.guests.event_log import Event
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
-
-
-class _Unusable(click.ClickException):
-    exit_code = 2
 
 
 @click.command()
@@ -99,7 +96,7 @@ def measure(
                 raise click.UsageError(f"{', '.join(extra)}: only with --kernel")
             summary = _firmware(image, [Order(order)] if order else list(Order))
     except MeasureError as error:
-        raise _Unusable(str(error)) from None
+        raise Unusable(str(error)) from None
     found = True
     if quote is not None:
         found = _compare(summary, quote)
@@ -115,12 +112,11 @@ def _compare(summary: dict[str, Any], quote: str) -> bool:
     """Say in ``summary`` which of its values are a quote's; whether one of the MRTDs is."""
     from swtdx.attestation.errors import AttestationError
     from swtdx.attestation.kinds import parsed
-    from swtdx.cli.inputs import read_bytes
 
     try:
         body = parsed(read_bytes(quote, "the quote")).body()
     except AttestationError as error:
-        raise _Unusable(f"{quote}: {error}") from None
+        raise Unusable(f"{quote}: {error}") from None
     actual = body["mrtd"].hex()
     orders = summary.get("mrtd_by_order", {"page": summary["mrtd"]})
     fits = [name for name, value in orders.items() if value == actual]
@@ -135,7 +131,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _Unusable(f"{path}: {error.strerror or error}") from None
+        raise Unusable(f"{path}: {error.strerror or error}") from None
 
 
 def _firmware(path: Path, orders: list[Order]) -> dict[str, Any]:
@@ -192,7 +188,7 @@ def _direct_boot(
         )
         boot = plan(config)
     except (GuestError, VmmError) as error:
-        raise _Unusable(str(error)) from None
+        raise Unusable(str(error)) from None
     regions = _regions(boot)
     stream = MrtdStream()
     for region in regions:

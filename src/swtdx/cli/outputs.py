@@ -7,7 +7,8 @@ import os
 import stat
 from collections.abc import Callable
 
-from swtdx.cli.failures import Unusable, complain
+from swtdx.cli.failures import complain
+from swtdx.cli.inputs import Unusable
 
 
 class OutputFile:

@@ -231,8 +231,7 @@ def standard_parts(
 ) -> list[Part]:
     """The parts of ``config``, in the order in which they are plugged in.
 
-    Why no I/O APIC: only the UART would use it, and Linux makes some 60 MMIO accesses to set one up.
-    Without it and without an interrupt in the DSDT, Linux polls ttyS0: its console is polled anyway,
+    The UART has no interrupt, with or without an I/O APIC: Linux polls ttyS0.  Its console is polled anyway,
     and a shell on it works, at some cost; hvc0 is the terminal to use.
     """
     root = PciRoot(config.pci_window, PCI_WINDOW_END, config.ecam, mechanism1=config.mechanism1)
