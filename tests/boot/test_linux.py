@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,34 @@ def test_time_passes_in_the_guest_as_outside(boot: Boot) -> None:
         if later[1] - earlier[1] >= 2
     ]
     assert statistics.median(slopes) == pytest.approx(1, rel=0.05)
+
+
+def test_the_time_of_day_is_right_after_a_slow_boot(guest: Guest) -> None:
+    """Until Linux trusts the TSC it counts ticks, and with four vCPUs many of them come too late to count."""
+    with subprocess.Popen(
+        [
+            sys.executable, "-m", "swtdx.cli.main", "run", "--guest", guest.version, "--vcpus", "4", "--exec",
+            "echo up; while read -r line; do date +%s; done",
+        ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        # The guest read its clock between a question and its answer, and tells whole seconds.
+        at_least, at_most = [], []
+        for _ in range(12):
+            asked = time.time()
+            print("?", file=process.stdin)
+            told = int(process.stdout.readline())
+            at_least.append(told - time.time())
+            at_most.append(told + 1 - asked)
+            time.sleep(0.1)
+        process.stdin.close()
+        assert process.stdout.read() == ""
+    assert process.returncode == 0
+    assert max(at_least) < 1, "ahead"
+    assert min(at_most) > -1, "behind"
 
 
 def test_memory_stays_within_the_guests_and_300_mib(boot: Boot) -> None:

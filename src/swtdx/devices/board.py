@@ -61,7 +61,7 @@ class BoardConfig:
             would only spend about 100 TD exits on them.
         rtc_driver: declare the PC's clock to the operating system.  It is on the board either way (see
             :mod:`swtdx.devices.rtc`), and Linux reads the time from it when it starts; declared, it is
-            also given a driver and /dev/rtc0, for about 50 more accesses.
+            also given a driver and /dev/rtc0, for about 50 more accesses, and the driver sets the time again.
         ecam: GPA (multiple of 256 MiB, inside the window) where ECAM answers from the start.
         mechanism1: configuration space at ports 0xCF8 and 0xCFC.  With ``ecam`` it can be left out:
             Linux then makes one access where it made two, about 350 fewer in a boot.

@@ -42,7 +42,15 @@ class Boot(Protocol):
 
 def _direct_board(td: TdConfig) -> BoardConfig:
     # ECAM alone: each access to configuration space by ports would be two, with three VM exits each.
-    return BoardConfig(apic_ids=tuple(range(td.vcpus)), ecam=GUEST_MAP.ecam, mechanism1=False, ioapic=True)
+    # Until Linux trusts the TSC it counts ticks, and in a slow boot many come too late to be counted: seconds,
+    # with several vCPUs.  The clock's driver then sets the time anew, within half a second.
+    return BoardConfig(
+        apic_ids=tuple(range(td.vcpus)),
+        ecam=GUEST_MAP.ecam,
+        mechanism1=False,
+        ioapic=True,
+        rtc_driver=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 What is left out saves TD exits or work: no processor objects (the MADT says all that Linux needs; with
 them its C-state driver would poll before it halts), no interrupt routing (devices use MSI-X), no
-keyboard, clock or event device.
+keyboard or event device.
 """
 
 from __future__ import annotations
