@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from swtdx.cli.counting import Counting
+
 if TYPE_CHECKING:
     from swtdx.proof.conformance.suite import Row
 
@@ -45,7 +47,8 @@ def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, order: bool, as
     if order:
         _show_order(names)
         return
-    outcomes = [] if only_list else run_all(suite.select(names), _progress)
+    with Counting("cases") as counting:
+        outcomes = [] if only_list else run_all(suite.select(names), counting)
     rows = suite.table(outcomes, names)
     if as_json:
         click.echo(json.dumps(suite.plain(rows), indent=2))
@@ -62,7 +65,8 @@ def _show_order(names: list[str]) -> None:
     from swtdx.proof.conformance.registry import CASES, status_text
 
     leaves = [row.leaf.name for row in suite.table([], names)]
-    pairs = {(pair.leaf, pair.first): pair for pair in run_pairs(leaves)}
+    with Counting("pairs of checks") as counting:
+        pairs = {(pair.leaf, pair.first): pair for pair in run_pairs(leaves, counting)}
     for leaf in leaves:
         click.echo(leaf)
         for check, cases in by_check(leaf, CASES.values()).items():
@@ -79,13 +83,6 @@ def _show_order(names: list[str]) -> None:
     )
     if wrong:
         sys.exit(1)
-
-
-def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        click.echo(f"\r{done} of {total} cases", err=True, nl=False)
-        click.echo(end, err=True, nl=False)
 
 
 def _show(rows: list[Row], cases: int, *, ran: bool, missing: bool) -> None:

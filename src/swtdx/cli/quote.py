@@ -25,6 +25,7 @@ from swtdx.cli.quote_service import ToldQuotes
 from swtdx.cli.run import platform_config
 from swtdx.cli.seeds import BytesParam, Seed
 from swtdx.cli.sizes import Size
+from swtdx.cli.starting import Starting
 from swtdx.cli.td_options import TdWishes, td_options
 from swtdx.guests.initramfs import Exec
 
@@ -155,7 +156,7 @@ def _ask(
     from swtdx.platform import Platform
     from swtdx.quoting import Quoting, world_of
 
-    with Platform.boot(platform_config(memory, 1, None, seed)) as platform:
+    with Starting(boot.label), Platform.boot(platform_config(memory, 1, None, seed)) as platform:
         # What goes wrong there is told with the answer.
         quotes = ToldQuotes(Quoting(platform, qgs, quote_version, pcs_url), qgs, lambda _message: None)
         # Imported only now: QEMU comes up meanwhile.

@@ -1,16 +1,23 @@
-"""A line on the terminal from the start until the guest's first byte: it takes some seconds."""
+"""A line on the terminal from the start until the guest's first byte: it takes some seconds.
+
+With much memory or many vCPUs it takes longer, so the line says how long it has been.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
+
+from swtdx.cli.counting import ERASE, on_terminal, tell
 
 if TYPE_CHECKING:
     from swtdx.vmm.console import Console, Guest
 
-_ERASE: Final = "\r\x1b[K"
+#: Seconds between two looks at the clock.
+_EVERY: Final = 1.0
 
 
 class Starting:
@@ -21,26 +28,37 @@ class Starting:
     """
 
     def __init__(self, label: str) -> None:
-        self._label = label
+        self._line = f"booting {label} as a trust domain ..."
         self._shown = False
+        self._lock = threading.Lock()
+        self._gone = threading.Event()
 
     def __enter__(self) -> Starting:
-        if sys.stderr is not None and sys.stderr.isatty():
+        if on_terminal():
             self._shown = True
-            sys.stderr.write(f"booting {self._label} as a trust domain ...")
-            sys.stderr.flush()
+            tell(self._line)
+            threading.Thread(target=self._tick, name="starting", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.erase()
 
+    def _tick(self) -> None:
+        started = time.monotonic()
+        while not self._gone.wait(_EVERY):
+            with self._lock:
+                if self._shown:
+                    tell(f"{ERASE}{self._line} {time.monotonic() - started:.0f} s")
+
     def erase(self) -> None:
         """Take the line away.  Idempotent."""
-        if self._shown:
-            self._shown = False
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(_ERASE)
-                sys.stderr.flush()
+        if not self._shown:
+            return
+        with self._lock:
+            if self._shown:
+                self._shown = False
+                self._gone.set()
+                tell(ERASE)
 
     def before(self, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
         """``write`` that first takes the line away."""

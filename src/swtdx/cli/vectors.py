@@ -5,12 +5,12 @@ Exit status: 0 done, 1 a flipped bit did harm, 2 wrong use or unusable input.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from swtdx.cli.attesting import plain_errors, seed_option, world_for
+from swtdx.cli.counting import Counting
 from swtdx.cli.inputs import check_writable, write_bytes
 
 
@@ -27,7 +27,8 @@ def vectors_make(folder: str, seed: bytes) -> None:
     """Write quotes, collateral and expected verdicts into FOLDER; always the same ones."""
     from swtdx.attestation.vectors.factory import write_vectors
 
-    number = write_vectors(Path(folder), world_for(seed, ""))
+    with Counting("vectors") as counting:
+        number = write_vectors(Path(folder), world_for(seed, ""), counting)
     click.echo(f"{number} vectors in {folder}")
 
 
@@ -43,11 +44,8 @@ def vectors_flips(output: str | None, workers: int, seed: bytes) -> None:
     if output is not None:
         check_writable(output, "the record")
 
-    def progress(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{100 * done // total} %" + ("\n" if done == total else ""), err=True, nl=False)
-
-    text, tallies = record(workers, world_for(seed, ""), progress)
+    with Counting("pieces of the work") as counting:
+        text, tallies = record(workers, world_for(seed, ""), counting)
     if output is None:
         click.echo(text, nl=False)
     else:

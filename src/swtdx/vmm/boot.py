@@ -42,8 +42,8 @@ class Boot(Protocol):
 
 def _direct_board(td: TdConfig) -> BoardConfig:
     # ECAM alone: each access to configuration space by ports would be two, with three VM exits each.
-    # Until Linux trusts the TSC it counts ticks, and in a slow boot many come too late to be counted: seconds,
-    # with several vCPUs.  The clock's driver then sets the time anew, within half a second.
+    # Until Linux trusts the TSC it counts ticks, and in a slow boot many come too late to count:
+    # seconds, with several vCPUs.  The clock's driver then sets the time again, within half a second.
     return BoardConfig(
         apic_ids=tuple(range(td.vcpus)),
         ecam=GUEST_MAP.ecam,

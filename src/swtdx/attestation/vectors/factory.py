@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -50,8 +50,10 @@ def all_vectors(world: World | None = None) -> Iterator[Vector]:
     yield from malformed_collateral(sounds[0])
 
 
-def write_vectors(folder: Path, world: World | None = None) -> int:
-    """Write all vectors into ``folder``; gives their number.
+def write_vectors(
+    folder: Path, world: World | None = None, progress: Callable[[int], None] = lambda _done: None
+) -> int:
+    """Write all vectors into ``folder``; gives their number.  ``progress`` hears how many are written.
 
     The folder must be new or empty, or hold vectors written before, which are replaced.
 
@@ -71,6 +73,7 @@ def write_vectors(folder: Path, world: World | None = None) -> int:
             for name, data in vector.files().items():
                 (place / name).write_bytes(data)
             listing.append(vector.document())
+            progress(len(listing))
         (folder / "root.der").write_bytes(world.pki.root.der)
         (folder / "root.pem").write_text(world.pki.root.pem)
         (folder / "README.md").write_text(_README)
