@@ -204,15 +204,17 @@ def test_an_idle_guest_stops_its_tick(guest: Guest) -> None:
     """Without one-shot timers each vCPU would be woken 250 times a second."""
     ticks_now = "$(grep LOC /proc/interrupts | tr -s ' ' | cut -d' ' -f3)"
     command = (
-        f"a={ticks_now}; sleep 2; b={ticks_now}; echo $((b - a)); grep -c 'hres_active *: 1' /proc/timer_list"
+        f"a={ticks_now}; sleep 2; b={ticks_now}; echo $((b - a)); "
+        "grep -c 'hres_active *: 1' /proc/timer_list; dmesg | grep -c 'locate IOAPIC'"
     )
     done = subprocess.run(
         [sys.executable, "-m", "swtdx.cli.main", "run", "--guest", guest.version, "--exec", command],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=250,
-        check=True,
+        check=False,  # grep that finds nothing fails
     )
-    ticks, one_shot = map(int, done.stdout.split())
+    ticks, one_shot, complaints = map(int, done.stdout.split())
     assert one_shot == 1
     assert ticks < 250
+    assert complaints == 0, "every ISA interrupt has a place"

@@ -6,6 +6,9 @@ woken 250 times a second.  It registers that timer on platforms that are not har
 platform needs an interrupt for ACPI's events, which come through here.  There are none: the interval timer
 stands still, and nothing raises an event.
 
+Our boards' has one input, that interrupt's, where a PC's has 24: Linux reads and writes every entry several
+times while it boots, and each of the two halves takes two accesses that leave the TD, 500 in all.
+
 Source: Intel 82093AA data sheet (I/O APIC), section 3; Linux arch/x86/kernel/apic/apic.c (apic_needs_pit).
 """
 
@@ -15,23 +18,28 @@ from typing import Final
 
 from swtdx.arch.units import MASK32
 
-#: Interrupt inputs.
+#: Interrupt inputs of a PC's.
 PINS: Final = 24
 _SELECT, _WINDOW = 0x00, 0x10
 _ID, _VERSION, _ARBITRATION, _REDIRECTION = 0x00, 0x01, 0x02, 0x10
-_VERSION_VALUE: Final = (PINS - 1) << 16 | 0x20
+_VERSION_VALUE: Final = 0x20
 _PIN_MASKED: Final = 1 << 16
 #: Delivery status and remote IRR are the device's.
 _READ_ONLY: Final = 1 << 12 | 1 << 14
 
 
 class IoApic:
-    """Its two registers, and what is behind them; a :class:`~swtdx.devices.bus.BusDevice`."""
+    """Its two registers, and what is behind them; a :class:`~swtdx.devices.bus.BusDevice`.
 
-    def __init__(self) -> None:
+    Args:
+        pins: how many interrupt inputs it has, 1 to 120.
+    """
+
+    def __init__(self, pins: int = PINS) -> None:
+        self._version = (pins - 1) << 16 | _VERSION_VALUE
         self._select = 0
         self._id = 0
-        self._entries = [_PIN_MASKED, 0] * PINS
+        self._entries = [_PIN_MASKED, 0] * pins
 
     def read(self, offset: int, size: int) -> int:
         """IOREGSEL or IOWIN; anything else is 0."""
@@ -42,7 +50,7 @@ class IoApic:
         if self._select in (_ID, _ARBITRATION):
             return self._id
         if self._select == _VERSION:
-            return _VERSION_VALUE
+            return self._version
         at = self._select - _REDIRECTION
         return self._entries[at] if 0 <= at < len(self._entries) else 0
 

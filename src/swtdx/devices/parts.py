@@ -10,6 +10,7 @@ from swtdx.arch.guest_map import ECAM_BUS_BYTES, ECAM_BYTES, IOAPIC_GPA
 from swtdx.arch.units import PAGE
 from swtdx.devices import power, rtc, serial, timer
 from swtdx.devices.acpi import AcpiConfig
+from swtdx.devices.acpi.tables import SCI
 from swtdx.devices.fw_cfg import FW_CFG_BASE, FW_CFG_PORTS, FwCfg
 from swtdx.devices.ioapic import IoApic
 from swtdx.devices.part import Backplane, Part, Wires
@@ -177,17 +178,25 @@ class Console(Virtio):
 
 
 class InterruptController(Part):
-    """An I/O APIC without devices (:mod:`swtdx.devices.ioapic` says what for)."""
+    """An I/O APIC without devices (:mod:`swtdx.devices.ioapic` says what for).
+
+    Args:
+        first, pins: the number of its first interrupt, and how many it has.
+    """
 
     name = "I/O APIC"
 
+    def __init__(self, first: int = SCI, pins: int = 1) -> None:
+        self._first = first
+        self._pins = pins
+
     def plug(self, board: Backplane) -> None:
         """At the PC's address."""
-        board.mmio.register(IOAPIC_GPA, PAGE, IoApic(), name=self.name)
+        board.mmio.register(IOAPIC_GPA, PAGE, IoApic(self._pins), name=self.name)
 
     def describe(self, tables: AcpiConfig) -> AcpiConfig:
         """In the MADT; the FADT then has fixed registers."""
-        return replace(tables, ioapic=IOAPIC_GPA)
+        return replace(tables, ioapic=(IOAPIC_GPA, self._first, self._pins))
 
 
 class Lpc(Part):

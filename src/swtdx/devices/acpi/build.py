@@ -34,8 +34,8 @@ class AcpiConfig:
     ccel: tuple[int, int] | None = None
     ecam: tuple[int, int] | None = None
     cmos_rtc: bool = False
-    #: The I/O APIC; with one the platform is not hardware-reduced.
-    ioapic: int | None = None
+    #: The I/O APIC, its first interrupt, and how many it has; with one the platform is not hardware-reduced.
+    ioapic: tuple[int, int, int] | None = None
     #: AML of further devices in the scope of the system bus.
     devices: tuple[bytes, ...] = ()
 

@@ -35,6 +35,7 @@ _SYSTEM_IO: Final = 1
 _MADT_LOCAL_APIC, _MADT_IO_APIC, _MADT_OVERRIDE, _MADT_LOCAL_X2APIC, _MADT_WAKEUP = 0, 1, 2, 9, 16
 #: The interrupt of ACPI's events, as on a PC.
 SCI: Final = 9
+_ISA_INTERRUPTS: Final = 16
 _ACTIVE_HIGH: Final = 1
 _LEVEL: Final = 3 << 2
 _MADT_ENABLED: Final = 1
@@ -132,14 +133,16 @@ def fadt(
     return bytes(raw)
 
 
-def madt(apic_ids: Sequence[int], wakeup_mailbox: int | None = None, ioapic: int | None = None) -> bytes:
+def madt(
+    apic_ids: Sequence[int], wakeup_mailbox: int | None = None, ioapic: tuple[int, int, int] | None = None
+) -> bytes:
     """The MADT, revision 5: one local (x2)APIC each, no 8259s.
 
     Args:
         apic_ids: in order of processor uid 0, 1, ...
         wakeup_mailbox: GPA of the multiprocessor wakeup mailbox (4 KiB, aligned), through which an
             operating system starts the other processors of a TD.
-        ioapic: GPA of the I/O APIC, whose inputs are interrupts 0 to 23; None if there is none.
+        ioapic: GPA of the I/O APIC, its first interrupt, and how many it has; None if there is none.
     """
     entries = []
     for uid, apic_id in enumerate(apic_ids):
@@ -148,8 +151,15 @@ def madt(apic_ids: Sequence[int], wakeup_mailbox: int | None = None, ioapic: int
         else:
             entries.append(struct.pack("<BBHIII", _MADT_LOCAL_X2APIC, 16, 0, apic_id, _MADT_ENABLED, uid))
     if ioapic is not None:
-        entries.append(struct.pack("<BBBBII", _MADT_IO_APIC, 12, 0, 0, ioapic, 0))
-        entries.append(struct.pack("<BBBBIH", _MADT_OVERRIDE, 10, 0, SCI, SCI, _ACTIVE_HIGH | _LEVEL))
+        # An ISA interrupt that is not said to be elsewhere is looked for at the input of its number; all for
+        # which there is none share one with the SCI, which comes first: Linux calls the input by it.
+        address, first, pins = ioapic
+        entries.append(struct.pack("<BBBBII", _MADT_IO_APIC, 12, 0, 0, address, first))
+        absent = [irq for irq in range(_ISA_INTERRUPTS) if not first <= irq < first + pins]
+        entries += [
+            struct.pack("<BBBBIH", _MADT_OVERRIDE, 10, 0, irq, SCI, _ACTIVE_HIGH | _LEVEL)
+            for irq in (SCI, *absent)
+        ]
     if wakeup_mailbox is not None:
         entries.append(struct.pack("<BBHIQ", _MADT_WAKEUP, 16, 0, 0, wakeup_mailbox))
     return table(b"APIC", 5, struct.pack("<II", LOCAL_APIC_BASE, 0) + b"".join(entries))

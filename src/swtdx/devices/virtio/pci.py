@@ -18,7 +18,7 @@ from typing import Final
 
 from swtdx.devices.dma import Dma
 from swtdx.devices.pci.function import STATUS, PciFunction
-from swtdx.devices.pci.msix import ENTRY_SIZE, MsixTable
+from swtdx.devices.pci.msix import MsixTable
 from swtdx.devices.virtio.common import NO_VECTOR, CommonConfig
 from swtdx.devices.virtio.device import (
     F_ACCESS_PLATFORM,
@@ -43,6 +43,10 @@ _NOTIFY: Final = 0x300
 _TABLE: Final = 0x1000
 _PBA: Final = 0x1800
 _NOTIFY_MULTIPLIER: Final = 4
+#: Vectors: one for the configuration and one for each queue, or, where that would be more than these, one for
+#: all queues together.  A driver sets every vector up with several accesses, and Linux shares one if it must.
+_MOST_VECTORS: Final = 4
+_SHARED_VECTORS: Final = 2
 
 _CAP_VENDOR: Final = 0x09
 _CFG_COMMON, _CFG_NOTIFY, _CFG_ISR, _CFG_DEVICE, _CFG_PCI = 1, 2, 3, 4, 5
@@ -71,9 +75,9 @@ class VirtioPci(PciFunction):
         #: Why the device stopped (DEVICE_NEEDS_RESET), or None while it is well.
         self.failure: str | None = None
         queues = [Virtqueue(dma, index, size) for index, size in enumerate(device.queue_sizes)]
-        vectors = len(queues) + 1
-        if vectors * ENTRY_SIZE > _PBA - _TABLE or vectors * _NOTIFY_MULTIPLIER > _TABLE - _NOTIFY:
+        if len(queues) * _NOTIFY_MULTIPLIER > _TABLE - _NOTIFY:
             raise ValueError(f"a virtio function has room for fewer queues than {len(queues)}")
+        vectors = len(queues) + 1 if len(queues) < _MOST_VECTORS else _SHARED_VECTORS
         self.common = CommonConfig(
             queues, device.features | 1 << F_VERSION_1 | 1 << F_ACCESS_PLATFORM, vectors, self._status_written
         )
