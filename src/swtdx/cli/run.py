@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import stat
@@ -229,9 +230,14 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
         complain(f"booting {boot.label}" + (f" with {boot.cmdline!r}" if boot.cmdline else ""))
     with Starting(boot.label) as starting:
         command = _command_io(options, job, starting, brought)
-        result, quotes = _launch(
-            boot, job, options, command, messages, serial, trace is not None, deadline, starting
-        )
+        # Until the guest runs next to nothing is thrown away, and looking for it would cost 20 ms.
+        gc.disable()
+        try:
+            result, quotes = _launch(
+                boot, job, options, command, messages, serial, trace is not None, deadline, starting
+            )
+        finally:
+            gc.enable()
     status = exit_status(result, command=job_is_command(job))
     _report(result, status, messages.last_words if job_is_command(job) else b"", job, options.verbose)
     status = _report_missing(result, status, options)
@@ -366,6 +372,9 @@ def _launch(
         )
         with building:
             launch = Launch(platform.host, launch_config, _console(job, starting))
+        # What there is now stays to the end: collections need not look at it while the guest runs.
+        gc.freeze()
+        gc.enable()
         try:
             return launch.finish(launch.run(deadline.left())), quotes.document()
         except BaseException:

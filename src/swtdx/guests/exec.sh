@@ -24,7 +24,8 @@ channel() {
 several_ports() {
     for device in $base/sys/bus/virtio/devices/*; do
         read -r id <"$device/device" && [ "$id" = 0x0003 ] || continue
-        case $(cat "$device/features") in ?1*) return ;; esac
+        read -r features <"$device/features"
+        case $features in ?1*) return ;; esac
     done 2>/dev/null
     return 1
 }
@@ -91,11 +92,10 @@ run_on_channels() {
     err=/swtdx/err
     in=/dev/null
     # Pipes, because a port can be opened once only, and programs open /dev/stdout.
-    mkfifo $out
+    mkfifo $out $err
     cat $out >"$(channel swtdx.out)" 9>&- &
     pumps=$!
     if port=$(channel swtdx.err); then
-        mkfifo $err
         cat $err >"$port" 9>&- &
         pumps="$pumps $!"
     else
@@ -138,9 +138,14 @@ run_on_console() {
 # run_command PATH SHELL
 run_command() {
     shell=$2
-    dmesg -n 1
-    command=$(cat /swtdx/command; echo .)
-    command=${command%.}
+    echo 1 >$base/proc/sys/kernel/printk
+    # Line by line, for every program that is started costs a TD about 60 exits; the last may have no end.
+    command=
+    while IFS= read -r line; do
+        command="$command$line
+"
+    done </swtdx/command
+    command=$command$line
     if control=$(control_channel); then
         run_on_channels "$control" "$1"
     else

@@ -38,7 +38,23 @@ from swtdx.guests.modules import Module, modinfo
 #: Linux refuses a single argument of this size or longer (include/uapi/linux/binfmts.h, MAX_ARG_STRLEN).
 LONGEST_COMMAND: Final = 131072 - 1
 _TERM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
-_DIRECTORIES: Final = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "sys", "tmp")
+_DIRECTORIES: Final = (
+    "bin", "dev", "etc", "lib", "lib/modules", "lib/swtdx", "lib/swtdx/dev", "proc", "root", "sys", "tmp",
+)  # fmt: skip
+#: What init mounts before all else.
+_FSTAB: Final = """\
+proc /proc proc defaults 0 0
+sysfs /sys sysfs defaults 0 0
+devtmpfs /dev devtmpfs defaults 0 0
+tmpfs /tmp tmpfs defaults 0 0
+"""
+#: What it mounts when the modules are there, as far as the kernel has it.
+_FSTAB_LATE: Final = """\
+configfs /sys/kernel/config configfs defaults 0 0
+/sys/power /sys/power none bind 0 0
+"""
+#: Names in /dev that shells and programs expect, and what they are in /proc/self.
+_STREAMS: Final = (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,9 @@ def base_archive(busybox: bytes, modules: Iterable[Module] = (), extra: Iterable
         cpio.regular("bin/tdreport", _ours("tools/tdreport.bin"), 0o755),
         cpio.regular("bin/rtmr-extend", _ours("tools/rtmr-extend.sh"), 0o755),
         cpio.regular("etc/profile", _ours("profile.sh")),
+        cpio.regular("lib/swtdx/fstab", _FSTAB.encode()),
+        cpio.regular("lib/swtdx/fstab.late", _FSTAB_LATE.encode()),
+        *(cpio.symlink(f"lib/swtdx/dev/{name}", f"/proc/self/{to}") for name, to in _STREAMS),
         cpio.regular("lib/modules/order", "".join(f"{module.name}\n" for module in loaded).encode()),
     ]
     entries += [cpio.regular(f"lib/modules/{module.name}.ko", module.data) for module in loaded]
