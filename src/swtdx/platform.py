@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from swtdx.arch import status as st
+from swtdx.arch.features import ModuleFeatures
 from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.seam_structs import SEAMLDR_PARAMS, SEAMLDR_SCENARIO_LOAD
 from swtdx.arch.units import PAGE
@@ -58,9 +59,14 @@ class PlatformConfig:
     start_engine: bool = False
 
 
-def module_image(properties: ModuleProperties | None = None) -> SignedImage:
-    """The installed ``swtdx.module``, signed with the simulated key."""
-    return sign_module(build_module(), properties=properties or ModuleProperties())
+def module_image(
+    properties: ModuleProperties | None = None, features: ModuleFeatures | None = None
+) -> SignedImage:
+    """The installed ``swtdx.module``, signed with the simulated key.
+
+    ``features`` makes it one that offers less than swtdx's own: MODULE_1_5_01 what Intel's 1.5.01 does.
+    """
+    return sign_module(build_module(features=features), properties=properties or ModuleProperties())
 
 
 class Platform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swtdx.arch import regs
+from swtdx.arch.features import MODULE_1_5_01
 from swtdx.arch.leaf import LOADER, RESERVED, SAME, Leaf
 from swtdx.arch.leaves import BY_NAME, GUEST_LEAVES, HOST_LEAVES, LOADER_LEAVES, find
 from swtdx.arch.operands import OPERAND_NAMES
@@ -19,18 +20,24 @@ LINUX = {
     "TDH.PHYMEM.PAGE.RDMD": 24, "TDH.VP.RD": 26, "TDH.PHYMEM.PAGE.RECLAIM": 28, "TDH.MEM.PAGE.REMOVE": 29,
     "TDH.SYS.KEY.CONFIG": 31, "TDH.SYS.INIT": 33, "TDH.SYS.RD": 34, "TDH.SYS.LP.INIT": 35,
     "TDH.SYS.TDMR.INIT": 36, "TDH.MEM.TRACK": 38, "TDH.PHYMEM.CACHE.WB": 40, "TDH.PHYMEM.PAGE.WBINVD": 41,
-    "TDH.VP.WR": 43, "TDH.SYS.CONFIG": 45, "TDG.VP.INFO": 1, "TDG.VP.VEINFO.GET": 3, "TDG.MR.REPORT": 4,
+    "TDH.VP.WR": 43, "TDH.SYS.CONFIG": 45, "TDH.SYS.DISABLE": 69, "TDG.VP.INFO": 1,
+    "TDG.VP.VEINFO.GET": 3, "TDG.MR.REPORT": 4,
     "TDG.MEM.PAGE.ACCEPT": 6, "TDG.VM.WR": 8,
 }  # fmt: skip
 #: seamcall.md §1 and tdcall.md §1: leaves that accept a version 1.
 VERSIONED = {3, 11, 23, 26, 30}
+#: Later modules' (Linux: ``tdh_vp_init``).
+NEWLY_VERSIONED = {22}
 GUEST_VERSIONED = {7}
 #: seamcall.md §1: leaves that the dispatcher lets through before the module is ready.
 EARLY = {31, 32, 33, 34, 35, 37, 44, 45, 53}
+#: Linux calls it whatever became of the initialisation.
+NEWLY_EARLY = {69}
 
 
 def test_every_leaf_of_the_reference_is_there_and_no_other() -> None:
     expected = {("host", 42): "TDH.MEM.SEPT.WR"}  # a number without a function
+    expected[("host", 69)] = "TDH.SYS.DISABLE"  # newer than the reference; Linux has it
     expected |= {(side, int(number)): name for side, number, name in words("leaves.txt")}
     ours = {("host", number): leaf.name for number, leaf in HOST_LEAVES.items()}
     ours |= {("guest", number): leaf.name for number, leaf in GUEST_LEAVES.items()}
@@ -51,11 +58,14 @@ def test_loader_leaves() -> None:
 
 
 def test_versions_and_module_states() -> None:
-    assert {number for number, leaf in HOST_LEAVES.items() if leaf.max_version} == VERSIONED
+    versioned = {number for number, leaf in HOST_LEAVES.items() if MODULE_1_5_01.form(leaf).max_version}
+    assert versioned == VERSIONED
+    newly = {number for number, leaf in HOST_LEAVES.items() if leaf.max_version} - versioned
+    assert newly == NEWLY_VERSIONED
     assert {number for number, leaf in GUEST_LEAVES.items() if leaf.max_version} == GUEST_VERSIONED
     for number, leaf in HOST_LEAVES.items():
         pending = leaf.sys_states & 0b111 == 0b111
-        assert pending == (number in EARLY), leaf.name
+        assert pending == (number in EARLY | NEWLY_EARLY), leaf.name
         # Only TDH.SYS.LP.SHUTDOWN is let through when the module is shut down.
         assert bool(leaf.sys_states >> 4 & 1) == (number == 44), leaf.name
 

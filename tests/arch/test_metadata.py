@@ -21,7 +21,7 @@ def _ours() -> dict[tuple[str, int], MetadataField]:
     return {
         (context.name, row.id): row
         for context in Context
-        for row in metadata.TABLES[context]
+        for row in metadata.BASE_FIELDS.tables[context]
         # Fields of the TD VMCS have a section of their own.
         if not (context is Context.VP and row.class_code == 0)
     }
@@ -29,6 +29,45 @@ def _ours() -> dict[tuple[str, int], MetadataField]:
 
 def test_every_field_of_the_reference_is_there_and_no_other() -> None:
     assert set(_ours()) == set(_expected())
+
+
+#: Fields of later public versions of the module: what is different from 1.5.01, by name.
+#: (identifier, fields, offset, access)
+NEWER = {
+    "MAX_VCPUS_PER_TD": (0x9900000100000008, 1, None, {"R"}),
+    "TD_CTLS": (0x1110000300000017, 1, 0x120, {"dR", "gR", "gW"}),
+    "TOPOLOGY_ENUM_CONFIGURED": (0x9110000000000019, 1, 0x12C, {"R", "dR", "gR", "mR"}),
+    "X2APIC_IDS": (0x9C10000200000000, 576, 0x1100, {"R", "dR", "mR"}),
+}
+
+
+def test_what_came_after_1_5_01() -> None:
+    base = {(row.context, row.name): row for table in metadata.BASE_FIELDS.tables.values() for row in table}
+    assert metadata.BASE_FIELDS.tables[Context.VP] == metadata.TABLES[Context.VP]
+    more = [
+        row
+        for context in (Context.SYS, Context.TD)
+        for row in metadata.TABLES[context]
+        if base.get((row.context, row.name)) != row
+    ]
+    found = {
+        row.name: (
+            row.id, row.fields, row.offset,
+            {name for name, mask in zip(_COLUMNS, row.masks, strict=True) if mask},
+        )
+        for row in more
+    }  # fmt: skip
+    assert found == NEWER
+    td_ctls = metadata.by_name(Context.TD, "TD_CTLS")
+    assert (td_ctls.write_mask(Accessor.GUEST), base[Context.TD, "TD_CTLS"].write_mask(Accessor.GUEST)) == (
+        3,
+        1,
+    )
+    # Linux leaves context and element size out.
+    found_at = metadata.lookup(Context.TD, metadata.with_context(0x9100000000000019, Context.TD))
+    assert found_at is not None
+    assert found_at[0].name == "TOPOLOGY_ENUM_CONFIGURED"
+    assert metadata.BASE_FIELDS.lookup(Context.TD, 0x9110000000000019) is None
 
 
 def test_shape_and_place_of_every_field() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swtdx.arch import cpuid_policy, msr_policy
+from swtdx.arch import cpuid_policy, cpuid_table, msr_policy
 from swtdx.arch.msr_policy import Access, Action
 from tests.arch.vectors import lines, masks, words
 
@@ -92,7 +92,7 @@ def _rows() -> dict[tuple[int, int], tuple[str, str, str, str]]:
 def test_every_cpuid_leaf_of_the_reference_is_there_and_no_other() -> None:
     expected = _rows()
     # The reference writes leaves without sub-leaf as such, except for those of one row.
-    ours = {(row.leaf, row.subleaf): row for row in cpuid_policy.ROWS}
+    ours = {(row.leaf, row.subleaf): row for row in cpuid_table.ROWS}
     assert set(ours) == set(expected)
     for key, (behaviour, cleared, fixed, config) in expected.items():
         row = ours[key]
@@ -106,8 +106,8 @@ def test_every_cpuid_leaf_of_the_reference_is_there_and_no_other() -> None:
 
 def test_configurable_cpuid() -> None:
     rows = sorted((line.split(";") for line in lines("cpuid_config.txt")), key=lambda row: int(row[0]))
-    assert len(rows) == len(cpuid_policy.CONFIG_ROWS) == 12
-    for (index, leaf, subleaf, direct, allow), row in zip(rows, cpuid_policy.CONFIG_ROWS, strict=True):
+    assert len(rows) == len(cpuid_table.CONFIG_ROWS) == 12
+    for (index, leaf, subleaf, direct, allow), row in zip(rows, cpuid_table.CONFIG_ROWS, strict=True):
         assert row.index == int(index)
         assert row.leaf == int(leaf, 16)
         assert row.subleaf == (cpuid_policy.NA if subleaf == "n/a" else int(subleaf, 16))
@@ -116,7 +116,7 @@ def test_configurable_cpuid() -> None:
 
 
 def test_bit_classes_share_out_every_bit() -> None:
-    for row in cpuid_policy.ROWS:
+    for row in cpuid_table.TOPOLOGY_CPUID.rows:
         classes = cpuid_policy.bit_classes(row)
         shared = (classes.fixed0, classes.fixed1, classes.direct, classes.allow, classes.native)
         for register in range(4):
@@ -127,7 +127,7 @@ def test_bit_classes_share_out_every_bit() -> None:
 
 def test_the_tdx_leaf_spells_its_name() -> None:
     # Linux, TDX_CPUID_LEAF_ID and TDX_IDENT: EBX, EDX, ECX of leaf 0x21.
-    row = cpuid_policy.lookup(0x21, 0)
+    row = cpuid_table.BASE_CPUID.lookup(0x21, 0)
     assert row is not None
     _, ebx, ecx, edx = row.fixed1
     assert b"".join(word.to_bytes(4, "little") for word in (ebx, edx, ecx)) == b"IntelTDX    "

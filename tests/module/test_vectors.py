@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 
+from swtdx.arch.features import MODULE_1_5_01
 from swtdx.arch.leaf import HOST
 from swtdx.arch.leaves import BY_NAME
 from swtdx.proof.conformance.world import World
@@ -52,7 +53,7 @@ def test_ours_does_the_same(name: str) -> None:
     stages = {each["stage"]: each["events"] for each in recordings("stages")}
     for number, cases in groupby(recordings(name), key=lambda each: each["world"]):
         wrong: list[str] = []
-        with World() as world:
+        with World(MODULE_1_5_01) as world:
             replay = Replay(world, wrong.extend)
             for place, case in enumerate(cases):
                 if not place:

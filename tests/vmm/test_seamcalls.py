@@ -36,6 +36,8 @@ CALLS: list[tuple[str, tuple[int, ...], int, dict[int, int], Any]] = [
     ("tdh_sys_config", (0x1000, 3, 33), 45, {RCX: 0x1000, RDX: 3, R8: 33}, 45),
     ("tdh_mng_create", (0x1000, 33), 9, {RCX: 0x1000, RDX: 33}, 9),
     ("tdh_mng_addcx", (0x1000, 0x2000), 1, {RCX: 0x1000, RDX: 0x2000}, 1),
+    ("tdh_vp_init", (0x1000, 7), 22, {RCX: 0x1000, RDX: 7}, 22),
+    ("tdh_vp_init_x2apic", (0x1000, 7, 9), 22 | 1 << 16, {RCX: 0x1000, RDX: 7, R8: 9}, 22 | 1 << 16),
     ("tdh_vp_addcx", (0x1000, 0x2000), 4, {RCX: 0x1000, RDX: 0x2000}, 4),
     ("tdh_mng_rd", (0x1000, 7), 11, {RCX: 0x1000, RDX: 7}, (11, 1008)),
     ("tdh_vp_wr", (0x1000, 7, 8, 9), 43, {RCX: 0x1000, RDX: 7, R8: 8, R9: 9}, (43, 1008)),
@@ -70,7 +72,7 @@ def test_annotations_have_the_arity_of_the_functions() -> None:
     # Final stands around the type of a name in a module, where get_type_hints does not expect it.
     texts = {name: text for name, text in seamcalls.__annotations__.items() if name.startswith("tdh_")}
     hints = {name: eval(text.removeprefix("Final[")[:-1], vars(seamcalls)) for name, text in texts.items()}
-    assert len(hints) == 41
+    assert len(hints) == 42
     for name, hint in hints.items():
         operands, returned = get_args(hint)
         function = getattr(seamcalls, name)
@@ -84,5 +86,7 @@ def test_annotations_have_the_arity_of_the_functions() -> None:
 def test_an_output_that_the_leaf_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"TDH\.MNG\.RD has no output R9"):
         leaf_call("TDH.MNG.RD", "R9")
+    with pytest.raises(ValueError, match=r"TDH\.MNG\.INIT has no version 1"):
+        leaf_call("TDH.MNG.INIT", version=1)
     with pytest.raises(KeyError):
         leaf_call("TDH.MNG.DREAM")

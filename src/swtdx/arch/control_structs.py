@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.layout import Array, Blob, Field, Struct, packed
+from swtdx.arch.platform_structs import MAX_VCPUS_PER_TD
 from swtdx.arch.states import LastTdExit, Lifecycle, OpState, PageType, VcpuState
 from swtdx.arch.td_config import ATTRIBUTES, CONFIG_FLAGS, EPTP, TD_CTLS, XFAM
 from swtdx.arch.units import PAGE
@@ -33,6 +34,7 @@ BEPOCH_MIGRATION: Final = 1 << 63
 
 TDCS_MIN_PAGES: Final = 6
 TDCS_MAX_PAGES: Final = 9
+TDCS_X2APIC_PAGE: Final = 1
 TDCS_MSR_BITMAPS_PAGE: Final = 2
 TDCS_SEPT_ROOT_PAGE: Final = 3
 TDCS_ZERO_PAGE: Final = 4
@@ -91,6 +93,7 @@ class TDCS(Struct, size=PAGE, source="td_control_structures.h"):
     ia32_spec_ctrl_mask = Field(0x110, 8)
     config_flags = Field(0x118, 8, holds=CONFIG_FLAGS)
     td_ctls = Field(0x120, 8, holds=TD_CTLS)
+    topology_enum_configured = Field(0x12C, 1, "every VCPU so far has an x2APIC id (newer modules)")
     cpuid_valid = Array(0x134, 1, 80)
     xbuff_offsets = Array(0x190, 4, 19)
     td_epoch = Field(0x200, 8)
@@ -147,6 +150,12 @@ class TDCS(Struct, size=PAGE, source="td_control_structures.h"):
     servtd_num = Field(0xD30, 2)
     servtd_bindings_lock = Field(0xD32, 2, "sharex lock with host priority")
     servtd_bindings_table = Blob(0xD90, 128, "one SERVTD_BINDING")
+
+
+class X2APIC_PAGE(Struct, size=PAGE, source="td_control_structures.h of later public versions"):
+    """Page 1 of a TDCS, of modules with TOPOLOGY_ENUM."""
+
+    x2apic_ids = Array(0x100, 4, MAX_VCPUS_PER_TD, "by VCPU_INDEX")
 
 
 #: The four RTMRs of :data:`TDCS` by index.

@@ -13,11 +13,21 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from swtdx.arch.cpuid_table import CONFIG_ROWS, NA, ROWS, CpuidConfigRow, CpuidRow, Quad
+from swtdx.arch.cpuid_table import (
+    NA,
+    OLD_TOPOLOGY_LEAF,
+    OLD_TOPOLOGY_SUBLEAVES,
+    TOPOLOGY_CPUID,
+    TOPOLOGY_LEAF,
+    TOPOLOGY_SUBLEAVES,
+    CpuidConfigRow,
+    CpuidRow,
+    Quad,
+)
 
 __all__ = [
-    "CONFIG_ROWS", "NA", "ROWS", "BitClasses", "CpuidConfigRow", "CpuidRow", "Quad", "ZeroUnless",
-    "bit_classes", "effective_leaf", "field_code", "lookup", "split_field_code",
+    "NA", "BitClasses", "CpuidConfigRow", "CpuidRow", "Quad", "ZeroUnless",
+    "bit_classes", "effective_leaf", "field_code", "split_field_code",
 ]  # fmt: skip
 
 #: CPUID(1).EAX of the processors that the TDX Module 1.5.01 knows, newest first: Clearwater Forest, Granite
@@ -86,25 +96,36 @@ COMPUTED: Final[dict[tuple[int, int], tuple[Quad, str]]] = {
     (0xD, 1): ((0x10, 0, 0, 0), "XFD if some component in XFAM supports it"),
     (0x15, NA): ((0, 0xFFFF_FFFF, 0, 0), "TD_PARAMS.TSC_FREQUENCY"),
     (0x8000_0008, NA): ((0xFF00, 0, 0, 0), "57 linear-address bits with LA57, else 48"),
+    **{
+        (OLD_TOPOLOGY_LEAF, subleaf): (
+            (0x1F, 0xFFFF, 0xFFFF, 0),
+            "threads as in leaf 0x1F; cores: the last level of leaf 0x1F",
+        )
+        for subleaf in range(OLD_TOPOLOGY_SUBLEAVES)
+    },
 }
 
 #: Bits that each execution computes: (leaf, sub-leaf) -> (bits, from what).
 DYNAMIC: Final[dict[tuple[int, int], tuple[Quad, str]]] = {
-    (0x1, NA): ((0, 0xFF00_0000, 0x0800_0000, 0), "initial APIC id: VCPU_INDEX; OSXSAVE: CR4"),
+    (0x1, NA): (
+        (0, 0xFF00_0000, 0x0800_0000, 0),
+        "initial APIC id: VCPU_INDEX, or the x2APIC id with TD_CTLS.ENUM_TOPOLOGY; OSXSAVE: CR4",
+    ),
     (0x7, 0): ((0, 0x810, 0x10, 0), "HLE, RTM: 0 with IA32_TSX_CTRL[1]; OSPKE: CR4"),
     (0xD, 0): ((0, 0xFFFF_FFFF, 0, 0), "native, under the guest's XCR0"),
     (0xD, 1): ((0, 0xFFFF_FFFF, 0, 0), "native, under the guest's XCR0 and IA32_XSS"),
     (0x8000_0001, NA): ((0, 0, 0, 0x800), "SYSCALL: in 64-bit mode"),
+    **{
+        (leaf, subleaf): ((0, 0, 0, 0xFFFF_FFFF), "the VCPU's x2APIC id; #VE without TD_CTLS.ENUM_TOPOLOGY")
+        for leaf, subleaves in (
+            (TOPOLOGY_LEAF, TOPOLOGY_SUBLEAVES),
+            (OLD_TOPOLOGY_LEAF, OLD_TOPOLOGY_SUBLEAVES),
+        )
+        for subleaf in range(subleaves)
+    },
 }
 
 REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
-
-_BY_LEAF: Final[dict[tuple[int, int], CpuidRow]] = {(row.leaf, row.subleaf): row for row in ROWS}
-
-
-def lookup(leaf: int, subleaf: int) -> CpuidRow | None:
-    """The row of a leaf and sub-leaf (as the guest gives them in EAX and ECX); None raises #VE."""
-    return _BY_LEAF.get((leaf, NA)) or _BY_LEAF.get((leaf, subleaf))
 
 
 def effective_leaf(leaf: int) -> int:
@@ -136,8 +157,8 @@ _NONE: Final[Quad] = (0, 0, 0, 0)
 
 
 def bit_classes(row: CpuidRow) -> BitClasses:
-    """The classes of the bits of a row."""
-    config = None if row.config is None else CONFIG_ROWS[row.config]
+    """The classes of the bits of a row (of any version: configurable leaves have the same place in each)."""
+    config = None if row.config is None else TOPOLOGY_CPUID.configs[row.config]
     direct = config.direct if config else _NONE
     allow = config.allow if config else _NONE
     key = (row.leaf, row.subleaf)

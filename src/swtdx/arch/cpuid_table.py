@@ -1,13 +1,15 @@
 # ruff: noqa: E501  (a table: one row a line)
 """CPUID leaves that a TD sees, and the ones that the host configures, row by row.
 
-Source: ``cpuid_configurations.c`` of the TDX module 1.5.01.  Every mask is a tuple of four 32-bit
+Source: ``cpuid_configurations.c`` of the TDX module 1.5.01, and of later public versions for the topology
+leaves 0xB and 0x1F of modules with TDX_FEATURES0.TOPOLOGY_ENUM.  Every mask is a tuple of four 32-bit
 values in the order EAX, EBX, ECX, EDX.  :mod:`swtdx.arch.cpuid_policy` says how they are used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 #: EAX, EBX, ECX, EDX.
@@ -139,3 +141,61 @@ CONFIG_ROWS: Final[tuple[CpuidConfigRow, ...]] = (
     CpuidConfigRow(10, 0x7, 2, _0, (0, 0, 0, 0x28)),
     CpuidConfigRow(11, 0x23, 0, _0, (0xf, 0, 0, 0)),
 )  # fmt: skip
+
+#: The leaf that tells a TD's topology, which modules with TOPOLOGY_ENUM let the host configure, and how many
+#: sub-leaves of it.
+TOPOLOGY_LEAF: Final = 0x1F
+TOPOLOGY_SUBLEAVES: Final = 6
+#: The older leaf for the same, which such modules derive from it; and its sub-leaves.
+OLD_TOPOLOGY_LEAF: Final = 0xB
+OLD_TOPOLOGY_SUBLEAVES: Final = 3
+_TOPOLOGY_CLEARED: Final[Quad] = (0xFFFFFFE0, 0xFFFF0000, 0xFFFF0000, _A)
+
+
+def _topology_rows() -> tuple[CpuidRow, ...]:
+    configs = {subleaf: len(CONFIG_ROWS) + subleaf for subleaf in range(TOPOLOGY_SUBLEAVES)}
+    rows = [
+        replace(row, faulting=False, cleared=_TOPOLOGY_CLEARED, config=configs[row.subleaf])
+        if row.leaf == TOPOLOGY_LEAF
+        else row
+        for row in ROWS
+    ]
+    for subleaf in range(OLD_TOPOLOGY_SUBLEAVES):
+        cleared = (_A, _A, 0xFFFFFF00, _A) if subleaf == 2 else _TOPOLOGY_CLEARED
+        rows.append(CpuidRow(len(rows), OLD_TOPOLOGY_LEAF, subleaf, False, _0, _0, _0, cleared, _0, None))
+    return tuple(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class CpuidTable:
+    """The leaves that one version of the module knows, and those that a host configures."""
+
+    rows: tuple[CpuidRow, ...]
+    configs: tuple[CpuidConfigRow, ...]
+
+    @cached_property
+    def _by_leaf(self) -> dict[tuple[int, int], CpuidRow]:
+        return {(row.leaf, row.subleaf): row for row in self.rows}
+
+    @cached_property
+    def row_of_config(self) -> tuple[int, ...]:
+        """The index of the row that each configurable leaf is."""
+        found = {row.config: row.index for row in self.rows if row.config is not None}
+        return tuple(found[index] for index in range(len(self.configs)))
+
+    def lookup(self, leaf: int, subleaf: int) -> CpuidRow | None:
+        """The row of a leaf and sub-leaf (as the guest gives them in EAX and ECX); None raises #VE."""
+        return self._by_leaf.get((leaf, NA)) or self._by_leaf.get((leaf, subleaf))
+
+
+#: Of the module 1.5.01.
+BASE_CPUID: Final = CpuidTable(ROWS, CONFIG_ROWS)
+#: Of a module with TOPOLOGY_ENUM.
+TOPOLOGY_CPUID: Final = CpuidTable(
+    _topology_rows(),
+    CONFIG_ROWS
+    + tuple(
+        CpuidConfigRow(len(CONFIG_ROWS) + subleaf, TOPOLOGY_LEAF, subleaf, (0x1F, 0xFFFF, 0xFFFF, 0), _0)
+        for subleaf in range(TOPOLOGY_SUBLEAVES)
+    ),
+)

@@ -2,7 +2,7 @@
 
 Source of the bits: ``tdx_features_enum0_t`` in include/tdx_api_defs.h and ``metadata_sys.c`` of the
 TDX module 1.5.01 (which sets all of them, LOCAL_ATTESTATION if the processor has SEAMVERIFYREPORT);
-newer bits from Linux, arch/x86/include/asm/tdx.h.
+newer bits from Linux, arch/x86/include/asm/tdx.h.  What TOPOLOGY_ENUM brings: :data:`TOPOLOGY_ENUM`.
 
 Leaves of a feature that is not reported are answered as unknown ones.
 """
@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.arch import leaf
+from swtdx.arch.cpuid_table import BASE_CPUID, TOPOLOGY_CPUID, CpuidTable
 from swtdx.arch.leaf import Leaf
+from swtdx.arch.metadata import BASE_FIELDS, TOPOLOGY_FIELDS, Fields
+from swtdx.arch.platform_structs import MAX_VCPUS_PER_TD
 from swtdx.arch.td_config import (
     ATTR_DEBUG,
     ATTR_MIGRATABLE,
@@ -40,7 +43,10 @@ PENDING_EPT_VIOLATION_V2: Final = 1 << 16
 FMS_CONFIG: Final = 1 << 17
 NO_RBP_MOD: Final = 1 << 18
 L2_TLB_INVD_OPT: Final = 1 << 19
-TOPOLOGY_ENUM: Final = 1 << 20  # newer modules
+#: Newer than 1.5.01, and what today's Linux/KVM insists on.  With it come: MAX_VCPUS_PER_TD; CPUID leaf 0x1F
+#: that the host configures and leaf 0xB made of it, for guests that set TD_CTLS.ENUM_TOPOLOGY; x2APIC ids,
+#: which version 1 of TDH.VP.INIT takes, in TDCS.X2APIC_IDS and in MSR 0x802.
+TOPOLOGY_ENUM: Final = 1 << 20
 DYNAMIC_PAMT: Final = 1 << 36  # newer modules
 
 #: Name and meaning by bit number.
@@ -60,7 +66,7 @@ FEATURES: Final[dict[int, tuple[str, str]]] = {
     17: ("FMS_CONFIG", "TD_PARAMS configures family, model and stepping"),
     18: ("NO_RBP_MOD", "CONFIG_FLAGS.NO_RBP_MOD keeps RBP out of TDVMCALLs"),
     19: ("L2_TLB_INVD_OPT", "TDG.VP.ENTER can flush less"),
-    20: ("TOPOLOGY_ENUM", "virtual topology and x2APIC ids (newer modules)"),
+    20: ("TOPOLOGY_ENUM", "virtual topology and x2APIC ids (newer than 1.5.01)"),
     36: ("DYNAMIC_PAMT", "PAMT pages on demand (newer modules)"),
 }
 
@@ -105,12 +111,36 @@ class ModuleFeatures:
     xfam: int = XFAM_FIXED0
 
     def __post_init__(self) -> None:
-        if unknown := self.offers - {leaf.BASE, *_BIT_OF}:
+        if unknown := self.offers - {leaf.BASE, leaf.SYS_DISABLE, *_BIT_OF}:
             raise ValueError(f"{self.name}: no module offers {', '.join(sorted(unknown))}")
 
     def serves(self, declared: Leaf) -> bool:
         """Whether such a module has the leaf; it answers others with OPERAND_INVALID | RAX."""
         return declared.support in self.offers
+
+    def form(self, declared: Leaf) -> Leaf:
+        """The leaf as such a module has it: without versions that need what it does not offer."""
+        return declared if self.bits & declared.version_needs == declared.version_needs else declared.first
+
+    @property
+    def topology(self) -> bool:
+        """Whether TDs have x2APIC ids and a topology of their own."""
+        return bool(self.bits & TOPOLOGY_ENUM)
+
+    @property
+    def cpuid(self) -> CpuidTable:
+        """The CPUID leaves that it virtualises."""
+        return TOPOLOGY_CPUID if self.topology else BASE_CPUID
+
+    @property
+    def fields(self) -> Fields:
+        """Its metadata fields."""
+        return TOPOLOGY_FIELDS if self.topology else BASE_FIELDS
+
+    @property
+    def max_vcpus(self) -> int:
+        """The most vCPUs that TD_PARAMS may ask for."""
+        return MAX_VCPUS_PER_TD if self.topology else 0xFFFF
 
     def features0(self, *, seamverifyreport: bool) -> int:
         """The value of TDX_FEATURES0; ``seamverifyreport``: the processor can verify reports."""
@@ -133,5 +163,11 @@ class ModuleFeatures:
         return value | (CONFIG_NO_RBP_MOD if self.bits & NO_RBP_MOD else 0)
 
 
-#: swtdx's own module: the base ABI 1.5.  (Intel's 1.5.01 also lets a TD set PERFMON.)
-BASE_MODULE: Final = ModuleFeatures("the base module")
+#: What Intel's 1.5.01 has of what swtdx's module offers.  (It also lets a TD set PERFMON.)
+MODULE_1_5_01: Final = ModuleFeatures("1.5.01")
+#: swtdx's own module: the base ABI 1.5, and what today's Linux needs besides.
+BASE_MODULE: Final = ModuleFeatures(
+    "base", offers=frozenset({leaf.BASE, leaf.SYS_DISABLE}), bits=_BASE_BITS | TOPOLOGY_ENUM
+)
+#: The modules that an image may ask for, by name.
+MODULES: Final = {module.name: module for module in (BASE_MODULE, MODULE_1_5_01)}

@@ -7,7 +7,7 @@ Sources for the tables built from it (:mod:`~swtdx.arch.host_leaves`,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -26,6 +26,7 @@ MIGRATION: Final = "migration"
 SERVICE_TD: Final = "service_td"
 PARTITIONING: Final = "partitioning"
 TD_PRESERVING: Final = "td_preserving"
+SYS_DISABLE: Final = "sys_disable"  # TDH.SYS.DISABLE, newer than 1.5.01
 RESERVED: Final = "reserved"  # a number without a handler
 
 # What happens to an output register when the leaf fails.
@@ -94,12 +95,13 @@ class Outcome(NamedTuple):
     """A status that a leaf may return, and the check that gives it.
 
     ``details`` is the value of bits 31:0 (an operand id, mostly); None if it varies (an MSR address,
-    a level, an index) or is not used.
+    a level, an index) or is not used.  ``since`` is the version that makes the check.
     """
 
     status: int
     details: int | None
     check: str
+    since: int = 0
 
     @property
     def value(self) -> int:
@@ -147,6 +149,18 @@ class Leaf:
     sys_states: int = 1 << 3
     max_version: int = 0
     support: str = BASE
+    #: Bits of TDX_FEATURES0 without which the leaf has version 0 alone.
+    version_needs: int = 0
+
+    @property
+    def first(self) -> Leaf:
+        """The leaf of a module that knows version 0 alone."""
+        return replace(
+            self, max_version=0, version_needs=0,
+            inputs=tuple(each for each in self.inputs if not each.since),
+            outputs=tuple(each for each in self.outputs if not each.since),
+            outcomes=tuple(each for each in self.outcomes if not each.since),
+        )  # fmt: skip
 
     @property
     def versions(self) -> range:

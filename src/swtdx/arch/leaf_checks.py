@@ -142,6 +142,7 @@ VCPU_FLAG_BITS: Final = (
     Bits("resume_l1", 53, 53), Bits("reserved2", 63, 54),
 )  # fmt: skip
 HKID_BITS: Final = (Bits("hkid", 15, 0), Bits("reserved", 63, 16))
+X2APIC_ID_BITS: Final = (Bits("x2apic_id", 31, 0), Bits("reserved", 63, 32))
 GPA_LIST_BITS: Final = (
     Bits("format", 2, 0), Bits("first_entry", 11, 3), Bits("hpa", 51, 12), Bits("reserved", 54, 52),
     Bits("last_entry", 63, 55),

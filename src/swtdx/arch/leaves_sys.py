@@ -1,7 +1,9 @@
 # ruff: noqa: E501  (a table)
 """SEAMCALL leaves of the module as a whole and of physical pages: TDH.SYS.*, TDH.PHYMEM.*.
 
-Source: ``api_calls/tdh_sys_*.c`` and ``tdh_phymem_*.c`` of the TDX module 1.5.01, check by check.
+Source: ``api_calls/tdh_sys_*.c`` and ``tdh_phymem_*.c`` of the TDX module 1.5.01, check by check;
+TDH.SYS.DISABLE, of which there is no public source yet, from what Linux says of it (``tdx_sys_disable`` in
+``arch/x86/virt/vmx/tdx/tdx.c``).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from swtdx.arch import status as s
 from swtdx.arch.leaf import (
     HOST,
     ONES,
+    SYS_DISABLE,
     TD_PRESERVING,
     ZERO,
     Bits,
@@ -213,6 +216,14 @@ SYS_LEAVES: Final = (
             plain(s.TDX_SYS_INVALID_HANDOFF, "valid handoff data of a version that this module knows"),
         ),
         locks=(Lock("GLOBAL", "X"),), sys_states=EARLY, support=TD_PRESERVING,
+    ),
+    Leaf(
+        69, "TDH.SYS.DISABLE", HOST, "give all memory back, cleared, and be as after loading (newer than 1.5.01)",
+        outcomes=(
+            _SYS_BUSY,
+            plain(s.TDX_SYS_BUSY, "no processor runs a TD"),
+        ),
+        locks=(Lock("GLOBAL", "X"),), sys_states=EARLY, support=SYS_DISABLE,
     ),
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 """SEAMCALL leaves of TDs and VCPUs: TDH.MNG.*, TDH.VP.*.
 
 Source: ``api_calls/tdh_mng_*.c``, ``tdh_vp_*.c`` and ``td_transitions/tdh_vp_enter.c`` of the TDX
-module 1.5.01, check by check.
+module 1.5.01, check by check; version 1 of TDH.VP.INIT from later public versions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
+from swtdx.arch.features import TOPOLOGY_ENUM
 from swtdx.arch.leaf import HOST, LEAF, ZERO, Input, Kind, Leaf, Lock, Outcome, Output, matrix
 from swtdx.arch.leaf_checks import (
     BOOT_NT4,
@@ -22,6 +23,7 @@ from swtdx.arch.leaf_checks import (
     VALUE_OUT,
     VCPU_FLAG_BITS,
     WRITE_IN,
+    X2APIC_ID_BITS,
     busy,
     field_in,
     invalid,
@@ -98,7 +100,7 @@ MNG_LEAVES: Final = (
             invalid("RDX", "shared HPA outside the SEAM range, aligned to 1024"),
             invalid("ATTRIBUTES", "only supported bits; bits that go together"),
             invalid("XFAM", "only supported bits, FIXED1 bits set, groups whole"),
-            invalid("MAX_VCPUS", "not 0"),
+            invalid("MAX_VCPUS", "not 0; at most MAX_VCPUS_PER_TD where there is that field"),
             invalid("NUM_L2_VMS", "at most 3"),
             plain(s.TDX_TDCS_NOT_ALLOCATED, "6 TDCX pages, and one for each L2 VM"),
             invalid("RDX", "reserved bytes at 20 are 0"),
@@ -111,6 +113,7 @@ MNG_LEAVES: Final = (
             invalid("RDX", "reserved bytes at 232 are 0"),
             invalid("CPUID_CONFIG", "only configurable bits; a known CPU model; HLE and RTM alike"),
             Outcome(s.TDX_INCORRECT_MSR_VALUE, 0x10A, "TSX only if the processor has IA32_TSX_CTRL"),
+            plain(s.TDX_CPUID_LEAF_1F_FORMAT_UNRECOGNIZED, "with TOPOLOGY_ENUM: leaf 0x1F all 0, or ascending levels from sub-leaf 0 with one of cores"),
             invalid("RDX", "reserved bytes after CPUID_CONFIG are 0"),
             invalid("IA32_ARCH_CAPABILITIES_CONFIG", "only configurable bits, as the processor allows"),
             invalid("RDX", "ATTRIBUTES, XFAM and the rest go together"),
@@ -196,16 +199,22 @@ VP_LEAVES: Final = (
     ),
     Leaf(
         22, "TDH.VP.INIT", HOST, "initialise a VCPU; it stays associated with this processor",
-        inputs=(tdvpr_in("RCX"), Input("RDX", "the guest's first RCX and R8")),
+        inputs=(
+            tdvpr_in("RCX"), Input("RDX", "the guest's first RCX and R8"),
+            Input("R8", "the VCPU's x2APIC id", X2APIC_ID_BITS, since=1, kind=Kind.COUNT),
+        ),
         outcomes=(
             *vcpu("RCX", exclusive=True), *STATE,
             TDCX_COMPLETE,
             plain(s.TDX_VCPU_STATE_INCORRECT, "VCPU state UNINITIALIZED"),
             plain(s.TDX_MAX_VCPUS_EXCEEDED, "fewer than MAX_VCPUS are initialised"),
+            invalid("R8", "version 1: an x2APIC id, upper bits 0")._replace(since=1),
+            Outcome(s.TDX_X2APIC_ID_NOT_UNIQUE, None, "version 1: no VCPU of the TD has this x2APIC id", since=1),
             TSC_ADJUST,
         ),
+        # Version 1 takes the TDR exclusively.
         locks=(Lock("TDVPR", "X"), Lock("TDR", "S"), Lock("OP_STATE", "S")),
-        op_states=matrix(".Y........."),
+        op_states=matrix(".Y........."), max_version=1, version_needs=TOPOLOGY_ENUM,
     ),
     Leaf(
         0, "TDH.VP.ENTER", HOST, "run a VCPU until its TD exits",

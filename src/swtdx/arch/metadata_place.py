@@ -51,6 +51,11 @@ def page(number: int, *, fields: int | None = None, size: int = _QWORD) -> Place
     return Place(number * PAGE, PAGE // size if fields is None else fields, 1)
 
 
+def on_page(number: int, array: Array) -> Place:
+    """An array in the structure that page ``number`` is."""
+    return Place(number * PAGE + array.offset, array.count, 1)
+
+
 def at(member: Field) -> Place:
     """What is computed, and has the offset of ``member`` without being stored there."""
     return Place(member.offset, 1, 1)

@@ -1,6 +1,7 @@
 """Metadata of the module, read by TDH.SYS.RD, TDH.SYS.RDALL, TDG.SYS.RD and TDG.SYS.RDALL.
 
-Source: ``global_sys_fields_lookup.c`` of the TDX module 1.5.01.  Rows: name, identifier, fields,
+Source: ``global_sys_fields_lookup.c`` of the TDX module 1.5.01; MAX_VCPUS_PER_TD, which came later, from
+Linux (``arch/x86/virt/vmx/tdx/tdx_global_metadata.c``).  Rows: name, identifier, fields,
 elements, offset, access (:func:`swtdx.arch.metadata_field.field`).
 """
 
@@ -50,6 +51,7 @@ _ROWS: Final = (
     ("NUM_CPUID_CONFIG", 0x9900000100000004, 1, 1, None, "R"),
     ("CONFIG_FLAGS_FIXED0", 0x9900000300000006, 1, 1, None, "R"),
     ("CONFIG_FLAGS_FIXED1", 0x9900000300000007, 1, 1, None, "R"),
+    ("MAX_VCPUS_PER_TD", 0x9900000100000008, 1, 1, None, "R"),
     ("CPUID_CONFIG_LEAVES", 0x9900000300000400, 32, 1, None, "R"),
     ("CPUID_CONFIG_VALUES", 0x9900000300000500, 32, 2, None, "R"),
     ("IA32_ARCH_CAPABILITIES_CONFIG_MASK", 0x9900000300000600, 1, 1, None, "R"),
@@ -80,3 +82,5 @@ _ROWS: Final = (
 
 #: In ascending order of class and field code, the order of enumeration.
 SYS_FIELDS: Final[tuple[MetadataField, ...]] = tuple(field(*row) for row in _ROWS)
+#: Those of the module 1.5.01.
+BASE_SYS_FIELDS: Final = tuple(row for row in SYS_FIELDS if row.name != "MAX_VCPUS_PER_TD")

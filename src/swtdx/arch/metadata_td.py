@@ -1,7 +1,8 @@
 # ruff: noqa: E501  (a table)
 """Metadata of a TD (TDR and TDCS), read and written by TDH.MNG.RD/WR and TDG.VM.RD/WR.
 
-Source: ``tdr_tdcs_fields_lookup.c`` of the TDX module 1.5.01.  Rows: name, identifier, the member of
+Source: ``tdr_tdcs_fields_lookup.c`` of the TDX module 1.5.01, and of later public versions for what comes
+with TDX_FEATURES0.TOPOLOGY_ENUM (:data:`TOPOLOGY_FIELDS`).  Rows: name, identifier, the member of
 TDR (classes 0..2) or TDCS (:mod:`swtdx.arch.metadata_place`), access
 (:func:`swtdx.arch.metadata_field.field`).  VIRTUAL_TSC and NUM_CPUID_VALUES have the offset of
 TSC_FREQUENCY but are computed; CPUID_VALUES is addressed by leaf
@@ -19,11 +20,13 @@ from swtdx.arch.control_structs import (
     TDCS_MSR_BITMAPS_PAGE,
     TDCS_RTMRS,
     TDCS_SEPT_ROOT_PAGE,
+    TDCS_X2APIC_PAGE,
     TDR,
+    X2APIC_PAGE,
 )
 from swtdx.arch.layout import Member
 from swtdx.arch.metadata_field import MetadataField
-from swtdx.arch.metadata_place import Place, at, each, grouped, page, stored
+from swtdx.arch.metadata_place import Place, at, each, grouped, on_page, page, stored
 
 _ROWS: Final[tuple[tuple[str, int, Member | Place, str], ...]] = (
     ("FATAL", 0x8010000000000001, TDR.fatal, "R dR"),
@@ -56,7 +59,8 @@ _ROWS: Final[tuple[tuple[str, int, Member | Place, str], ...]] = (
     ("HP_LOCK_TIMEOUT", 0x9110000300000011, TDCS.hp_lock_timeout, "R W dR dW !R !W"),
     ("VM_CTLS", 0x9110000300000012, TDCS.vm_ctls, "R W(0x1) dR dW(0x1)"),
     ("CONFIG_FLAGS", 0x1110000300000016, TDCS.config_flags, "R dR gR mR !W"),
-    ("TD_CTLS", 0x1110000300000017, TDCS.td_ctls, "dR gR gW(0x1) !W"),
+    ("TD_CTLS", 0x1110000300000017, TDCS.td_ctls, "dR gR gW(0x3) !W"),
+    ("TOPOLOGY_ENUM_CONFIGURED", 0x9110000000000019, TDCS.topology_enum_configured, "R dR gR mR"),
     ("CPUID_VALID", 0x9110000000000080, TDCS.cpuid_valid, "dR"),
     ("XBUFF_OFFSETS", 0x9110000200000800, TDCS.xbuff_offsets, "R dR"),
     ("TD_EPOCH", 0x9210000300000000, TDCS.td_epoch, "R dR"),
@@ -104,6 +108,7 @@ _ROWS: Final[tuple[tuple[str, int, Member | Place, str], ...]] = (
     ("SERVTD_NUM", 0x9910000100000006, TDCS.servtd_num, "R dR gR mR"),
     ("SERVTD_BINDINGS_TABLE", 0x9910000300000080, TDCS.servtd_bindings_table, "R dR gR !W"),
     ("MIGSC_LINKS", 0x9A10000300000000, page(TDCS_MIGSC_LINKS_PAGE), "R dR"),
+    ("X2APIC_IDS", 0x9C10000200000000, on_page(TDCS_X2APIC_PAGE, X2APIC_PAGE.x2apic_ids), "R dR mR"),
     ("MSR_BITMAPS", 0x2010000300000000, page(TDCS_MSR_BITMAPS_PAGE), "dR"),
     ("SEPT_ROOT", 0x2110000300000000, page(TDCS_SEPT_ROOT_PAGE), "dR"),
     ("L2_SEPT_ROOT_1", 0x2510000300000000, page(TDCS_L2_SEPT_ROOT_PAGE), "dR"),
@@ -113,6 +118,15 @@ _ROWS: Final[tuple[tuple[str, int, Member | Place, str], ...]] = (
 
 #: In ascending order of class and field code, the order of enumeration.
 TD_FIELDS: Final[tuple[MetadataField, ...]] = tuple(stored(*row) for row in _ROWS)
+#: Fields that there are only with TOPOLOGY_ENUM, and bits of others that can be written only with it.
+TOPOLOGY_FIELDS: Final = ("TOPOLOGY_ENUM_CONFIGURED", "X2APIC_IDS")
+_BASE_ACCESS: Final = {"TD_CTLS": "dR gR gW(0x1) !W"}
+#: Those of the module 1.5.01.
+BASE_TD_FIELDS: Final[tuple[MetadataField, ...]] = tuple(
+    stored(name, number, where, _BASE_ACCESS.get(name, access))
+    for name, number, where, access in _ROWS
+    if name not in TOPOLOGY_FIELDS
+)
 
 #: Rows at the end that exist only with L2 VMs: one each.
 L2_ROWS: Final = 3

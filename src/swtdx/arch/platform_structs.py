@@ -11,16 +11,19 @@ from typing import Final
 from swtdx.arch.layout import Array, Blob, Field, Struct
 from swtdx.arch.td_config import ATTRIBUTES, CONFIG_FLAGS, EPTP, XFAM
 
-# Limits that module 1.5.01 was built with.
+# Limits that module 1.5.01 was built with (but MAX_VCPUS_PER_TD and CPUID_CONFIG_TOPOLOGY).
 MAX_HKIDS: Final = 2048
 MAX_PKGS: Final = 8
 MAX_TDMRS: Final = 64
 MAX_RESERVED_PER_TDMR: Final = 16
 MAX_CMRS: Final = 32
 NUM_CPUID_CONFIG: Final = 12
+#: Configurable CPUID leaves that come with TOPOLOGY_ENUM, behind the others: leaf 0x1F, sub-leaves 0..5.
+CPUID_CONFIG_TOPOLOGY: Final = 6
 MAX_SERVICE_TDS: Final = 1
 MAX_VMS: Final = 4
-MAX_VCPUS_PER_TD: Final = 0xFFFF
+#: With TOPOLOGY_ENUM, whose table of x2APIC ids has so many; 1.5.01 takes whatever TD_PARAMS can say.
+MAX_VCPUS_PER_TD: Final = 576
 PAMT_ENTRY_BYTES: Final = 16
 VENDOR_INTEL: Final = 0x8086
 
@@ -62,6 +65,9 @@ class CPUID_CONFIG(Struct, size=24, source="tdx_api_defs.h"):
     edx = Field(20, 4)
 
 
+_MOST_CPUID_CONFIG: Final = NUM_CPUID_CONFIG + CPUID_CONFIG_TOPOLOGY
+
+
 class TDSYSINFO_STRUCT(Struct, size=1024, source="tdx_api_defs.h"):
     """What TDH.SYS.INFO says about the module; buffer aligned to 1024 bytes."""
 
@@ -88,8 +94,8 @@ class TDSYSINFO_STRUCT(Struct, size=1024, source="tdx_api_defs.h"):
     xfam_fixed1 = Field(88, 8)
     reserved_4 = Blob(96, 32, reserved=True)
     num_cpuid_config = Field(128, 4)
-    cpuid_config = Blob(132, CPUID_CONFIG.size * NUM_CPUID_CONFIG, "CPUID_CONFIG entries")
-    reserved_5 = Blob(132 + 24 * NUM_CPUID_CONFIG, 892 - 24 * NUM_CPUID_CONFIG, reserved=True)
+    cpuid_config = Blob(132, CPUID_CONFIG.size * _MOST_CPUID_CONFIG, "CPUID_CONFIG entries")
+    reserved_5 = Blob(132 + 24 * _MOST_CPUID_CONFIG, 892 - 24 * _MOST_CPUID_CONFIG, reserved=True)
 
 
 TDSYSINFO_ALIGNMENT: Final = 1024
@@ -113,8 +119,8 @@ class TD_PARAMS(Struct, size=1024, source="tdx_api_defs.h"):
     mrownerconfig = Blob(176, 48)
     ia32_arch_capabilities_config = Field(224, 8)
     reserved_2 = Blob(232, 24, reserved=True)
-    cpuid_config = Array(256, 4, 4 * NUM_CPUID_CONFIG, "EAX, EBX, ECX, EDX of each configurable leaf")
-    reserved_3 = Blob(256 + 16 * NUM_CPUID_CONFIG, 768 - 16 * NUM_CPUID_CONFIG, reserved=True)
+    cpuid_config = Array(256, 4, 4 * _MOST_CPUID_CONFIG, "EAX, EBX, ECX, EDX of each configurable leaf")
+    reserved_3 = Blob(256 + 16 * _MOST_CPUID_CONFIG, 768 - 16 * _MOST_CPUID_CONFIG, reserved=True)
 
 
 TD_PARAMS_ALIGNMENT: Final = 1024

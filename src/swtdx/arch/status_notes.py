@@ -130,6 +130,7 @@ _ROWS: Final = (
     ("OP_STATE_INCORRECT", "", "the TD's operation state does not allow this leaf (TDCS.OP_STATE)"),
     ("NO_VCPUS", "", "the TD has no initialised VCPU"),
     ("TDCX_NUM_INCORRECT", "", "the number of TDCX pages of this TD or VCPU is not what the call needs"),
+    ("X2APIC_ID_NOT_UNIQUE", "x2APIC id", "another VCPU of the TD has this x2APIC id"),
     ("VCPU_STATE_INCORRECT", "", "the VCPU's state does not allow this leaf"),
     ("VCPU_ASSOCIATED", "", "the VCPU is associated with another processor; flush it there first"),
     ("VCPU_NOT_ASSOCIATED", "", "the VCPU is not associated with this processor"),

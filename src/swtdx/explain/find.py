@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from swtdx.arch import cpuid_policy, ghci, status
+from swtdx.arch import ghci, status
+from swtdx.arch.cpuid_table import TOPOLOGY_CPUID
 from swtdx.arch.exits import ExitReason
 from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.metadata import TABLES
@@ -228,7 +229,7 @@ def _cpuid(text: str, value: int | None, asked: bool) -> list[Explanation]:
         return []
     found = registers.explain_cpuid(leaf, subleaf)
     # A bare number is a CPUID leaf only if a row has it: any other would be answered as the last leaf.
-    if not asked and value is not None and not any(row.leaf == leaf for row in cpuid_policy.ROWS):
+    if not asked and value is not None and not any(row.leaf == leaf for row in TOPOLOGY_CPUID.rows):
         return []
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import cpuid_policy, msr_policy
+from swtdx.arch.cpuid_table import TOPOLOGY_CPUID
 from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.msr_policy import Access, Action
 from swtdx.arch.operands import OPERAND_NAMES
@@ -96,7 +97,7 @@ def explain_cpuid(leaf: int, subleaf: int | None) -> list[Explanation]:
         fact = (("In a TD", "#VE: the range of hypervisors"),)
         return [Explanation("cpuid", f"{leaf:#x}", leaf_title, "left to the guest's #VE handler", fact)]
     effective = cpuid_policy.effective_leaf(leaf)
-    rows = [row for row in cpuid_policy.ROWS if row.leaf == effective]
+    rows = [row for row in TOPOLOGY_CPUID.rows if row.leaf == effective]
     if subleaf is not None:
         rows = [row for row in rows if row.subleaf in (subleaf, cpuid_policy.NA)]
     if not rows:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.arch.features import ModuleFeatures
 from swtdx.arch.layout import Blob, Field, Struct
 from swtdx.arch.seam_structs import SEAMLDR_MAX_MODULE_PAGES
 from swtdx.arch.units import PAGE
@@ -93,10 +94,16 @@ def build_module(
     entry: str = MODULE_ENTRY,
     name: str = MODULE_NAME,
     version: str = MODULE_VERSION,
+    *,
+    features: ModuleFeatures | None = None,
 ) -> bytes:
     """The image of the module whose source files are installed here, unsigned.
+
+    ``features``, one of :data:`~swtdx.arch.features.MODULES`, is what the module shall offer, if not what it
+    offers by itself.  It is part of the image, and so of MRSEAM.
 
     Raises:
         ImageError: a package does not exist.
     """
-    return pack(Manifest(name, version, entry, tuple(packages), measure(packages)))
+    constants = () if features is None else (("features", features.name),)
+    return pack(Manifest(name, version, entry, tuple(packages), measure(packages), constants))

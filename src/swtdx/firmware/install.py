@@ -219,15 +219,16 @@ class Installer:
     def start(self, manifest: Manifest, layout: SeamLayout) -> Any:
         """Admit the manifest's files, and make its entry point over the module's part of the range.
 
-        The entry is constructed with the machine and ``(base, size)`` of that part.  It finds its state
-        there, zeros after a load.
+        The entry is constructed with the machine, ``(base, size)`` of that part, and the manifest's constants
+        as keywords.  It finds its state there, zeros after a load.
 
         Raises:
             ImageError: the files here are not those of the manifest.
         """
         check_sources(manifest)
         make = load_entry(manifest)
-        return make(self._loader.machine, (layout.base, layout.limit - layout.base))
+        where = (layout.base, layout.limit - layout.base)
+        return make(self._loader.machine, where, **dict(manifest.constants))
 
     def _sys_info(self, layout: SeamLayout, signature: bytes, aslr: int) -> bytes:
         """SYS_INFO_TABLE: MCHECK's half copied, the other half about the module."""

@@ -32,7 +32,8 @@ _SOURCE: Final = ".py"
 class Manifest:
     """``name`` and ``version`` (dotted numbers) of the software, its ``entry`` point as
     ``module:attribute``, the ``packages`` that run in SEAM, the SHA-384 (hex) of each of their source
-    files by name, and ``constants`` that the loader uses (text).
+    files by name, and ``constants`` (text): those of a loader are its own, those of a module are what its
+    entry point is made with.
     """
 
     name: str

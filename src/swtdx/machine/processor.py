@@ -151,6 +151,12 @@ class LogicalProcessor(ProcessorCore):
         """TME was activated: physical addresses divide otherwise, and memory lost its contents."""
         self.vmx = VmxUnit(self)
 
+    def forget_guests(self) -> None:
+        """The VMCSs that are active on it are gone, with the memory that held them; so are translations."""
+        self.vmx.forget()
+        for space in self.spaces.values():
+            space.flush()
+
     # ------------------------------------------------------------------ modes
     def vmxon(self) -> None:
         """VMXON: enter VMX root operation.

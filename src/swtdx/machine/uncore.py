@@ -65,6 +65,14 @@ class Agent(Protocol):
     def addresses_changed(self) -> None:
         """TME was activated: physical addresses divide otherwise, and memory lost its contents."""
 
+    @property
+    def in_guest(self) -> bool:
+        """Whether it runs a guest."""
+        ...
+
+    def forget_guests(self) -> None:
+        """The VMCSs that are active on it are gone, with the memory that held them; so are translations."""
+
 
 class Uncore:
     """See the module's docstring.  ``agents`` are the processors, which are added as they are made."""

@@ -80,8 +80,12 @@ def open_td(module: ModuleState, hpa: int, operand: int, allowed: int, *, exclus
     return td
 
 
-def vp_page(module: ModuleState, hpa: int, operand: int, *, exclusive: bool) -> tuple[Vp, Entry, Entry]:
+def vp_page(
+    module: ModuleState, hpa: int, operand: int, *, exclusive: bool, exclusive_td: bool = False
+) -> tuple[Vp, Entry, Entry]:
     """A TDVPR that an operand names and its TD: (vCPU, TDVPR's entry, TDR's entry).
+
+    ``exclusive`` and ``exclusive_td`` say how TDVPR and TDR are locked.
 
     Raises:
         LeafFailed: operand checks, OPERAND_BUSY|TDR.
@@ -89,19 +93,21 @@ def vp_page(module: ModuleState, hpa: int, operand: int, *, exclusive: bool) -> 
     entry = module.pamt.page(hpa, operand, _TDVPR, exclusive=exclusive)
     tdr_hpa = entry.owner
     tdr_entry = module.pamt.owned(tdr_hpa, 0)
-    if not tdr_entry.shareable:
+    if not (tdr_entry.ownable if exclusive_td else tdr_entry.shareable):
         raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.TDR)
     td = module.td(tdr_hpa)
     return module.vp(hpa, td), entry, tdr_entry
 
 
-def open_vp(module: ModuleState, hpa: int, operand: int, allowed: int, *, exclusive: bool) -> Vp:
-    """A vCPU of a TD in an allowed state; its pages are not looked at.
+def open_vp(
+    module: ModuleState, hpa: int, operand: int, allowed: int, *, exclusive: bool, exclusive_td: bool = False
+) -> Vp:
+    """A vCPU of a TD in an allowed state; its pages are not looked at.  Locks as :func:`vp_page`.
 
     Raises:
         LeafFailed: the common checks.
     """
-    vp, _, _ = vp_page(module, hpa, operand, exclusive=exclusive)
+    vp, _, _ = vp_page(module, hpa, operand, exclusive=exclusive, exclusive_td=exclusive_td)
     map_state(module, vp.td)
     check_op_state(vp.td, allowed)
     return vp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swtdx.arch.features import BASE_MODULE, ModuleFeatures
+from swtdx.arch.features import BASE_MODULE, MODULES, ModuleFeatures
 from swtdx.machine.memory import MachineCheck
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.uncore import Uncore
@@ -14,15 +14,19 @@ from swtdx.module.state import ModuleState
 class TdxModule:
     """The loaded module: one object a machine, which the P-SEAMLDR makes and SEAMCALL calls.
 
-    ``seam_range`` is (base, bytes) of its part of the SEAM range, ``features`` what it offers.
+    ``seam_range`` is (base, bytes) of its part of the SEAM range, ``features`` what it offers: a name in
+    :data:`~swtdx.arch.features.MODULES`, as the image's manifest has it, or any value.
 
     Raises:
         RuntimeError: it offers a leaf that has no handler.
+        KeyError: no features have that name.
     """
 
     def __init__(
-        self, machine: Uncore, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
+        self, machine: Uncore, seam_range: tuple[int, int], features: ModuleFeatures | str = BASE_MODULE
     ) -> None:
+        if isinstance(features, str):
+            features = MODULES[features]
         self.state = ModuleState(machine, seam_range, features)
         self._leaves = host_leaf.table(features)
         guest_leaf.table(features)

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Final
 
 from swtdx.arch import msrs
-from swtdx.arch.cpuid_table import NA, ROWS, Quad
+from swtdx.arch.cpuid_table import NA, CpuidTable, Quad
 from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE
 from swtdx.machine.uncore import Uncore
 
@@ -23,11 +23,12 @@ _LA57: Final = 1 << 16
 class ProcessorFacts:
     """CPUID and MSRs of the first processor, as every processor has them.
 
-    ``xfam`` are the state components that the module knows.
+    ``xfam`` are the state components that the module knows, ``leaves`` the CPUID leaves that it virtualises.
     """
 
-    def __init__(self, machine: Uncore, xfam: int) -> None:
+    def __init__(self, machine: Uncore, xfam: int, leaves: CpuidTable) -> None:
         self._xfam = xfam
+        self._leaves = leaves
         self._lp = machine.agents[0]
         self._cpuid: dict[tuple[int, int], Quad] = {}
 
@@ -41,9 +42,9 @@ class ProcessorFacts:
 
     @cached_property
     def sampled(self) -> tuple[Quad, ...]:
-        """CPUID of each row of :data:`swtdx.arch.cpuid_table.ROWS`; without the bits that mirror CR4."""
+        """CPUID of each row of the table of leaves; without the bits that mirror CR4."""
         found = []
-        for row in ROWS:
+        for row in self._leaves.rows:
             eax, ebx, ecx, edx = self.native_cpuid(row.leaf, row.subleaf)
             if row.leaf == 1:
                 ecx &= ~CPUID_1_ECX_OSXSAVE

@@ -106,5 +106,5 @@ class Handlers(Generic[Call]):
             handler = self._handlers.get(name)
             if handler is None:
                 raise RuntimeError(f"{name} belongs to {features.name} ({leaf.support}) and has no handler")
-            table[leaf.number] = Served(leaf, handler)
+            table[leaf.number] = Served(features.form(leaf), handler)
         return table

@@ -44,6 +44,9 @@ class ModuleState:
         self, machine: Uncore, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
     ) -> None:
         self.features = features
+        #: The CPUID leaves that it virtualises, and its metadata fields.
+        self.cpuid = features.cpuid
+        self.fields = features.fields
         self.machine = machine
         self.memory = memory = machine.memory
         self.sysinfo: SysInfo = SysInfo(memory, seam_range[0])
@@ -52,7 +55,7 @@ class ModuleState:
         #: Physical address bits below the KeyID, and in all.
         self.hpa_bits = memory.addresses.hpa_bits
         self.max_pa = memory.addresses.maxpa
-        self.facts = ProcessorFacts(machine, features.xfam)
+        self.facts = ProcessorFacts(machine, features.xfam, features.cpuid)
         self.pamt = Pamt(self.data, self.keyhole, self.max_pa, self.hpa_bits)
         self._tds: dict[int, Td] = {}
         self._vps: dict[int, Vp] = {}
@@ -85,6 +88,11 @@ class ModuleState:
             vp = self._vps[hpa] = Vp(hpa, td, view)
         return vp
 
+    def forget_all(self) -> None:
+        """No page is the root of anything any more."""
+        self._tds.clear()
+        self._vps.clear()
+
     def forget(self, hpa: int) -> None:
         """The page at ``hpa`` has become, or is no longer, the root of something."""
         self._tds.pop(hpa, None)
@@ -114,7 +122,7 @@ class ModuleState:
         return self.facts.native_cpuid(leaf, subleaf)
 
     def sampled_cpuid(self, index: int) -> Quad:
-        """CPUID of row ``index`` of :data:`swtdx.arch.cpuid_table.ROWS`, as TDH.SYS.INIT saw it."""
+        """CPUID of row ``index`` of the table of leaves, as TDH.SYS.INIT saw it."""
         return self.facts.sampled[index]
 
     @property

@@ -1,4 +1,5 @@
-"""TD_PARAMS: from what the host asks for to what the TDCS holds (``tdh_mng_init.c`` of 1.5.01).
+"""TD_PARAMS: from what the host asks for to what the TDCS holds (``tdh_mng_init.c`` of 1.5.01; for the
+topology of a TD, ``helpers.c`` of later public versions).
 
 The checks come in the module's order, and each failure names the operand.
 """
@@ -12,7 +13,13 @@ from swtdx.arch import cpuid_policy as policy
 from swtdx.arch import msr_policy
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDCS_MIN_PAGES, TDR
-from swtdx.arch.cpuid_table import CONFIG_ROWS, ROWS
+from swtdx.arch.cpuid_table import (
+    OLD_TOPOLOGY_LEAF,
+    OLD_TOPOLOGY_SUBLEAVES,
+    TOPOLOGY_LEAF,
+    TOPOLOGY_SUBLEAVES,
+    CpuidTable,
+)
 from swtdx.arch.operands import OperandId
 from swtdx.arch.platform_structs import (
     HP_LOCK_TIMEOUT_USEC,
@@ -32,6 +39,7 @@ from swtdx.module.globals import SYS
 from swtdx.module.objects.td import TDCS_MSR_BITMAPS, TDCS_SEPT_ROOT, Td
 from swtdx.module.state import ModuleState
 
+_QUAD: Final = struct.Struct("<4I")
 _FLAG_INDEX: Final = {name: index for index, name in enumerate(CPUID_FLAGS)}
 
 
@@ -47,7 +55,7 @@ def configure(module: ModuleState, lp: LogicalProcessor, td: Td, params: bytes) 
     """
     tdcs = td.tdcs
     _attributes_and_xfam(module, tdcs, params)
-    _sizes(td, params)
+    _sizes(module, td, params)
     _flags_and_ept(module, td, params)
     _time(module, lp, tdcs, params)
     if not TD_PARAMS.reserved_1.get(params) == bytes(38):
@@ -95,10 +103,10 @@ def _xbuff(module: ModuleState, tdcs: memoryview, xfam: int) -> None:
     TDCS.xbuff_size.set(tdcs, offset)
 
 
-def _sizes(td: Td, params: bytes) -> None:
+def _sizes(module: ModuleState, td: Td, params: bytes) -> None:
     tdcs = td.tdcs
     max_vcpus = TD_PARAMS.max_vcpus.get(params)
-    if not max_vcpus:
+    if not 1 <= max_vcpus <= module.features.max_vcpus:
         raise _invalid(OperandId.MAX_VCPUS)
     TDCS.max_vcpus.set(tdcs, max_vcpus)
     # This build has no TD partitioning: a TD has no L2 VMs.
@@ -149,25 +157,32 @@ def _time(module: ModuleState, lp: LogicalProcessor, tdcs: memoryview, params: b
 
 # ---------------------------------------------------------------- CPUID
 def _cpuid(module: ModuleState, tdcs: memoryview, params: bytes) -> None:
-    for row in ROWS:
+    table = module.cpuid
+    for row in table.rows:
         native = module.sampled_cpuid(row.index)
         values = [native[n] & ~row.cleared[n] | row.fixed1[n] for n in range(4)]
         if row.config is not None:
-            _configured(row.config, native, values, params)
+            _configured(table, row.config, native, values, params)
         _derive(module, tdcs, row.leaf, row.subleaf, values, params)
-        struct.pack_into("<4I", tdcs, TDCS.cpuid_values.offset + 16 * row.index, *values)
+        _QUAD.pack_into(tdcs, _values_at(row.index), *values)
         TDCS.cpuid_valid.set(tdcs, row.index, 0 if row.faulting else 1)
-    if any(TD_PARAMS.reserved_3.get(params)):
+    if module.features.topology:
+        _topology(module, tdcs)
+        # Until TDH.VP.INIT is not told a vCPU's x2APIC id.
+        TDCS.topology_enum_configured.set(tdcs, 1)
+    if any(params[TD_PARAMS.cpuid_config.offset + 16 * len(table.configs) :]):
         raise _invalid(OperandId.RDX)
 
 
-def _configured(index: int, native: tuple[int, ...], values: list[int], params: bytes) -> None:
+def _configured(
+    table: CpuidTable, index: int, native: tuple[int, ...], values: list[int], params: bytes
+) -> None:
     """Apply the host's configuration of one leaf.
 
     Raises:
         LeafFailed: a bit is set that cannot be configured; RCX names the leaf.
     """
-    config = CONFIG_ROWS[index]
+    config = table.configs[index]
     for n in range(4):
         wanted = TD_PARAMS.cpuid_config.get(params, 4 * index + n)
         if wanted & ~(config.direct[n] | config.allow[n]):
@@ -228,6 +243,57 @@ def _leaf_7(tdcs: memoryview, values: list[int], attributes: int) -> None:
     _flag(tdcs, "tme", values[2] >> 13)
     _flag(tdcs, "la57", values[2] >> 16)
     _flag(tdcs, "mktme", values[3] >> 18)
+
+
+# ---------------------------------------------------------------- topology
+#: Level types of leaf 0x1F, ECX[15:8] (SDM volume 2, CPUID): threads, cores; modules, tiles and dies follow.
+_INVALID_LEVEL, _THREADS, _CORES, _LEVELS = 0, 1, 2, 6
+
+
+def _topology(module: ModuleState, tdcs: memoryview) -> None:
+    """Check leaf 0x1F as it was configured, the processor's own if that is all 0; derive leaf 0xB from it.
+
+    Raises:
+        LeafFailed: CPUID_LEAF_1F_FORMAT_UNRECOGNIZED.
+    """
+    unrecognized = LeafFailed(st.TDX_CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
+    rows = [_row(module.cpuid, TOPOLOGY_LEAF, subleaf) for subleaf in range(TOPOLOGY_SUBLEAVES)]
+    levels = [_QUAD.unpack_from(tdcs, _values_at(row)) for row in rows]
+    if not any(levels[0]):
+        if any(any(level) for level in levels):
+            raise unrecognized
+        levels = [module.sampled_cpuid(row) for row in rows]
+        for row, level in zip(rows, levels, strict=True):
+            _QUAD.pack_into(tdcs, _values_at(row), *level)
+    kind, cores, threads, last = _INVALID_LEVEL, False, None, levels[0]
+    for subleaf, level in enumerate(levels):
+        before, kind = kind, level[2] >> 8 & 0xFF
+        if kind == _INVALID_LEVEL:
+            if not subleaf or not cores:
+                raise unrecognized
+            continue
+        if not before < kind < _LEVELS or level[2] & 0xFF != subleaf or (kind == _THREADS and subleaf):
+            raise unrecognized
+        if kind == _THREADS:
+            threads = level
+        cores = cores or kind == _CORES
+        last = level
+    old = [threads] if threads is not None else []
+    # Leaf 0xB knows no more than threads and cores: its cores are whatever is the last level here.
+    old.append((last[0], last[1], _CORES << 8 | len(old), last[3]))
+    for subleaf in range(OLD_TOPOLOGY_SUBLEAVES):
+        value = old[subleaf] if subleaf < len(old) else (0, 0, 0, 0)
+        _QUAD.pack_into(tdcs, _values_at(_row(module.cpuid, OLD_TOPOLOGY_LEAF, subleaf)), *value)
+
+
+def _row(table: CpuidTable, leaf: int, subleaf: int) -> int:
+    row = table.lookup(leaf, subleaf)
+    assert row is not None
+    return row.index
+
+
+def _values_at(row: int) -> int:
+    return TDCS.cpuid_values.offset + _QUAD.size * row
 
 
 def _flag(tdcs: memoryview, name: str, value: int) -> None:

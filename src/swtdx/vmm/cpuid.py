@@ -1,8 +1,8 @@
 """CPUID as the hypervisor answers it by TDVMCALL.
 
 The module answers most leaves itself; what is left for the hypervisor is its own range at 0x40000000 and
-the leaves that always give #VE: power management (6), caches (0x80000006) and topology (0xB, 0x1F).
-Linux asks only for the range at 0x40000000; OVMF for all of them.
+the leaves that give #VE: power management (6), caches (0x80000006), and topology (0xB, 0x1F) for guests that
+did not ask the module for it.  Linux asks only for the range at 0x40000000; OVMF for all of them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def answer(leaf: int, subleaf: int, apic_id: int, vcpus: int) -> Registers:
     if leaf == HYPERVISOR + 1:
         return _FEATURES, 0, 0, 0
     if leaf in (0xB, 0x1F):
-        return _topology(subleaf, apic_id, vcpus)
+        return topology(subleaf, apic_id, vcpus)
     if leaf == 0x80000006:
         return 0, 0, _L2, 0
     return _NOTHING
 
 
-def _topology(subleaf: int, apic_id: int, vcpus: int) -> Registers:
+def topology(subleaf: int, apic_id: int, vcpus: int) -> Registers:
     """One package of ``vcpus`` cores with one thread each (Intel SDM, CPUID leaf 0x1F)."""
     if subleaf == 0:
         return 0, 1, _LEVEL_SMT << 8, apic_id

@@ -16,6 +16,7 @@ PKG_FMS: Final = _id(Context.SYS, "PKG_FMS")
 UPDATE_VERSION: Final = _id(Context.SYS, "UPDATE_VERSION")
 TDX_FEATURES0: Final = _id(Context.SYS, "TDX_FEATURES0")
 CONFIG_FLAGS_FIXED0: Final = _id(Context.SYS, "CONFIG_FLAGS_FIXED0")
+MAX_VCPUS_PER_TD: Final = _id(Context.SYS, "MAX_VCPUS_PER_TD")
 
 # Of a TD, by TDH.MNG.RD.
 TSC_OFFSET: Final = _id(Context.TD, "TSC_OFFSET")

@@ -14,6 +14,7 @@ from typing import Any
 from swtdx.arch import regs
 from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.leaf import Kind, Leaf
+from swtdx.arch.leaves import VERSION_SHIFT
 from swtdx.arch.units import MASK64
 from swtdx.vmm.processor import Processor
 
@@ -21,16 +22,16 @@ from swtdx.vmm.processor import Processor
 Answer = Callable[[int, list[int]], Any]
 
 
-def operands_of(leaf: Leaf) -> tuple[list[int], dict[int, int]]:
+def operands_of(leaf: Leaf, version: int = 0) -> tuple[list[int], dict[int, int]]:
     """The registers that the operands of the leaf's function go to, in order, and what fixed values go where.
 
     Fixed are numbers that are always the same, and "no page" for L2 VMs, as the hypervisor builds none.
-    Operands of later versions are left out.
+    Operands of versions after ``version`` are left out.
     """
     registers, fixed = [], {}
     for operand in leaf.inputs:
         register = regs.number(operand.register)
-        if operand.since:
+        if operand.since > version:
             continue
         if operand.kind is Kind.NUMBER:
             fixed[register] = operand.detail
@@ -97,24 +98,27 @@ def _with_level(inner: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def leaf_call(name: str, *outputs: str) -> Any:
+def leaf_call(name: str, *outputs: str, version: int = 0) -> Any:
     """The function of host leaf ``name``: operands in, status out, and then the registers ``outputs``.
 
-    It takes the processor and the operands in the order of the table, but no fixed ones
-    (:func:`operands_of`); RCX of a leaf that works at several levels is two of them, GPA and level.  It
-    executes SEAMCALL under the retry policy of :meth:`.processor.Processor.call`, and returns the status, or
-    a tuple that begins with it.
+    It calls ``version`` of the leaf.  It takes the processor and the operands in the order of the table, but
+    no fixed ones (:func:`operands_of`); RCX of a leaf that works at several levels is two of them, GPA and
+    level.  It executes SEAMCALL under the retry policy of :meth:`.processor.Processor.call`, and returns the
+    status, or a tuple that begins with it.
 
     Raises:
         KeyError: there is no such leaf.
-        ValueError: the leaf's table names no such output.
+        ValueError: the leaf's table names no such output, or no such version.
     """
     leaf = HOST_BY_NAME[name]
     for output in outputs:
         if output not in {each.register for each in leaf.outputs}:
             raise ValueError(f"{name} has no output {output}")
-    registers, fixed = operands_of(leaf)
-    made = _function(leaf.number, registers, _answer(tuple(regs.number(each) for each in outputs)))
+    if version not in leaf.versions:
+        raise ValueError(f"{name} has no version {version}")
+    registers, fixed = operands_of(leaf, version)
+    answer = _answer(tuple(regs.number(each) for each in outputs))
+    made = _function(leaf.number | version << VERSION_SHIFT, registers, answer)
     if fixed:
         made = _with_fixed(made, fixed)
     if leaf.inputs and leaf.inputs[0].levels != (0, 0):

@@ -84,6 +84,8 @@ tdh_vp_create: Final[Op2[int]] = leaf_call("TDH.VP.CREATE")
 tdh_vp_addcx: Final[Op2[int]] = leaf_call("TDH.VP.ADDCX")
 #: (tdvpr, value) Initialise the vCPU; the guest starts with ``value`` in RCX and R8.
 tdh_vp_init: Final[Op2[int]] = leaf_call("TDH.VP.INIT")
+#: (tdvpr, value, x2apic_id) The same on a module with TOPOLOGY_ENUM, which tells the guest the x2APIC id.
+tdh_vp_init_x2apic: Final[Op3[int]] = leaf_call("TDH.VP.INIT", version=1)
 #: (tdvpr) Write the vCPU back from this processor, so that another may run it.
 tdh_vp_flush: Final[Op1[int]] = leaf_call("TDH.VP.FLUSH")
 #: (tdvpr, field) Read a TDVPS field: status, value.  Associates the vCPU with this processor.

@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass, field
 
 from swtdx.arch import status as st
+from swtdx.arch.features import TOPOLOGY_ENUM
 from swtdx.arch.metadata import NULL_ID
 from swtdx.arch.platform_structs import CMR_INFO, CPUID_CONFIG, MAX_CMRS, TDSYSINFO_STRUCT
 from swtdx.arch.units import PAGE
@@ -16,6 +17,8 @@ from swtdx.vmm.processor import Processor
 
 #: Where the CMR array goes in the page that TDH.SYS.INFO fills: behind the 1024 bytes of the struct.
 _CMRS_AT = 1024
+#: vCPUs of a TD where the module names no limit of its own: TD_PARAMS has 16 bits for them.
+MOST_VCPUS = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,12 @@ class SysInfo:
     package_signature: int
     cpuid_config: tuple[CpuidConfig, ...]
     cmrs: tuple[tuple[int, int], ...] = field(default=())
+    max_vcpus: int = MOST_VCPUS
+
+    @property
+    def topology(self) -> bool:
+        """Whether vCPUs have x2APIC ids, and guests see a topology by them."""
+        return bool(self.features0 & TOPOLOGY_ENUM)
 
 
 def read_sysinfo(cpu: Processor, memory: HostMemory, page: int) -> SysInfo:
@@ -86,6 +95,7 @@ def read_sysinfo(cpu: Processor, memory: HostMemory, page: int) -> SysInfo:
         package_signature=read_field(cpu, fields.PKG_FMS, 0),
         cpuid_config=_cpuid_config(info),
         cmrs=tuple((base, size) for base, size in struct.iter_unpack("<QQ", cmrs) if size),
+        max_vcpus=read_field(cpu, fields.MAX_VCPUS_PER_TD, MOST_VCPUS),
     )
 
 

@@ -242,7 +242,11 @@ class Td:
         for _ in range(self.hypervisor.platform.info.tdvps_pages - 1):
             self._give(vcpu.pages, lambda page: sc.tdh_vp_addcx(self.cpu, page, vcpu.tdvpr))
         with cpu.borrowed():
-            cpu.need(sc.tdh_vp_init(cpu, vcpu.tdvpr, entry_value), f"vCPU {index}")
+            if self.hypervisor.platform.info.topology:
+                status = sc.tdh_vp_init_x2apic(cpu, vcpu.tdvpr, entry_value, index)
+            else:
+                status = sc.tdh_vp_init(cpu, vcpu.tdvpr, entry_value)
+            cpu.need(status, f"vCPU {index}")
             vcpu.cpu = cpu
             self._connect(vcpu, cpu)
 

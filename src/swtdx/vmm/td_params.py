@@ -24,6 +24,7 @@ from swtdx.arch.td_config import (
 )
 from swtdx.arch.units import MASK32
 from swtdx.arch.x86 import MEMORY_TYPE_WB
+from swtdx.vmm.cpuid import topology
 from swtdx.vmm.errors import ConfigError
 from swtdx.vmm.sysinfo import CpuidConfig, SysInfo
 
@@ -121,6 +122,8 @@ class TdConfig:
         Raises:
             ConfigError: this module or this platform cannot make such a TD.
         """
+        if self.vcpus > info.max_vcpus:
+            raise ConfigError(f"a TD of this TDX module has at most {info.max_vcpus} vCPUs, not {self.vcpus}")
         params = TD_PARAMS.new()
         flags = CONFIG_NO_RBP_MOD & info.config_flags_fixed0
         if self.gpaw == 52:
@@ -192,6 +195,8 @@ class TdConfig:
         if entry.leaf == 7 and entry.subleaf == 0:
             # Memory encryption is the host's: a guest told of it reads MSRs that it does not have.
             return MASK32, MASK32, MASK32 & ~_TME, MASK32 & ~_PCONFIG
+        if entry.leaf == 0x1F:
+            return topology(entry.subleaf or 0, 0, self.vcpus)
         if entry.leaf == 4:
             return _CACHES[entry.subleaf or 0] if (entry.subleaf or 0) < 4 else (0, 0, 0, 0)
         return MASK32, MASK32, MASK32, MASK32

@@ -73,6 +73,15 @@ class VmxUnit(Microcode):
         if self.current is vmcs:
             self.current = None
 
+    def forget(self) -> None:
+        """No VMCS is active any more, and none is written back: the memory that held them is another's."""
+        engine = self.machine.engine
+        for vmcs in self.active.values():
+            engine.attend(self.lp.index, vmcs.context)
+            engine.release(vmcs.context)
+        self.active.clear()
+        self.current = None
+
     def write_back(self, vmcs: Vmcs) -> None:
         """Copy an active VMCS to its region without clearing it (for snapshots)."""
         self.machine.engine.attend(self.lp.index, vmcs.context)

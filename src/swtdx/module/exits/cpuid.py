@@ -1,4 +1,7 @@
-"""CPUID in a TD (``td_cpuid.c`` of 1.5.01): values computed at TDH.MNG.INIT, some bits now."""
+"""CPUID in a TD: values computed at TDH.MNG.INIT, some bits now.
+
+Source: ``td_cpuid.c`` of the TDX module 1.5.01, and of later versions for the topology leaves.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Final
 
 from swtdx.arch import cpuid_policy as policy
 from swtdx.arch.control_structs import TDCS, TDVPS
+from swtdx.arch.cpuid_table import OLD_TOPOLOGY_LEAF, TOPOLOGY_LEAF
 from swtdx.arch.regs import RAX, RBX, RCX, RDX
 from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE, CR4_OSXSAVE, CR4_PKE
 from swtdx.machine.vmx.exit import VmExit
@@ -16,6 +20,8 @@ from swtdx.module.vcpu import Vcpu
 _QUAD: Final = struct.Struct("<4I")
 _VALUES: Final = TDCS.cpuid_values.offset
 _SYSCALL: Final = 1 << 11
+#: #VE without TD_CTLS.ENUM_TOPOLOGY, and always in modules that do not know that bit.
+_TOPOLOGY: Final = (OLD_TOPOLOGY_LEAF, TOPOLOGY_LEAF)
 _XSAVE_LEGACY: Final = 576
 
 
@@ -23,18 +29,26 @@ def cpuid_exit(vcpu: Vcpu, out: VmExit) -> None:
     """The virtual value, or #VE for a leaf that the hypervisor has to answer."""
     gpr, main = vcpu.gpr, vcpu.main
     leaf, subleaf = policy.effective_leaf(gpr[RAX] & 0xFFFFFFFF), gpr[RCX] & 0xFFFFFFFF
-    row = policy.lookup(leaf, subleaf)
+    row = vcpu.module.cpuid.lookup(leaf, subleaf)
     if row is None or row.faulting or _asked_for_ve(vcpu, row.index):
         inject_ve(vcpu, out.reason, 0)
         return
     eax, ebx, ecx, edx = _QUAD.unpack_from(vcpu.tdcs, _VALUES + 16 * row.index)
     if leaf == 1:
-        ebx = ebx & 0xFFFFFF | (TDVPS.vcpu_index.get(main) & 0xFF) << 24
+        apic_id = TDVPS.vcpu_index.get(main)
+        if vcpu.td.topology:
+            apic_id = vcpu.td.x2apic_id(apic_id)
+        ebx = ebx & 0xFFFFFF | (apic_id & 0xFF) << 24
         ecx = ecx | CPUID_1_ECX_OSXSAVE if vcpu.context.cr4 & CR4_OSXSAVE else ecx & ~CPUID_1_ECX_OSXSAVE
     elif leaf == 7 and subleaf == 0:
         ecx = ecx | CPUID_7_ECX_OSPKE if vcpu.context.cr4 & CR4_PKE else ecx & ~CPUID_7_ECX_OSPKE
     elif leaf == 0xD and subleaf <= 1:
         ebx = _enabled_size(vcpu)
+    elif leaf in _TOPOLOGY:
+        if not vcpu.td.topology:
+            inject_ve(vcpu, out.reason, 0)
+            return
+        edx = vcpu.td.x2apic_id(TDVPS.vcpu_index.get(main))
     elif leaf == 0x80000001:
         edx = edx | _SYSCALL if vcpu.context.long_mode else edx & ~_SYSCALL
     gpr[RAX], gpr[RBX], gpr[RCX], gpr[RDX] = eax, ebx, ecx, edx

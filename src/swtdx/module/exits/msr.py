@@ -17,6 +17,7 @@ from swtdx.arch.msrs import (
     IA32_EFER,
     IA32_MISC_ENABLE,
     IA32_PERF_CAPABILITIES,
+    IA32_X2APIC_APICID,
     IA32_XAPIC_DISABLE_STATUS,
     IA32_XSS,
 )
@@ -75,6 +76,9 @@ def _return(vcpu: Vcpu, value: int) -> None:
 def rdmsr_exit(vcpu: Vcpu, out: VmExit) -> None:
     """RDMSR: emulated, #VE or #GP(0)."""
     index = vcpu.gpr[RCX] & 0xFFFFFFFF
+    if index == IA32_X2APIC_APICID and vcpu.td.topology:
+        _return(vcpu, vcpu.td.x2apic_id(TDVPS.vcpu_index.get(vcpu.main)))
+        return
     if msr_policy.covered(index):
         value = _special_value(vcpu, index)
         if value is not None:

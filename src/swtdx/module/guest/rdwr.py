@@ -44,13 +44,13 @@ def _read(vcpu: Vcpu, context: Context, value: access.Read, *, enumerates: bool 
         _own_vm(vcpu)
     l2_vms = TDCS.num_l2_vms.get(vcpu.tdcs)
     if enumerates:
-        first = access.first_id(context, identifier, _GUEST, l2_vms)
+        first = access.first_id(vcpu.module.fields, context, identifier, _GUEST, l2_vms)
         if first is not None:
             gpr[RDX] = first
             return st.TDX_METADATA_FIRST_FIELD_ID_IN_CONTEXT
-    gpr[R8] = access.read(context, identifier, _GUEST, value, l2_vms)
+    gpr[R8] = access.read(vcpu.module.fields, context, identifier, _GUEST, value, l2_vms)
     if enumerates:
-        gpr[RDX] = access.following(context, identifier, _GUEST, l2_vms)
+        gpr[RDX] = access.following(vcpu.module.fields, context, identifier, _GUEST, l2_vms)
     return st.TDX_SUCCESS
 
 
@@ -59,7 +59,9 @@ def _write(vcpu: Vcpu, context: Context, put: access.Write) -> int:
     value, mask = gpr[R8], gpr[R9]
     gpr[R8] = 0
     _own_vm(vcpu)
-    gpr[R8] = access.write(context, gpr[RDX], _GUEST, put, value, mask, TDCS.num_l2_vms.get(vcpu.tdcs))
+    gpr[R8] = access.write(
+        vcpu.module.fields, context, gpr[RDX], _GUEST, put, value, mask, TDCS.num_l2_vms.get(vcpu.tdcs)
+    )
     return st.TDX_SUCCESS
 
 

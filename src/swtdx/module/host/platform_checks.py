@@ -13,7 +13,7 @@ from swtdx.arch import msrs
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TD_VMCS_BYTES
 from swtdx.arch.cpuid_policy import LAST_EXTENDED_LEAF, MIN_NATIVE_BASE_LEAF
-from swtdx.arch.cpuid_table import ROWS, CpuidRow, Quad
+from swtdx.arch.cpuid_table import CpuidRow, Quad
 from swtdx.arch.msrs import (
     IA32_ARCH_CAPABILITIES,
     IA32_MISC_ENABLE,
@@ -139,7 +139,7 @@ def _check_cpuid(call: HostCall) -> None:
         raise LeafFailed(st.TDX_CPUID_LEAF_NOT_SUPPORTED | MIN_NATIVE_BASE_LEAF)
     if facts.native_cpuid(0x80000000, 0)[0] < LAST_EXTENDED_LEAF:
         raise LeafFailed(st.TDX_CPUID_LEAF_NOT_SUPPORTED | LAST_EXTENDED_LEAF)
-    for row in ROWS:
+    for row in call.module.cpuid.rows:
         mask, value = insisted(row)
         native = facts.sampled[row.index]
         if any(native[n] & mask[n] != value[n] for n in range(4)):
@@ -328,7 +328,7 @@ def check_processor(call: HostCall) -> None:
     lp, first = call.lp, call.module.machine.agents[0]
     _same_msrs(lp, first, _SAME_MSRS)
     check_boot_nt4(lp)
-    for row in ROWS:
+    for row in call.module.cpuid.rows:
         here = lp.cpuid(row.leaf, 0 if row.subleaf == 0xFFFFFFFF else row.subleaf)
         there = call.module.facts.sampled[row.index]
         if any((here[n] ^ there[n]) & row.verify_same[n] for n in range(4)):

@@ -64,14 +64,14 @@ def _read(
     """Read the element that RDX names into R8, and the next identifier into RDX."""
     identifier, gpr = call.inputs[RDX], call.gpr
     if enumerates:
-        first = access.first_id(context, identifier, accessor, l2_vms)
+        first = access.first_id(call.module.fields, context, identifier, accessor, l2_vms)
         if first is not None:
             gpr[RDX] = first
             return _FIRST
-    found = access.read(context, identifier, accessor, value, l2_vms)
+    found = access.read(call.module.fields, context, identifier, accessor, value, l2_vms)
     gpr[R8] = found
     if enumerates:
-        gpr[RDX] = access.following(context, identifier, accessor, l2_vms)
+        gpr[RDX] = access.following(call.module.fields, context, identifier, accessor, l2_vms)
     return st.TDX_SUCCESS
 
 
@@ -92,7 +92,7 @@ def mng_wr(call: HostCall) -> int:
     module, i = call.module, call.inputs
     of = open_td(module, i[RCX], OperandId.RCX, call.leaf.op_states)
     call.gpr[R8] = access.write(
-        Context.TD, i[RDX], _accessor(of), partial(td.write, module, of), i[R8], i[R9],
+        module.fields, Context.TD, i[RDX], _accessor(of), partial(td.write, module, of), i[R8], i[R9],
         TDCS.num_l2_vms.get(of.tdcs),
     )  # fmt: skip
     return st.TDX_SUCCESS
@@ -129,6 +129,7 @@ def vp_wr(call: HostCall) -> int:
     i = call.inputs
     fields, of = _open_vcpu(call, allow_disabled=False)
     call.gpr[R8] = access.write(
-        Context.VP, i[RDX], _accessor(of), fields.write, i[R8], i[R9], TDCS.num_l2_vms.get(of.tdcs)
-    )
+        call.module.fields, Context.VP, i[RDX], _accessor(of), fields.write, i[R8], i[R9],
+        TDCS.num_l2_vms.get(of.tdcs),
+    )  # fmt: skip
     return st.TDX_SUCCESS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.arch.cpuid_table import CONFIG_ROWS, ROWS, CpuidConfigRow, Quad
+from swtdx.arch.cpuid_table import CpuidConfigRow, Quad
 from swtdx.arch.msrs import (
     IA32_MKTME_KEYID_PARTITIONING,
     IA32_SEAMRR_PHYS_BASE,
@@ -153,11 +153,11 @@ def td_sysinfo(module: ModuleState) -> bytes:
         ("attributes_fixed1", ATTRIBUTES_FIXED1),
         ("xfam_fixed0", module.xfam_fixed0),
         ("xfam_fixed1", XFAM_FIXED1),
-        ("num_cpuid_config", len(CONFIG_ROWS)),
+        ("num_cpuid_config", len(module.cpuid.configs)),
     ):
         getattr(TDSYSINFO_STRUCT, name).set(info, value)
     at = TDSYSINFO_STRUCT.cpuid_config.offset
-    for row in CONFIG_ROWS:
+    for row in module.cpuid.configs:
         CPUID_CONFIG.leaf.set(info, row.leaf, at)
         CPUID_CONFIG.subleaf.set(info, row.subleaf, at)
         for register, mask in zip(("eax", "ebx", "ecx", "edx"), configurable(module, row), strict=True):
@@ -166,13 +166,9 @@ def td_sysinfo(module: ModuleState) -> bytes:
     return bytes(info)
 
 
-#: The row of the CPUID table that each configurable leaf is.
-_ROW_OF: Final = {row.config: row.index for row in ROWS if row.config is not None}
-
-
 def configurable(module: ModuleState, row: CpuidConfigRow) -> Quad:
     """Bits of a leaf that the host may set: direct ones, and allowed ones that the processor has."""
-    native = module.sampled_cpuid(_ROW_OF[row.index])
+    native = module.sampled_cpuid(module.cpuid.row_of_config[row.index])
     eax, ebx, ecx, edx = (row.direct[n] | row.allow[n] & native[n] for n in range(4))
     return eax, ebx, ecx, edx
 
@@ -193,6 +189,24 @@ def sys_key_config(call: HostCall) -> int:
     SYS.configured_packages.set(sys, done)
     if done == (1 << SYS.num_packages.get(sys)) - 1:
         SYS.sys_state.set(sys, SysState.READY)
+    return st.TDX_SUCCESS
+
+
+@host_leaf("TDH.SYS.DISABLE")
+def sys_disable(call: HostCall) -> int:
+    """Give all memory back, cleared, and be as after loading: TDs, their keys and the PAMTs are gone."""
+    module = call.module
+    own_global(call)
+    if any(agent.in_guest for agent in module.machine.agents):
+        raise LeafFailed(st.TDX_SYS_BUSY)
+    for agent in module.machine.agents:
+        agent.forget_guests()
+    for base, size in module.pamt.taken():
+        # As MOVDIR64B with KeyID 0 does it: what was there under a private key is gone, and so is poison.
+        module.memory.direct_zero(base, size, SEAM)
+    module.data.clear()
+    module.data.tdmrs_changed()
+    module.forget_all()
     return st.TDX_SUCCESS
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.arch.control_structs import TDCS, TDCS_MIN_PAGES, TDR, TDVPS, TDVPS_MAX_PAGES
+from swtdx.arch.control_structs import (
+    TDCS,
+    TDCS_MIN_PAGES,
+    TDCS_X2APIC_PAGE,
+    TDR,
+    TDVPS,
+    TDVPS_MAX_PAGES,
+    X2APIC_PAGE,
+)
 from swtdx.arch.operands import OperandId
-from swtdx.arch.regs import RCX, RDX
+from swtdx.arch.regs import R8, RCX, RDX
 from swtdx.arch.states import LastTdExit, Lifecycle, PageType, VcpuState
-from swtdx.arch.units import NULL_PA, PAGE
+from swtdx.arch.units import MASK32, NULL_PA, PAGE
 from swtdx.machine.memory import SEAM
 from swtdx.module import td_vmcs
 from swtdx.module.call import HostCall
@@ -17,6 +25,7 @@ from swtdx.module.checks import disassociate, map_vp_pages, open_td, open_vp, vp
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import LP_DATA
 from swtdx.module.objects.pamt import NDA
+from swtdx.module.objects.td import Td
 from swtdx.module.register import host_leaf
 from swtdx.module.vcpu import flush_translations, save_state
 
@@ -63,11 +72,26 @@ def vp_addcx(call: HostCall) -> int:
     return st.TDX_SUCCESS
 
 
+def _x2apic_id(td: Td, index: int, x2apic_id: int) -> None:
+    """Note the x2APIC id of vCPU ``index``.
+
+    Raises:
+        LeafFailed: OPERAND_INVALID | R8, X2APIC_ID_NOT_UNIQUE.
+    """
+    if x2apic_id > MASK32:
+        raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.R8)
+    if any(td.x2apic_id(other) == x2apic_id for other in range(index)):
+        raise LeafFailed(st.TDX_X2APIC_ID_NOT_UNIQUE | x2apic_id)
+    X2APIC_PAGE.x2apic_ids.set(td.pages[TDCS_X2APIC_PAGE], index, x2apic_id)
+
+
 @host_leaf("TDH.VP.INIT")
 def vp_init(call: HostCall) -> int:
     """Set a vCPU's initial state; it stays associated with this processor."""
     module, lp, i = call.module, call.lp, call.inputs
-    vp = open_vp(module, i[RCX], OperandId.RCX, call.leaf.op_states, exclusive=True)
+    vp = open_vp(
+        module, i[RCX], OperandId.RCX, call.leaf.op_states, exclusive=True, exclusive_td=bool(call.version)
+    )
     map_vp_pages(module, vp)
     main, tdcs = vp.main, vp.td.tdcs
     if TDVPS.vcpu_state.get(main) != VcpuState.UNINITIALIZED:
@@ -75,6 +99,10 @@ def vp_init(call: HostCall) -> int:
     index = TDCS.num_vcpus.get(tdcs)
     if index >= TDCS.max_vcpus.get(tdcs):
         raise LeafFailed(st.TDX_MAX_VCPUS_EXCEEDED)
+    if call.version:
+        _x2apic_id(vp.td, index, i[R8])
+    elif module.features.topology:
+        TDCS.topology_enum_configured.set(tdcs, 0)
     # The index is taken before the last check, and lost if that fails.
     TDCS.num_vcpus.set(tdcs, index + 1)
     TDVPS.vcpu_index.set(main, index)

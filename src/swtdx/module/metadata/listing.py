@@ -11,7 +11,7 @@ from typing import Final
 
 from swtdx.arch import metadata
 from swtdx.arch import status as st
-from swtdx.arch.metadata import NULL_ID, Accessor, Context, MetadataField
+from swtdx.arch.metadata import NULL_ID, Accessor, Context, Fields, MetadataField
 from swtdx.arch.metadata_field import CODE_MASK
 from swtdx.module.errors import LeafFailed
 from swtdx.module.metadata import system
@@ -23,9 +23,9 @@ _SIZE_CODE: Final = 3 << 32
 _MOST_FIELDS: Final = 512
 
 
-def _start_of_field(identifier: int) -> MetadataField | None:
+def _start_of_field(fields: Fields, identifier: int) -> MetadataField | None:
     """The row of an identifier that names the first element of a field, with its size; else None."""
-    found = metadata.lookup(Context.SYS, identifier)
+    found = fields.lookup(Context.SYS, identifier)
     if found is None:
         return None
     row, index = found
@@ -43,8 +43,8 @@ def dump(module: ModuleState, first: int, accessor: Accessor) -> tuple[bytes, in
     """
     identifier = metadata.with_context(first, Context.SYS)
     if metadata.is_null(identifier):
-        identifier = metadata.next_id(Context.SYS, identifier, accessor, whole_fields=True)
-    if _start_of_field(identifier) is None:
+        identifier = module.fields.next_id(Context.SYS, identifier, accessor, whole_fields=True)
+    if _start_of_field(module.fields, identifier) is None:
         raise LeafFailed(st.TDX_METADATA_FIELD_ID_INCORRECT)
     out = bytearray(_HEADER)
     sequences = 0
@@ -61,12 +61,12 @@ def dump(module: ModuleState, first: int, accessor: Accessor) -> tuple[bytes, in
 
 def _sequence(module: ModuleState, first: int, accessor: Accessor, room: int) -> tuple[bytes, int]:
     """Fields that follow each other, as far as they fit in ``room`` bytes; and the field after them."""
-    row = _start_of_field(first)
+    row = _start_of_field(module.fields, first)
     assert row is not None
     values: list[int] = []
     identifier = first
     while identifier != NULL_ID and len(values) < _MOST_FIELDS * row.elements:
-        here = _start_of_field(identifier)
+        here = _start_of_field(module.fields, identifier)
         expected = (first & CODE_MASK) + len(values) * row.stride
         if here is None or here.class_code != row.class_code or identifier & CODE_MASK != expected:
             break
@@ -75,7 +75,7 @@ def _sequence(module: ModuleState, first: int, accessor: Accessor, room: int) ->
         if 8 * (1 + len(values) + row.elements) > room:
             break
         values += [_element(module, here, identifier, accessor, n) for n in range(row.elements)]
-        identifier = metadata.next_id(Context.SYS, identifier, accessor, whole_fields=True)
+        identifier = module.fields.next_id(Context.SYS, identifier, accessor, whole_fields=True)
     if not values:
         return b"", first
     header = first & ~(0xF << 34 | 0x1FF << 38 | 1 << 51)

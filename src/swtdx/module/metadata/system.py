@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Final
 
 from swtdx.arch.cpuid_policy import ARCH_CAPABILITIES_CONFIG_MASK, KNOWN_SIGNATURES
-from swtdx.arch.cpuid_table import CONFIG_ROWS
 from swtdx.arch.metadata import MetadataField
 from swtdx.arch.platform_structs import (
     MAX_CMRS,
@@ -52,7 +51,6 @@ _CONSTANT: Final[dict[str, int]] = {
     "TDVPS_SIZE_PER_L2_VM": 3 * 4096,
     "ATTRIBUTES_FIXED1": ATTRIBUTES_FIXED1,
     "XFAM_FIXED1": XFAM_FIXED1,
-    "NUM_CPUID_CONFIG": len(CONFIG_ROWS),
     "CONFIG_FLAGS_FIXED1": CONFIG_FLAGS_FIXED1,
     "IA32_ARCH_CAPABILITIES_CONFIG_MASK": ARCH_CAPABILITIES_CONFIG_MASK,
     **dict.fromkeys(
@@ -69,18 +67,19 @@ _CONSTANT: Final[dict[str, int]] = {
 }  # fmt: skip
 
 
-def _config_leaf(_module: ModuleState, index: int) -> int:
-    if index >= len(CONFIG_ROWS):
+def _config_leaf(module: ModuleState, index: int) -> int:
+    configs = module.cpuid.configs
+    if index >= len(configs):
         return NULL_PA
-    return CONFIG_ROWS[index].leaf | CONFIG_ROWS[index].subleaf << 32
+    return configs[index].leaf | configs[index].subleaf << 32
 
 
 def _config_values(module: ModuleState, index: int) -> int:
     """Element 2n is EAX and EBX, 2n + 1 ECX and EDX."""
     number, half = divmod(index, 2)
-    if number >= len(CONFIG_ROWS):
+    if number >= len(module.cpuid.configs):
         return 0
-    values = CONFIG_ROWS[number].direct
+    values = module.cpuid.configs[number].direct
     return values[2 * half] | values[2 * half + 1] << 32
 
 
@@ -127,6 +126,8 @@ _COMPUTED: Final[dict[str, Callable[[ModuleState, int], int]]] = {
     "XFAM_FIXED0": lambda module, _: module.xfam_fixed0,
     "NUM_ALLOWED_FMS": lambda module, _: len(_allowed_signatures(module)),
     "ALLOWED_FMS": _allowed_signature,
+    "NUM_CPUID_CONFIG": lambda module, _: len(module.cpuid.configs),
+    "MAX_VCPUS_PER_TD": lambda module, _: module.features.max_vcpus,
     "CPUID_CONFIG_LEAVES": _config_leaf,
     "CPUID_CONFIG_VALUES": _config_values,
 }

@@ -6,10 +6,9 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS
-from swtdx.arch.cpuid_table import ROWS
 from swtdx.arch.metadata import Accessor, MetadataField
 from swtdx.arch.platform_structs import HP_LOCK_TIMEOUT_USEC
-from swtdx.arch.td_config import CONFIG_FLEXIBLE_PENDING_VE, TD_CTLS_PENDING_VE_DISABLE
+from swtdx.arch.td_config import CONFIG_FLEXIBLE_PENDING_VE, TD_CTLS_ENUM_TOPOLOGY, TD_CTLS_PENDING_VE_DISABLE
 from swtdx.arch.units import MASK64
 from swtdx.module.errors import LeafFailed
 from swtdx.module.globals import SYS
@@ -20,7 +19,7 @@ from swtdx.module.state import ModuleState
 _USEC: Final = 1_000_000
 
 
-def place(td: Td, field: MetadataField, index: int) -> Place:
+def place(module: ModuleState, td: Td, field: MetadataField, index: int) -> Place:
     """Where an element lives.
 
     Raises:
@@ -29,7 +28,7 @@ def place(td: Td, field: MetadataField, index: int) -> Place:
     """
     if field.name == "CPUID_VALUES":
         row = index >> 1
-        if ROWS[row].faulting or not TDCS.cpuid_valid.get(td.tdcs, row):
+        if module.cpuid.rows[row].faulting or not TDCS.cpuid_valid.get(td.tdcs, row):
             raise LeafFailed(st.TDX_METADATA_FIELD_NOT_READABLE)
     assert field.offset is not None
     offset = field.offset + index * field.size
@@ -46,13 +45,13 @@ def read(module: ModuleState, td: Td, field: MetadataField, index: int) -> int:
     Raises:
         LeafFailed: see :func:`place`.
     """
-    view, offset = place(td, field, index)
+    view, offset = place(module, td, field, index)
     value: int = SIZES[field.size].unpack_from(view, offset)[0]
     if field.special_read:
         if field.name == "HP_LOCK_TIMEOUT":
             return value * _USEC // int(SYS.tsc_hz.get(module.data.sys))
         if field.name == "NUM_CPUID_VALUES":
-            return len(ROWS)
+            return len(module.cpuid.rows)
     return value
 
 
@@ -69,7 +68,7 @@ def write(
     new = merged(old, value, wanted, allowed)
     if field.special_write:
         new = _special(module, td, field, accessor, old, new, wanted & allowed)
-    view, offset = place(td, field, index)
+    view, offset = place(module, td, field, index)
     SIZES[field.size].pack_into(view, offset, new)
     return old & field.read_mask(accessor)
 
@@ -87,5 +86,7 @@ def _special(
     if field.name == "TD_CTLS" and accessor is Accessor.GUEST:
         flexible = TDCS.config_flags.get(td.tdcs) & CONFIG_FLEXIBLE_PENDING_VE
         if not flexible and (old ^ new) & TD_CTLS_PENDING_VE_DISABLE:
+            raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
+        if new & TD_CTLS_ENUM_TOPOLOGY and not TDCS.topology_enum_configured.get(td.tdcs):
             raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
     return new

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+import numpy as np
+
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import PAMT_ENTRY
 from swtdx.arch.states import PageType
@@ -21,6 +23,7 @@ from swtdx.module.keyhole import Keyhole
 _TWO: Final = struct.Struct("<QQ")
 _Q: Final = struct.Struct("<Q")
 _ENTRY: Final = PAMT_ENTRY.size
+_ENTRIES_IN_PAGE: Final = PAGE // _ENTRY
 #: Where the page type is in the first word of an entry.
 TYPE_SHIFT: Final = 16
 _OWNER_SHIFT: Final = 24
@@ -226,6 +229,21 @@ class Pamt:
     def is_2m_free(self, hpa: int) -> bool:
         """Whether every 4-KiB page of the 2-MiB range at ``hpa`` is NDA."""
         return all(not any(view[2::_ENTRY]) for view in self.children(hpa))
+
+    def taken(self) -> list[tuple[int, int]]:
+        """(HPA, bytes) of all memory that the hypervisor has given: pages that TDs own, and the PAMTs."""
+        found: list[tuple[int, int]] = []
+        for tdmr in self._data.tdmrs():
+            for size, pamt in zip(SIZES, (tdmr.pamt_4k, tdmr.pamt_2m, tdmr.pamt_1g), strict=True):
+                known = -(-(tdmr.initialised - tdmr.base) // size)
+                for first in range(0, known, _ENTRIES_IN_PAGE):
+                    view = self._keyhole.map(pamt + first * _ENTRY, self._data.global_hkid)
+                    types = np.frombuffer(view, np.uint8)[2::_ENTRY][: known - first]
+                    given = np.flatnonzero((types != NDA) & (types != RSVD)) + first
+                    found += [(tdmr.base + index * size, size) for index in given.tolist()]
+                entries = -(-(tdmr.end - tdmr.base) // size)
+                found.append((pamt, -(-entries * _ENTRY // PAGE) * PAGE))
+        return found
 
     def owned(self, hpa: int, size: int) -> Entry:
         """The entry of a page that a TD is known to own at ``size`` (from its SEPT)."""

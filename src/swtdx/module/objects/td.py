@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.arch.control_structs import TDCS, TDR, TDVPS
+from swtdx.arch.control_structs import TDCS, TDCS_X2APIC_PAGE, TDR, TDVPS, X2APIC_PAGE
+from swtdx.arch.td_config import TD_CTLS_ENUM_TOPOLOGY
 from swtdx.module.keyhole import Keyhole
 
 TDCS_MSR_BITMAPS: Final = 2
@@ -46,6 +47,15 @@ class Td:
     def add_children(self, count: int) -> None:
         """CHLDCNT += ``count`` 4-KiB pages."""
         TDR.chldcnt.set(self.tdr, TDR.chldcnt.get(self.tdr) + count)
+
+    @property
+    def topology(self) -> bool:
+        """Whether the guest has asked for its topology (TD_CTLS.ENUM_TOPOLOGY)."""
+        return bool(TDCS.td_ctls.get(self.tdcs) & TD_CTLS_ENUM_TOPOLOGY)
+
+    def x2apic_id(self, index: int) -> int:
+        """The x2APIC id of vCPU ``index``, of a TD whose host gave each one."""
+        return X2APIC_PAGE.x2apic_ids.get(self.pages[TDCS_X2APIC_PAGE], index)
 
     @property
     def debug(self) -> bool:

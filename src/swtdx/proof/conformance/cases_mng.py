@@ -84,6 +84,7 @@ _BAD_PARAMS: Final[tuple[tuple[str, str, dict[str, int]], ...]] = (
     ("XFAM", "half of AMX", {"xfam": 0x20003}),
     ("XFAM", "bit 63", {"xfam": 1 << 63 | 3}),
     ("MAX_VCPUS", "no VCPUs", {"max_vcpus": 0}),
+    ("MAX_VCPUS", "577 VCPUs", {"max_vcpus": 577}),
     ("NUM_L2_VMS", "four L2 VMs", {"num_l2_vms": 4}),
     ("EXEC_CONTROLS", "an unknown flag", {"config_flags": 1 << 3}),
     ("EPTP_CONTROLS", "uncacheable", {"eptp_controls": 3 << 3}),
@@ -124,7 +125,7 @@ def _set_byte(at: int) -> Callable[[bytearray], None]:
     return change
 
 
-for _at in (20, 42, 79, 232, 255, 256 + 12 * 16, 1023):
+for _at in (20, 42, 79, 232, 255, 256 + 18 * 16, 1023):
     INIT.refused(
         s.TDX_OPERAND_INVALID, f"reserved byte {_at} of TD_PARAMS is not 0", "RDX", reusable=False,
         rdx=_params(_set_byte(_at)),
@@ -136,6 +137,32 @@ def _cpuid(entry: int, register: int, value: int) -> Callable[[bytearray], None]
         TD_PARAMS.cpuid_config.set(params, 4 * entry + register, value)
 
     return change
+
+
+def _levels(*ecx: int) -> Callable[[bytearray], None]:
+    """Leaf 0x1F with these ECX from sub-leaf 0 on."""
+
+    def change(params: bytearray) -> None:
+        for subleaf, value in enumerate(ecx):
+            _cpuid(12 + subleaf, 2, value)(params)
+
+    return change
+
+
+for _what, _ecx in (
+    ("a topology of cores, then threads", (0x200, 0x101)),
+    ("a topology without cores", (0x100, 0x301)),
+    ("a topology with a level that does not exist", (0x100, 0x201, 0x602)),
+    ("a topology whose sub-leaf 1 says 2", (0x100, 0x202)),
+    ("a topology whose first level is empty", (0, 0x201)),
+    ("a topology whose first level is none", (1,)),
+):
+    INIT.refused(s.TDX_CPUID_LEAF_1F_FORMAT_UNRECOGNIZED, _what, reusable=False, rdx=_params(_levels(*_ecx)))
+
+
+@provokes("TDH.MNG.INIT", s.TDX_SUCCESS, "a topology of threads, cores and dies", stage="tdcs")
+def _topology(world: World) -> None:
+    world.provoke(rcx=world.td.tdr, rdx=_params(_levels(0x100, 0x201, 0x502))(world))
 
 
 @provokes(

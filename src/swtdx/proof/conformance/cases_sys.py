@@ -10,6 +10,7 @@ from unittest import mock
 from swtdx.arch import status as s
 from swtdx.arch.cpuid_table import NA, Quad
 from swtdx.arch.msrs import IA32_WBNOINVDP
+from swtdx.arch.regs import RAX
 from swtdx.arch.units import GIB, PAGE
 from swtdx.machine import seamops
 from swtdx.proof.conformance import common
@@ -17,7 +18,7 @@ from swtdx.proof.conformance.common import Good
 from swtdx.proof.conformance.kot import busy_key_table, no_entropy_for_keys
 from swtdx.proof.conformance.operands import checked
 from swtdx.proof.conformance.registry import add, provokes
-from swtdx.proof.conformance.stages import tdmr_info, tdmr_pointers
+from swtdx.proof.conformance.stages import bring_up, make_td, tdmr_info, tdmr_pointers
 from swtdx.proof.conformance.world import OUTSIDE, PAMT_2M, PAMT_4K, TDMR, World
 
 
@@ -33,6 +34,29 @@ def _global_lock(good: Good) -> None:
         good.leaf, s.TDX_SYS_BUSY, "another processor holds the global lock", action,
         stage=good.stage, reusable=True,
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------ TDH.SYS.DISABLE
+DISABLE: Final = Good("TDH.SYS.DISABLE", "ready", lambda w: {})
+checked(DISABLE, early=True)
+_global_lock(DISABLE)
+
+
+@provokes("TDH.SYS.DISABLE", s.TDX_SYS_BUSY, "another processor runs a TD", stage="running", reusable=True)
+def _a_td_runs(world: World) -> None:
+    with mock.patch.object(world.lps[1], "in_guest", new=True):
+        world.provoke()
+
+
+@provokes("TDH.SYS.DISABLE", s.TDX_SUCCESS, "and the module comes up again", stage="running")
+def _all_comes_back(world: World) -> None:
+    pages = [world.td.tdr, world.td.tdvpr, *world.td.tdcx, *world.td.vpcx, *world.td.pages.values()]
+    world.provoke()
+    for page in (*pages, PAMT_4K, PAMT_2M):
+        assert not any(world.memory.read(page, PAGE)), f"{page:#x} is not cleared"
+    assert world.call("TDH.MNG.CREATE", rcx=world.td.tdr, rdx=world.td.hkid)[RAX] == s.TDX_SYS_NOT_READY
+    bring_up(world, "ready")
+    make_td(world, "running")
 
 
 # ------------------------------------------------------------------ TDH.SYS.INIT

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import status as s
+from swtdx.arch.leaves import VERSION_SHIFT
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good, Operands
 from swtdx.proof.conformance.operands import checked
-from swtdx.proof.conformance.registry import add, provokes
+from swtdx.proof.conformance.registry import Defect, add, provokes
 from swtdx.proof.conformance.stages import add_vpcx, create_vcpu, flush, make_td, retire
 from swtdx.proof.conformance.world import World
 
@@ -49,6 +50,25 @@ def _third_vcpu(world: World) -> None:
         if _ == 0:
             world.ok("TDH.VP.INIT", rcx=world.td.tdvpr, rdx=0)
     world.provoke(rcx=world.td.tdvpr, rdx=0)
+
+
+add(
+    "TDH.VP.INIT", s.TDX_SUCCESS, "with an x2APIC id",
+    lambda w: w.provoke(version=1, **INIT.operands(w), r8=7), stage="vpcx",
+)  # fmt: skip
+add(
+    "TDH.VP.INIT", s.TDX_OPERAND_INVALID, "an x2APIC id of 33 bits",
+    lambda w: w.provoke(version=1, **INIT.operands(w), r8=1 << 32), details="R8", stage="vpcx", reusable=True,
+    defect=Defect({"r8": 1 << 32}, rax=1 << VERSION_SHIFT),
+)  # fmt: skip
+
+
+@provokes("TDH.VP.INIT", s.TDX_X2APIC_ID_NOT_UNIQUE, "the first VCPU's x2APIC id", details=7, stage="vpcx")
+def _same_x2apic_id(world: World) -> None:
+    world.ok("TDH.VP.INIT", version=1, rcx=world.td.tdvpr, rdx=0, r8=7)
+    create_vcpu(world, world.td)
+    add_vpcx(world, world.td)
+    world.provoke(version=1, rcx=world.td.tdvpr, rdx=0, r8=7)
 
 
 # ------------------------------------------------------------------ TDH.VP.FLUSH

@@ -64,6 +64,7 @@ _WORDS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("a TDMR_INFO", "each TDMR_INFO"), ("no multiple", "multiples of 1 GiB"), ("no size", "multiples of"),
         ("an HKID in the base", "multiples of"),
     ),
+    "TDH.SYS.DISABLE": (("runs a TD", "no processor"),),
     "TDG.MR.REPORT": (("beyond", "within GPAW"),),
 }  # fmt: skip
 

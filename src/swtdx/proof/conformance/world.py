@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 from swtdx.arch import regs, status
 from swtdx.arch.exits import ExitReason
+from swtdx.arch.features import ModuleFeatures
 from swtdx.arch.layout import Field
 from swtdx.arch.leaf import Kind, Leaf
 from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
@@ -18,7 +19,7 @@ from swtdx.arch.units import GIB, LARGE_PAGE, PAGE
 from swtdx.machine.engine.scripted import Program, Script, Tdcall
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.machine import MachineConfig
-from swtdx.platform import Platform, PlatformConfig
+from swtdx.platform import Platform, PlatformConfig, module_image
 from swtdx.proof.conformance.registers import wrong_registers
 from swtdx.proof.conformance.registry import Case, Defect, status_text
 from swtdx.proof.probe import ModuleProbe, Place
@@ -62,11 +63,15 @@ class Td:
 
 
 class World:
-    """One machine.  ``close`` frees it; also a context manager."""
+    """One machine.  ``close`` frees it; also a context manager.
 
-    def __init__(self) -> None:
+    ``features`` are those of its module, swtdx's own by default.
+    """
+
+    def __init__(self, features: ModuleFeatures | None = None) -> None:
         config = MachineConfig(packages=2, processors_per_package=1, engine="scripted")
-        self.platform = Platform.boot(PlatformConfig(machine=config))
+        module = None if features is None else module_image(features=features)
+        self.platform = Platform.boot(PlatformConfig(machine=config, module=module))
         self.machine = self.platform.machine
         self.memory = self.platform.host.memory
         #: Where the module keeps what no call shows.

@@ -16,7 +16,7 @@ from typing import Any, Final
 from swtdx.arch import regs, sept, status
 from swtdx.arch.exits import ExitReason
 from swtdx.arch.features import BASE_MODULE
-from swtdx.arch.leaves import GUEST_LEAVES, HOST_LEAVES, P_SEAMLDR
+from swtdx.arch.leaves import BY_NAME, GUEST_LEAVES, HOST_LEAVES, P_SEAMLDR
 from swtdx.arch.regs import R8, RAX, RCX, RDX, RSP
 from swtdx.arch.states import NO_LP, VcpuState
 from swtdx.arch.x86 import VECTOR_PF, VECTOR_VE
@@ -40,7 +40,11 @@ _DEPTH: Final = 2
 _HELPLESS: Final = 50
 #: Registers of TDH.SYS.INFO and RDALL that point to what the module fills.
 _BUFFERS: Final = {32: (RCX, R8), 37: (RDX,)}
-_LEAVES: Final = tuple(leaf for leaf in HOST_LEAVES.values() if BASE_MODULE.serves(leaf))
+#: After it there is nothing left to fuzz: a machine has it as its last call, if at all.
+_LAST: Final = "TDH.SYS.DISABLE"
+_LEAVES: Final = tuple(
+    leaf for leaf in HOST_LEAVES.values() if BASE_MODULE.serves(leaf) and leaf.name != _LAST
+)
 _TD_LEAVES: Final = tuple(leaf for leaf in _LEAVES if not leaf.name.startswith("TDH.SYS") and leaf.number)
 _TDCALL_EXIT: Final = ExitReason.TDCALL.value
 
@@ -125,6 +129,8 @@ class Fuzzer:
         """Another machine, whose module is brought up between calls that come too early."""
         if self._world is not None:
             self._check()
+            if self._side != "guest" and self.report.machines % 2:
+                self._disable()
             self.close()
         world = self._world = World()
         self._attacked, self._depth = False, 0
@@ -141,6 +147,18 @@ class Fuzzer:
         self._prepare_engine(world)
         self._next_life = self.report.calls + _LIFE
         self._stale, self._next_look = True, 0
+
+    def _disable(self) -> None:
+        """The machine's last call; nothing of its TDs is left."""
+        assert self._world is not None
+        probe = self._world.probe
+        if not probe.loaded:
+            return
+        call = Call(self._choose(2))
+        call.gpr[RAX] = BY_NAME[_LAST].number
+        if self._seamcall(call)[RAX] and probe.loaded:
+            raise self._fail("it refuses, and no guest runs", str(call))
+        self._check()
 
     def _early_call(self, world: World) -> None:
         """A call before the module is ready, which must not bring it any further."""
@@ -249,6 +267,8 @@ class Fuzzer:
         if value == 0 and name == "TDH.MNG.CREATE":
             report.tds += 1
         self._stale |= not value or name == "TDH.VP.ENTER"
+        if name == _LAST and not value:
+            self._next_life = report.calls
         return after
 
     def _overwrites(self, call: Call, value: int) -> bool:
