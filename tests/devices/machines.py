@@ -79,13 +79,8 @@ class BoardMachine:
         self.nanoseconds = 0
         self.seconds = 0.0
         self.accesses = 0
-        self._config = replace(config or BoardConfig(), channels=tuple(channels))
-        self.board = self.new_board()
-
-    def new_board(self) -> Board:
-        """Another board of the same parts, on the same wires."""
-        return build_board(
-            self._config,
+        self.board: Board = build_board(
+            replace(config or BoardConfig(), channels=tuple(channels)),
             self.dma,
             self._msi,
             console_out=self.printed.extend,

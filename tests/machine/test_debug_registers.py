@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from swtdx.arch import vmcs as f
+from swtdx.arch.x86 import RFLAGS_TF
 from swtdx.machine.engine.qemu import layout
 from swtdx.machine.engine.qemu.process import stub_image
 from swtdx.machine.machine import Machine
@@ -61,6 +62,29 @@ def registers(guest: Guest, *numbers: int) -> list[int]:
 
 
 RBX, RSI, RDI, R8 = 3, 6, 7, 8
+
+
+@pytest.mark.parametrize(
+    "native", ["mov cr4, rax", "mov dr6, rdx", "nop", "rdtsc"], ids=lambda source: source.split()[0]
+)
+def test_single_stepping_traps_behind_any_instruction(machine: Machine, native: str) -> None:
+    """QEMU executes NOP; the others stop it (RDTSC by another frequency), and the microcode executes them."""
+    start = "mov rax, cr4; mov rdx, dr6; pushfq; or qword ptr [rsp], 0x100; popfq;"
+    guest = guest_of(machine, f"{start} jmp go; go: {native}; after: mov rbx, offset after")
+    guest.vmcs.write(f.TSC_MULTIPLIER, 3 << 47)
+    steps = []
+    assert guest.run().reason == reason.HLT
+    steps.append(registers(guest, RSI, RDI))
+    assert guest.vmcs.context.gpr[R8] & 0x600F == 1 << 14, "DR6.BS"
+    # The first trap is behind the JMP: go on from there, and see where the second is.
+    at = guest.vmcs.context.gpr[RSI]
+    context = guest.vmcs.context
+    context.rip, context.rflags = at, context.rflags | RFLAGS_TF
+    context.write_dr(6, 0)
+    assert guest.run().reason == reason.HLT
+    length = len(assemble(native, 64))
+    assert registers(guest, RSI, RDI) == [at + length, DB]
+    assert guest.vmcs.context.read_dr(6) & 0x600F == 1 << 14
 
 
 def test_a_breakpoint_on_an_instruction_hits(machine: Machine) -> None:

@@ -23,7 +23,7 @@ from swtdx.proof.conformance.world import World
 from tests.module.replay import Differs, Replay, numbers
 
 _HERE: Final = Path(__file__).parent / "vectors"
-_SETS: Final = ("conformance", "host", "guest", "states")
+_SETS: Final = ("conformance", "host", "guest", "events", "states")
 #: SEAMCALLs and VM exits that no two vectors share, at least.
 _CALLS, _EXITS = 2_000, 1_000
 #: Leaves that nobody calls here: they need what the recording's model of a processor has not.

@@ -103,6 +103,9 @@ class FakeProcessor:
         self.waiting.add(vector)
         self._event.set()
 
+    def on_nmi(self, handler: Callable[[], None] | None) -> None:
+        """No NMI comes here."""
+
     def arm_timer(self, deadline: int | None, vector: int) -> None:
         self.deadline, self.timer_vector = deadline, vector
 

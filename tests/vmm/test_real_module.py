@@ -50,6 +50,7 @@ RAM, RAM_END = 2 * MIB, 16 * MIB
 HLT, IO, WRMSR = 12, 30, 32
 ACCEPT, VMCALL = 6, 0
 TDCX_PA, TDVPS_PAGE_PA = 0x8010000300000010, 0xA020000300000010
+NMI, VMCALL_INFO = 2, 0x10000
 ALREADY, MISMATCH = 0x00000B0A, 0xC0000B0B
 
 
@@ -662,3 +663,64 @@ def test_addresses_of_control_pages_carry_the_key_id(machine: Machine) -> None:
             assert page % PAGE == 0 < page
     assert tdh_vp_rd(cpu, vcpu.tdvpr, TDVPS_PAGE_PA)[1] & (1 << 46) - 1 == vcpu.tdvpr
     vcpu.flush()
+
+
+# ------------------------------------------------------------------ NMIs
+def test_nmis_between_vcpus_wake_and_are_not_nested(smp: Machine) -> None:
+    """An NMI by the x2APIC's ICR wakes a vCPU that sleeps, even with its interrupts off; two at once are one
+    while another is handled."""
+    depth: list[int] = []
+    received: list[list[int]] = []
+
+    def sender(_cpu: Script) -> Any:
+        while not received:
+            yield Pause(1000)
+        for number in range(20):
+            yield from call(WRMSR, 0x830, 1 << 32 | 4 << 8)
+            while len(received[0]) == number:
+                yield Pause(1000)
+        yield from call(WRMSR, 0x830, 1 << 32 | 0x40)
+        while True:
+            yield from call(HLT, 0)
+
+    def receiver(cpu: Script) -> Any:
+        def handler(vector: int) -> Any:
+            depth.append(1)
+            yield from call(VMCALL_INFO)
+            assert depth.pop() == 1
+            assert not depth, "no NMI comes before the IRET of the last"
+            if vector != NMI:
+                yield Wrmsr(0x80B, 0)
+
+        cpu.on_interrupt = handler
+        received.append(cpu.interrupts)
+        yield Cli()
+        while cpu.interrupts.count(NMI) < 20:
+            yield from call(HLT, 1)  # deaf: only an NMI wakes it
+        yield from wait_for_interrupt(cpu, 21)
+        yield from power_off()
+
+    finished(smp.td(sender, receiver), timeout=None)
+    assert received == [[NMI] * 20 + [0x40]]
+
+
+def test_the_hosts_nmi_interrupts_a_run_and_is_handled(machine: Machine) -> None:
+    """Like KVM: the TD exit says that it was one, and the handler is called; the guest hears nothing."""
+
+    def guest(cpu: Script) -> Any:
+        for _number in range(5):
+            machine.platform.host.processors[0].nmi()
+            yield Pause(10_000)
+            yield from call(VMCALL_INFO)
+        yield from power_off()
+        return cpu.interrupts
+
+    place = machine.td(guest)
+    cpu = machine.hypervisor.processors[0]
+    before = cpu.nmis
+    finished(place)
+    assert cpu.nmis == before + 5
+    # Between two runs it comes by the IDT.
+    machine.platform.host.processors[0].nmi()
+    tdh_vp_rd(cpu, place.td.vcpus[0].tdvpr, TDVPS_PAGE_PA)
+    assert cpu.nmis == before + 6

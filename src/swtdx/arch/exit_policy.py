@@ -44,6 +44,7 @@ EXIT_POLICY: Final[dict[int, Policy]] = {
     R.TRIPLE_FAULT: Policy(Outcome.END, "NON_RECOVERABLE_VCPU: this VCPU is disabled"),
     R.INIT: Policy(Outcome.TD_EXIT),
     R.OTHER_SMI: Policy(Outcome.TD_EXIT, "a machine-check SMI makes the TD NON_ACCESSIBLE instead"),
+    R.C_STATE_SMI: Policy(Outcome.TD_EXIT),
     R.NMI_WINDOW: Policy(Outcome.MODULE, "the guest can take the NMI that the host has asked for (PEND_NMI)"),
     R.TASK_SWITCH: Policy(Outcome.TD_EXIT),
     R.CPUID: Policy(Outcome.MODULE, "#VE for unknown and faulting leaves, and where the guest asked for #VE"),

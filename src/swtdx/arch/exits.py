@@ -55,6 +55,8 @@ class ExitReason(IntEnum):
     MONITOR = 39
     PAUSE = 40
     ENTRY_FAILURE_MACHINE_CHECK = 41
+    #: Not in the SDM; the public module's source has it (``VMEXIT_REASON_C_STATE_SMI``).
+    C_STATE_SMI = 42
     TPR_BELOW_THRESHOLD = 43
     APIC_ACCESS = 44
     VIRTUALIZED_EOI = 45
@@ -126,12 +128,18 @@ EPT_WRITE: Final = 1 << 1
 EPT_FETCH: Final = 1 << 2
 EPT_GLA_VALID: Final = 1 << 7
 EPT_GLA_FINAL: Final = 1 << 8
+EPT_NMI_UNBLOCKING: Final = 1 << 12
 #: The bits of each exit qualification whose format is declared, by exit reason.
 QUALIFICATION_BITS: Final[dict[int, tuple[Bits, ...]]] = {
     ExitReason.IO_INSTRUCTION: IO_BITS,
     ExitReason.CR_ACCESS: CR_ACCESS_BITS,
     ExitReason.EPT_VIOLATION: EPT_VIOLATION_BITS,
 }
+#: Qualification of an SMI: it is a machine check.
+SMI_MSMI: Final = 1 << 0
+#: Qualification of a notification window (exit 75).
+NOTIFICATION_CONTEXT_INVALID: Final = 1 << 0
+NOTIFICATION_NMI_UNBLOCKING: Final = 1 << 12
 #: Bits of an EPT violation's qualification that a TD exit hides from the host.
 EPT_HIDDEN_FROM_HOST: Final = 0x3F << 7
 #: VM-exit and VM-entry interruption information.
@@ -140,7 +148,11 @@ INTERRUPTION_BITS: Final = (
     Bits("nmi_unblocking", 12, 12), Bits("valid", 31, 31),
 )  # fmt: skip
 INTERRUPTION_VALID: Final = 1 << 31
+INTERRUPTION_TYPE: Final = 7 << 8
 INTERRUPTION_ERROR_CODE: Final = 1 << 11
+INTERRUPTION_NMI_UNBLOCKING: Final = 1 << 12
+#: What of IDT-vectoring information can be injected: valid, error code, type and vector.
+INTERRUPTION_INJECTABLE: Final = 1 << 31 | 0xFFF
 
 
 class InterruptionType(IntEnum):
@@ -155,8 +167,9 @@ class InterruptionType(IntEnum):
     OTHER = 7
 
 
-#: The same as a plain number, for busy code.
+#: The same as plain numbers, for busy code.
 TYPE_HARDWARE_EXCEPTION: Final = InterruptionType.HARDWARE_EXCEPTION.value
+TYPE_NMI: Final = InterruptionType.NMI.value
 
 
 class ExtendedQualification(IntEnum):

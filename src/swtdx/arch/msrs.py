@@ -165,6 +165,7 @@ NAMES: Final[dict[int, str]] = {
 MISC_ENABLE_MONITOR: Final = 1 << 18
 MISC_ENABLE_LIMIT_CPUID: Final = 1 << 22
 # IA32_DEBUGCTL
+DEBUGCTL_BTF: Final = 1 << 1
 DEBUGCTL_TR: Final = 1 << 6
 DEBUGCTL_BTS: Final = 1 << 7
 DEBUGCTL_UNCORE_PMI: Final = 1 << 13

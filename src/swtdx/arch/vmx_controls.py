@@ -23,6 +23,12 @@ PROC2_USER_WAIT_PAUSE: Final = 1 << 26
 PROC2_PCONFIG: Final = 1 << 27
 # Tertiary
 PROC3_GPAW: Final = 1 << 5
+# Guest interruptibility (section 25.4.2)
+BLOCKING_BY_STI: Final = 1 << 0
+BLOCKING_BY_MOV_SS: Final = 1 << 1
+BLOCKING_BY_NMI: Final = 1 << 3
+# Pending debug exceptions
+PENDING_DEBUG_BS: Final = 1 << 14
 # VM exit
 EXIT_ACK_INTERRUPT: Final = 1 << 15
 #: IA32_PERF_GLOBAL_CTRL is loaded, and saved.

@@ -111,6 +111,22 @@ class HostProcessor:
         """Send an interrupt to this processor (an IPI, a device's MSI).  Any thread may call."""
         self._lp.interrupt(vector)
 
+    def nmi(self) -> None:
+        """Send an NMI to this processor.  Any thread may call.
+
+        In a TD it is a TD exit.  Elsewhere the handler runs where the processor executes its next SEAMCALL,
+        or halts, if NMIs are not blocked.
+        """
+        self._lp.nmi()
+
+    def on_nmi(self, handler: Callable[[], None] | None) -> None:
+        """Make ``handler`` the software's NMI handler.  Without one, NMIs wait."""
+        self._lp.nmi_handler = handler
+
+    def iret(self) -> None:
+        """End an NMI handler that software has called itself, because the NMI was a VM exit."""
+        self._lp.iret()
+
     def arm_timer(self, deadline: int | None, vector: int) -> None:
         """Raise ``vector`` when the TSC reaches ``deadline``; None disarms."""
         self._lp.arm_timer(deadline, vector)

@@ -81,6 +81,7 @@ class LogicalProcessor(ProcessorCore):
         out.blob(bytes(sorted(self.pending)))
         out.u64(MASK64 if self.timer_deadline is None else self.timer_deadline)
         out.u8(self.timer_vector)
+        out.u8(self.nmi_pending | self.nmi_blocked << 1)
 
     def load_state(self, section: SectionReader) -> None:
         """See :class:`swtdx.machine.saved.Saved`."""
@@ -97,6 +98,8 @@ class LogicalProcessor(ProcessorCore):
         deadline = section.u64()
         self.timer_deadline = None if deadline == MASK64 else deadline
         self.timer_vector = section.u8()
+        nmis = section.u8()
+        self.nmi_pending, self.nmi_blocked = bool(nmis & 1), bool(nmis & 2)
 
     # ------------------------------------------------------------------ identity and registers
     def cpuid(self, leaf: int, subleaf: int = 0) -> Regs:
@@ -219,6 +222,8 @@ class LogicalProcessor(ProcessorCore):
                     gates[self.index](self)
                 finally:
                     self.mode = _ROOT
+            if self.nmi_pending:
+                self.deliver_nmi()
         if observer is not None:
             observer.after_seamcall()
 

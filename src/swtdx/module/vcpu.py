@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch import msrs
+from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS
 from swtdx.arch.units import PAGE
+from swtdx.arch.vmx_controls import BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, PENDING_DEBUG_BS
+from swtdx.arch.x86 import RFLAGS_TF
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.machine.vmx.vmcs import Vmcs
@@ -73,9 +76,21 @@ class Vcpu:
         self.vp, self.main, self.tdcs = vp, vp.main, td.tdcs
 
     def advance(self) -> None:
-        """RIP moves past the instruction that exited."""
+        """RIP moves past the instruction that exited: a shadow of STI or MOV SS is over, TF asks for #DB."""
         context = self.context
+        if context.in_shadow:
+            vmcs = self.vmcs
+            kept = vmcs.read(f.GUEST_INTERRUPTIBILITY) & ~(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS)
+            vmcs.write(f.GUEST_INTERRUPTIBILITY, kept)
+        if context.rflags & RFLAGS_TF or self.vmcs.debug_exceptions:
+            self._single_step()
         context.rip = context.rip + self.lp.vmx.exit.length & (1 << 64) - 1
+
+    def _single_step(self) -> None:
+        vmcs = self.vmcs
+        kept = vmcs.read(f.GUEST_PENDING_DEBUG_EXCEPTIONS) & ~PENDING_DEBUG_BS
+        step = self.context.rflags & RFLAGS_TF and not vmcs.read(f.GUEST_DEBUGCTL) & msrs.DEBUGCTL_BTF
+        vmcs.write(f.GUEST_PENDING_DEBUG_EXCEPTIONS, kept | (PENDING_DEBUG_BS if step else 0))
 
 
 def xbuff_image(vp: Vp) -> bytes:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.arch.exits import ExitReason, ExtendedQualification
+from swtdx.arch.exits import INTERRUPTION_TYPE, TYPE_NMI, ExitReason, ExtendedQualification
 from swtdx.arch.guest_map import GUEST_MAP
 from swtdx.arch.host_leaves import HOST_BY_NAME
-from swtdx.arch.regs import R8, R10, R11, R12, RAX, RCX, RDX
+from swtdx.arch.regs import R8, R9, R10, R11, R12, RAX, RCX, RDX
 from swtdx.arch.units import PAGE
 from swtdx.machine.host import ProcessorFault
 from swtdx.vmm import exits
@@ -37,6 +37,7 @@ _LOAN_PAUSE: Final = 50e-6
 _TDCALL: Final = int(ExitReason.TDCALL)
 _EPT_VIOLATION: Final = int(ExitReason.EPT_VIOLATION)
 _EXTERNAL_INTERRUPT: Final = int(ExitReason.EXTERNAL_INTERRUPT)
+_EXCEPTION_OR_NMI: Final = int(ExitReason.EXCEPTION_OR_NMI)
 _VP_ENTER: Final = HOST_BY_NAME["TDH.VP.ENTER"].number
 
 
@@ -311,8 +312,10 @@ class Worker:
                 self._violation(vcpu, EptViolation(gpr[RCX], gpr[RDX], gpr[R8]))
             elif reason not in exits.HARMLESS:
                 control.end(*exits.end_of(rax))
+            if reason == _EXCEPTION_OR_NMI and gpr[R9] & INTERRUPTION_TYPE == TYPE_NMI << 8:
+                self.cpu.handle_nmi()
             if reason == _EXTERNAL_INTERRUPT:
-                self.cpu.taken |= 1 << (gpr[9] & 0xFF)  # acknowledged by the exit
+                self.cpu.taken |= 1 << (gpr[R9] & 0xFF)  # acknowledged by the exit
                 self._interrupts()
                 vcpu.renotify(self.cpu)
             return control.outcome is None and not self._preempted(vcpu)

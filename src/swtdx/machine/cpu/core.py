@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from swtdx.machine.cpu.topology import Topology
@@ -46,6 +47,11 @@ class ProcessorCore:
         self.zf = False
         #: External interrupts that wait at the local APIC, by vector.
         self.pending: set[int] = set()
+        #: An NMI waits; there is room for one.  And whether NMIs are blocked: from one until IRET.
+        self.nmi_pending = False
+        self.nmi_blocked = False
+        #: The software's NMI handler; without one they wait.
+        self.nmi_handler: Callable[[], None] | None = None
         #: The local APIC's TSC-deadline timer: a host TSC value, and the vector it raises.
         self.timer_deadline: int | None = None
         self.timer_vector = 0
@@ -78,6 +84,35 @@ class ProcessorCore:
         if self.in_guest:
             self.machine.engine.kick(self.index)
 
+    def nmi(self) -> None:
+        """An NMI arrives.  Any thread may call."""
+        self.nmi_pending = True
+        self._woken.set()
+        if self.in_guest:
+            self.machine.engine.kick(self.index)
+
+    def take_nmi(self) -> None:
+        """The NMI that waits is taken: by the handler, or by a VM exit."""
+        self.nmi_pending = False
+        self.nmi_blocked = True
+
+    def deliver_nmi(self) -> bool:
+        """Outside SEAM, between two instructions: run the handler if an NMI waits for it; whether one did."""
+        handler = self.nmi_handler
+        if not self.nmi_pending or self.nmi_blocked or handler is None:
+            return False
+        self.take_nmi()
+        try:
+            handler()
+        finally:
+            self.nmi_blocked = False
+        return True
+
+    def iret(self) -> None:
+        """IRET of the software outside SEAM: NMIs are no longer blocked."""
+        self.nmi_blocked = False
+        self.deliver_nmi()
+
     def acknowledge(self, vector: int) -> None:
         """The interrupt was taken."""
         self.pending.discard(vector)
@@ -94,11 +129,14 @@ class ProcessorCore:
             self.pending.add(self.timer_vector)
 
     def halt(self, timeout: float | None = None) -> None:
-        """HLT: wait until an interrupt is pending, or the timer fires, or ``timeout`` seconds pass."""
+        """HLT: wait until an interrupt is pending, or the timer fires, or ``timeout`` seconds pass.
+
+        An NMI ends it, too, behind its handler.
+        """
         machine = self.machine
         while not self.pending:
             self._woken.clear()
-            if self.pending:
+            if self.deliver_nmi() or self.pending:
                 return
             wait = timeout
             if self.timer_deadline is not None:

@@ -78,6 +78,8 @@ class Stop(enum.IntEnum):
     DR_ACCESS = 20  #: a debug register access with CPL 0, not decoded
     ICEBP = 21  #: INT1
     UNLOADABLE = 22  #: the context holds an extended state or XCR0 that the processor does not take
+    IRET = 23  #: an IRET, not executed yet, while NMIs are blocked
+    STEP = 24  #: the one instruction, or the event, that was asked for by :meth:`GuestContext.step` is done
 
 
 class Access(enum.IntFlag):
@@ -215,6 +217,19 @@ class GuestContext(Protocol):
     @property
     def in_shadow(self) -> bool:
         """Whether the stop came in an STI or MOV SS shadow."""
+
+    #: Blocking by NMI (bit 3 of the guest interruptibility).  While it is set, IRET stops.
+    nmi_blocked: bool
+
+    def step(self) -> bool:
+        """Have the next run end as soon as the guest has been delivered the event that is injected, or else
+        has executed the IRET that it is at; an exception that the IRET raises stops, too.
+
+        False: the engine cannot do that here.  Otherwise :meth:`stepped` has to be called after the run.
+        """
+
+    def stepped(self, event: Event) -> None:
+        """The run that :meth:`step` was for has ended: its event becomes :attr:`Stop.STEP` if it was done."""
 
     @property
     def injecting(self) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION, ExitReason
-from swtdx.arch.x86 import VECTOR_MC
+from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION, TYPE_NMI, ExitReason
+from swtdx.arch.x86 import VECTOR_MC, VECTOR_NMI
 
 # The exit reasons that a guest here can have, as plain numbers: they are compared on every exit.
 EXCEPTION_OR_NMI: Final = ExitReason.EXCEPTION_OR_NMI.value
@@ -39,6 +39,8 @@ PCONFIG: Final = ExitReason.PCONFIG.value
 SEAMCALL: Final = ExitReason.SEAMCALL.value
 TDCALL: Final = ExitReason.TDCALL.value
 
+#: Interruption information of an NMI: vector 2, NMI, valid.
+NMI_INFO: Final = INTERRUPTION_VALID | TYPE_NMI << 8 | VECTOR_NMI
 #: Interruption information of a machine check: vector 18, hardware exception, valid.
 MACHINE_CHECK_INFO: Final = INTERRUPTION_VALID | TYPE_HARDWARE_EXCEPTION << 8 | VECTOR_MC
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from swtdx.arch import vmcs as f
-from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.exits import INTERRUPTION_NMI_UNBLOCKING, INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
 from swtdx.arch.regs import RAX, RCX, RDX
-from swtdx.arch.x86 import VECTOR_DB, VECTOR_PF, VECTOR_UD
+from swtdx.arch.x86 import VECTOR_DB, VECTOR_DF, VECTOR_MC, VECTOR_PF, VECTOR_UD
 from swtdx.machine.engine.protocol import Event, Stop
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.vmx import decode
@@ -142,11 +142,22 @@ class Instructions:
         if event.vector == VECTOR_DB and not vmcs.controls[f.EXCEPTION_BITMAP] >> VECTOR_DB & 1:
             self._debug.deliver(vmcs)
             return None
+        context = vmcs.context
+        bitmap = vmcs.controls[f.EXCEPTION_BITMAP] | 1 << VECTOR_DB | 1 << VECTOR_MC
+        if not bitmap >> event.vector & 1:
+            # Of an IRET that is being stepped over.
+            if event.vector == VECTOR_PF:
+                context.cr2 = event.qualification
+            error = event.error_code if event.vector in _HAS_ERROR_CODE else None
+            context.inject(event.vector, TYPE_HARDWARE_EXCEPTION, error)
+            return None
         outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI)
         info = event.vector | TYPE_HARDWARE_EXCEPTION << 8 | INTERRUPTION_VALID
         if event.vector in _HAS_ERROR_CODE:
             info |= 1 << 11
             outcome.intr_error = event.error_code or 0
+        if vmcs.unblocks_nmis and event.vector != VECTOR_DF:
+            info |= INTERRUPTION_NMI_UNBLOCKING
         outcome.intr_info = info
         if event.vector == VECTOR_PF:
             outcome.qualification = event.qualification

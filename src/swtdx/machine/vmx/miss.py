@@ -10,7 +10,7 @@ import struct
 from typing import Final
 
 from swtdx.arch import vmcs as f
-from swtdx.arch.exits import EPT_GLA_FINAL, EPT_GLA_VALID, TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.exits import EPT_GLA_FINAL, EPT_GLA_VALID, EPT_NMI_UNBLOCKING, TYPE_HARDWARE_EXCEPTION
 from swtdx.arch.sept_bits import SUPPRESS_VE
 from swtdx.arch.units import PAGE
 from swtdx.arch.vmx_controls import PROC2_EPT_VIOLATION_VE
@@ -84,6 +84,8 @@ class Misses:
         gla = self._fetched_address(vmcs, gpa) if fetch else self._linear_address(vmcs)
         # Valid for every violation, but for the loads of PDPTEs that no TD makes (SDM volume 3, table 28-7).
         qualification |= EPT_GLA_VALID
+        if vmcs.unblocks_nmis:
+            qualification |= EPT_NMI_UNBLOCKING
         outcome = self._unit.exit.set(reason.EPT_VIOLATION, qualification)
         outcome.gpa = gpa
         outcome.gla = gla

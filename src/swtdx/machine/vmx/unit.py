@@ -13,11 +13,17 @@ from __future__ import annotations
 from typing import Any, Final
 
 from swtdx.arch import vmcs as f
-from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION, ExitReason
-from swtdx.arch.vmx_controls import EXIT_ACK_INTERRUPT, PIN_PROCESS_POSTED, PROC_NMI_WINDOW_EXITING
-from swtdx.arch.x86 import VECTOR_GP
+from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION, TYPE_NMI, ExitReason
+from swtdx.arch.regs import RSP
+from swtdx.arch.vmx_controls import (
+    EXIT_ACK_INTERRUPT,
+    PENDING_DEBUG_BS,
+    PIN_PROCESS_POSTED,
+    PROC_NMI_WINDOW_EXITING,
+)
+from swtdx.arch.x86 import RFLAGS_TF, VECTOR_DB, VECTOR_GP
 from swtdx.machine.cpu.core import ProcessorCore
-from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, EngineError, GuestContext, Stop
+from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, EngineError, Event, GuestContext, Stop
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.memory import MachineCheck, Requestor
 from swtdx.machine.vmx import exit as reason
@@ -34,6 +40,13 @@ from swtdx.machine.vmx.vmcs import Vmcs
 #: Address spaces of which a processor keeps translations.
 MOST_SPACES: Final = 64
 _TSC_UNIT: Final = 1 << 48
+#: Instructions that are carried out here, if they do not exit.
+_NATIVE: Final = frozenset((Stop.CR_ACCESS, Stop.DR_ACCESS, Stop.RDMSR, Stop.WRMSR, Stop.RDTSC, Stop.RDTSCP))
+#: B0 to B3 and BS, which pending debug exceptions and DR6 have at the same places.
+_DR6_CAUSES: Final = 0x400F
+#: How often the guest is interrupted at one place in a shadow of STI or MOV SS, each time after twice as
+#: long, until that counts as over: the instruction may be a jump to itself.
+_SHADOW: Final = 8
 
 
 class VmxUnit(Microcode):
@@ -47,6 +60,7 @@ class VmxUnit(Microcode):
         self._handlers: dict[Stop, Handler] = {
             Stop.MISS: Misses(self).miss,
             Stop.CR_ACCESS: ControlRegisters(self).access,
+            Stop.IRET: self._iret,
             **Instructions(self, self._msrs).handlers,
         }
 
@@ -133,48 +147,79 @@ class VmxUnit(Microcode):
         entry_event = vmcs.take_entry_event()
         if entry_event is not None:
             context.inject(*entry_event)
-        shadow = False
-        delivering = entry_event is not None
+            if entry_event[1] == TYPE_NMI:
+                context.nmi_blocked = True
+        if vmcs.debug_exceptions:
+            outcome = self._pending_debug(vmcs, lost=entry_event is not None)
+            if outcome is not None:
+                return outcome
         nmi_window = vmcs.controls[f.PROC_BASED_CONTROLS] & PROC_NMI_WINDOW_EXITING
+        shadow = _SHADOW if nmi_window and context.in_shadow else 0
+        shadow_at = context.rip
+        vmcs.unblocking = None
+        stepping = False
         while True:
+            if (
+                nmi_window
+                and not shadow
+                and not context.injecting
+                and not (context.nmi_blocked or vmcs.unblocks_nmis)
+            ):
+                return self._leave(vmcs, self.exit.set(ExitReason.NMI_WINDOW), None)
+            if lp.nmi_pending:
+                return self._leave(vmcs, self._nmi(), None)
             if lp.pending:
                 outcome = self._external_interrupt(vmcs)
                 if outcome is not None:
                     return self._leave(vmcs, outcome, None)
-            if nmi_window and not shadow and not delivering:
-                return self._leave(vmcs, self.exit.set(ExitReason.NMI_WINDOW), None)
             context.offer_interrupt(None if shadow else self._deliverable(vmcs))
             deadline = lp.timer_deadline
-            if shadow or nmi_window:
+            if vmcs.unblocking is not None or (nmi_window and not context.nmi_blocked):
+                # An event is to be delivered, or an IRET to be executed, and something may come right then.
+                stepping = not shadow and context.step()
+            if shadow or (nmi_window and not context.nmi_blocked and not stepping):
                 # Give the guest its one instruction, or its event: interrupts are offered again soon after.
-                deadline = self.machine.tsc() + 100_000
+                deadline = self.machine.tsc() + (100_000 << (_SHADOW - shadow if shadow else 0))
             vmcs.space.serve(context)
             memory.lock.release()
             try:
                 event = engine.run(lp.index, context, vmcs.space, deadline)
             finally:
                 memory.lock.acquire()
-            delivering = False
+            if stepping:
+                stepping = False
+                context.stepped(event)
+                if event.stop is Stop.STEP or not vmcs.unblocks_nmis:
+                    vmcs.unblocking = None
             if memory.epoch != vmcs.apic_epoch:
                 self._map_apic_page(vmcs)
             lp.runs += 1
             lp.last_exit_tsc = event.tsc
             if context.interrupt_taken():
                 self._delivered(vmcs)
-            if event.stop is Stop.INTERRUPT:
-                shadow = False
+            if event.stop is Stop.INTERRUPT or event.stop is Stop.STEP:
+                shadow = shadow - 1 if shadow and context.rip == shadow_at else 0
                 lp.poll_timer(event.tsc)
                 undelivered = context.undelivered()
                 if undelivered is not None:
                     context.inject(*undelivered)
                 continue
-            shadow = context.in_shadow and event.stop is Stop.MISS
+            if event.stop is not Stop.MISS:
+                shadow = 0
+            elif context.in_shadow or context.rip != shadow_at:
+                # QEMU does not load it at entry: an instruction that misses twice is in it at the first only.
+                shadow, shadow_at = (_SHADOW if context.in_shadow else 0), context.rip
             undelivered = context.undelivered()
+            rip = context.rip if event.stop in _NATIVE else 0
             try:
                 outcome = self._handlers[event.stop](vmcs, event)
             except GeneralProtection:
                 context.inject(VECTOR_GP, TYPE_HARDWARE_EXCEPTION, 0)
                 continue
+            if outcome is None and rip and context.rip != rip and context.rflags & RFLAGS_TF:
+                # The engine has not executed it, and so it has not trapped.
+                vmcs.debug_exceptions = PENDING_DEBUG_BS
+                outcome = self._pending_debug(vmcs, lost=False)
             if outcome is not None:
                 return self._leave(vmcs, outcome, undelivered)
             if undelivered is not None and not context.injecting:
@@ -240,6 +285,37 @@ class VmxUnit(Microcode):
                 read=not self.msr_exits(vmcs, index, False),
                 write=not self.msr_exits(vmcs, index, True),
             )
+
+    # ------------------------------------------------------------------ debug exceptions
+    def _pending_debug(self, vmcs: Vmcs, *, lost: bool) -> VmExit | None:
+        """The #DB that is pending in the guest, unless an event is injected in its place (``lost``).
+
+        Source: Intel SDM volume 3, 27.7.3.
+        """
+        context: GuestContext = vmcs.context
+        what, vmcs.debug_exceptions = vmcs.debug_exceptions & _DR6_CAUSES, 0
+        if lost or not what:
+            return None
+        context.write_dr(6, context.read_dr(6) | what)
+        event = context.event
+        event.stop, event.vector, event.error_code = Stop.EXCEPTION, VECTOR_DB, None
+        return self._handlers[Stop.EXCEPTION](vmcs, event)
+
+    # ------------------------------------------------------------------ NMIs
+    @staticmethod
+    def _iret(vmcs: Vmcs, _event: Event) -> VmExit | None:
+        """IRET ends blocking by NMI before it does anything else, even if it faults then."""
+        context: GuestContext = vmcs.context
+        context.nmi_blocked = False
+        vmcs.unblocking = (context.rip, context.gpr[RSP])
+        return None
+
+    def _nmi(self) -> VmExit:
+        """An NMI of the host's: from now on they are blocked, until software executes IRET."""
+        self.lp.take_nmi()
+        outcome = self.exit.set(reason.EXCEPTION_OR_NMI)
+        outcome.intr_info = reason.NMI_INFO
+        return outcome
 
     # ------------------------------------------------------------------ interrupts
     def _external_interrupt(self, vmcs: Vmcs) -> VmExit | None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.exits import INTERRUPTION_VALID
+from swtdx.arch.regs import RSP
 from swtdx.arch.units import MASK64
 from swtdx.machine.engine.protocol import OTHER_MSRS
 from swtdx.machine.snapshot import SectionReader, SectionWriter
@@ -31,8 +32,9 @@ class Vmcs:
 
     __slots__ = (
         "address_key", "apic_epoch", "apic_page", "context", "controls", "cr0_owned", "cr4_owned",
+        "debug_exceptions",
         "exceptions_set", "launched",
-        "msr_bitmap", "offset_set", "pa", "scaled", "space",
+        "msr_bitmap", "offset_set", "pa", "scaled", "space", "unblocking",
     )  # fmt: skip
 
     def __init__(self, pa: int, context: Any) -> None:
@@ -56,6 +58,16 @@ class Vmcs:
         self.offset_set: int | None = None
         self.exceptions_set = False
         self.scaled = False
+        #: RIP and RSP of the IRET that the guest is at and that has ended blocking by NMI.
+        #: The guest's pending debug exceptions: a #DB to come at the next entry.
+        self.debug_exceptions = 0
+        self.unblocking: tuple[int, int] | None = None
+
+    @property
+    def unblocks_nmis(self) -> bool:
+        """Whether the instruction at RIP is an IRET that has ended blocking by NMI, and is not done yet."""
+        at = self.unblocking
+        return at is not None and at == (self.context.rip, self.context.gpr[RSP])
 
     def read(self, encoding: int) -> int:
         """VMREAD.
@@ -72,6 +84,8 @@ class Vmcs:
         if encoding == f.GUEST_CR4:
             mask = self.controls[f.CR4_GUEST_HOST_MASK]
             return int(self.context.cr4) & ~mask | self.cr4_owned & mask
+        if encoding == f.GUEST_PENDING_DEBUG_EXCEPTIONS:
+            return self.debug_exceptions
         f.width(encoding)
         value = self.context.read(encoding)
         return int(value)
@@ -92,6 +106,8 @@ class Vmcs:
         elif encoding == f.GUEST_CR4:
             self.cr4_owned = value
             self.context.cr4 = self._visible(value, f.CR4_GUEST_HOST_MASK, f.CR4_READ_SHADOW)
+        elif encoding == f.GUEST_PENDING_DEBUG_EXCEPTIONS:
+            self.debug_exceptions = value
         else:
             self.context.write(encoding, value)
 

@@ -14,20 +14,35 @@ from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDVPS, VE_INFO
 from swtdx.arch.exit_policy import EXIT_POLICY, Outcome
-from swtdx.arch.exits import INTERRUPTION_VALID, ExitReason, InterruptionType
+from swtdx.arch.exits import (
+    BUS_LOCK_PREEMPTED,
+    INTERRUPTION_INJECTABLE,
+    INTERRUPTION_TYPE,
+    INTERRUPTION_VALID,
+    NOTIFICATION_CONTEXT_INVALID,
+    NOTIFICATION_NMI_UNBLOCKING,
+    SMI_MSMI,
+    TYPE_NMI,
+    ExitReason,
+)
 from swtdx.arch.vmx_controls import PROC_NMI_WINDOW_EXITING
-from swtdx.arch.x86 import VECTOR_MC
+from swtdx.arch.x86 import VECTOR_MC, VECTOR_NMI
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import TdExit
 from swtdx.module.exits import cpuid, cr_access, ept, msr, stepping, xsetbv
-from swtdx.module.exits.inject import inject_gp, inject_ud, inject_ve
+from swtdx.module.exits.inject import (
+    block_nmis,
+    inject_gp,
+    inject_ud,
+    inject_ve,
+    request_nmi_window,
+    unblock_nmis,
+)
 from swtdx.module.guest.dispatch import TDVMCALL, tdcall
 from swtdx.module.vcpu import Vcpu
 
 __all__ = ["TDVMCALL", "dispatch"]
-
-_NMI: Final = InterruptionType.NMI.value
 
 #: A handler moves RIP itself if the instruction is done; it returns TDVMCALL or None.
 Handler = Callable[[Vcpu, VmExit], object]
@@ -45,6 +60,18 @@ def _gp(vcpu: Vcpu, _out: VmExit) -> None:
     inject_gp(vcpu)
 
 
+def _smi(_vcpu: Vcpu, out: VmExit) -> None:
+    case = st.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE if out.qualification & SMI_MSMI else st.TDX_SUCCESS
+    raise TdExit(case, out.reason, out.qualification, intr_info=out.intr_info)
+
+
+def _notification(vcpu: Vcpu, out: VmExit) -> None:
+    if out.qualification & NOTIFICATION_NMI_UNBLOCKING:
+        block_nmis(vcpu)
+    lost = out.qualification & NOTIFICATION_CONTEXT_INVALID
+    raise TdExit(st.TDX_NON_RECOVERABLE_TD if lost else st.TDX_SUCCESS, out.reason, out.qualification)
+
+
 def _leave(_vcpu: Vcpu, out: VmExit) -> None:
     raise TdExit(st.TDX_SUCCESS, out.reason, out.qualification, intr_info=0)
 
@@ -58,9 +85,9 @@ def _triple_fault(_vcpu: Vcpu, out: VmExit) -> None:
 
 
 def _exception(vcpu: Vcpu, out: VmExit) -> None:
-    if out.intr_info >> 8 & 7 != _NMI and out.intr_info & 0xFF == VECTOR_MC:
+    if out.intr_info & INTERRUPTION_TYPE != TYPE_NMI << 8 and out.intr_info & 0xFF == VECTOR_MC:
         case = st.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE
-    elif out.intr_info >> 8 & 7 == _NMI or vcpu.td.debug:
+    elif out.intr_info & INTERRUPTION_TYPE == TYPE_NMI << 8 or vcpu.td.debug:
         case = st.TDX_SUCCESS
     else:
         case = st.TDX_NON_RECOVERABLE_TD
@@ -76,7 +103,7 @@ def _nmi_window(vcpu: Vcpu, _out: VmExit) -> None:
     """The guest can take the NMI that the host asked for."""
     controls = vcpu.vmcs.controls
     if TDVPS.pend_nmi.get(vcpu.main) and not VE_INFO.valid.get(vcpu.main):
-        controls[f.ENTRY_INTERRUPTION_INFO] = INTERRUPTION_VALID | _NMI << 8 | _NMI
+        controls[f.ENTRY_INTERRUPTION_INFO] = INTERRUPTION_VALID | TYPE_NMI << 8 | VECTOR_NMI
         TDVPS.pend_nmi.set(vcpu.main, 0)
     controls[f.PROC_BASED_CONTROLS] &= ~PROC_NMI_WINDOW_EXITING
 
@@ -93,7 +120,9 @@ _OWN: Final[dict[int, Handler]] = {
     reason.EXCEPTION_OR_NMI: _exception,
     reason.EXTERNAL_INTERRUPT: _interrupt,
     reason.TRIPLE_FAULT: _triple_fault,
-    ExitReason.OTHER_SMI: _interrupt,
+    ExitReason.OTHER_SMI: _smi,
+    ExitReason.C_STATE_SMI: _interrupt,
+    ExitReason.NOTIFICATION: _notification,
     ExitReason.NMI_WINDOW: _nmi_window,
     reason.CPUID: cpuid.cpuid_exit,
     reason.CR_ACCESS: cr_access.cr_access_exit,
@@ -135,12 +164,36 @@ def dispatch(vcpu: Vcpu, out: VmExit) -> object:
     stepping.progress(vcpu)
     if out.idt_info & INTERRUPTION_VALID:
         _revector(vcpu, out)
-    return _HANDLERS.get(out.reason, _unexpected)(vcpu, out)
+    if out.reason & BUS_LOCK_PREEMPTED:
+        return _with_bus_lock(vcpu, out)
+    return _handle(vcpu, out)
+
+
+def _handle(vcpu: Vcpu, out: VmExit) -> object:
+    done = _HANDLERS.get(out.reason & 0xFFFF, _unexpected)(vcpu, out)
+    if done is None and not vcpu.vmcs.controls[f.ENTRY_INTERRUPTION_INFO] & INTERRUPTION_VALID:
+        request_nmi_window(vcpu)
+    return done
+
+
+def _with_bus_lock(vcpu: Vcpu, out: VmExit) -> object:
+    """A bus lock came with the exit: the host is told with this TD exit, or else by one of its own."""
+    try:
+        done = _handle(vcpu, out)
+    except TdExit as leaving:
+        leaving.reason |= BUS_LOCK_PREEMPTED
+        raise
+    if done is None:
+        raise TdExit(st.TDX_SUCCESS, ExitReason.BUS_LOCK | BUS_LOCK_PREEMPTED)
+    return done
 
 
 def _revector(vcpu: Vcpu, out: VmExit) -> None:
     """The exit interrupted an event's delivery: deliver it again at the next entry."""
     controls = vcpu.vmcs.controls
-    controls[f.ENTRY_INTERRUPTION_INFO] = out.idt_info
+    if out.idt_info & INTERRUPTION_TYPE == TYPE_NMI << 8:
+        # It is delivered again, which is not possible while NMIs are blocked.
+        unblock_nmis(vcpu)
+    controls[f.ENTRY_INTERRUPTION_INFO] = out.idt_info & INTERRUPTION_INJECTABLE
     controls[f.ENTRY_EXCEPTION_ERROR_CODE] = out.idt_error
     controls[f.ENTRY_INSTRUCTION_LENGTH] = out.length

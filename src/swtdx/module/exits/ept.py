@@ -7,13 +7,13 @@ from typing import Final
 from swtdx.arch import sept
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS
-from swtdx.arch.exits import EPT_HIDDEN_FROM_HOST, EPT_WRITE
+from swtdx.arch.exits import EPT_HIDDEN_FROM_HOST, EPT_NMI_UNBLOCKING, EPT_WRITE
 from swtdx.arch.td_config import TD_CTLS_PENDING_VE_DISABLE
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import TdExit
 from swtdx.module.exits import stepping
-from swtdx.module.exits.inject import inject_pf, inject_ve
+from swtdx.module.exits.inject import block_nmis, inject_pf, inject_ve
 from swtdx.module.objects.sept import SeptEntry, walk
 from swtdx.module.vcpu import Vcpu
 
@@ -32,6 +32,8 @@ def to_host(gpa: int, qualification: int, extended: int = 0) -> TdExit:
 
 def violation_exit(vcpu: Vcpu, out: VmExit) -> None:
     """#PF for reserved GPA bits, #VE or TD exit for a pending page, else a TD exit."""
+    if out.qualification & EPT_NMI_UNBLOCKING:
+        block_nmis(vcpu)
     td = vcpu.td
     gpa, shared_bit = out.gpa, td.shared_bit
     if gpa >= shared_bit << 1:

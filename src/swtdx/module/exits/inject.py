@@ -6,9 +6,9 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
-from swtdx.arch.control_structs import VE_INFO, VE_INFO_VALID, VE_INFO_WHOLE
+from swtdx.arch.control_structs import TDVPS, VE_INFO, VE_INFO_VALID, VE_INFO_WHOLE
 from swtdx.arch.exits import INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID, ExitReason
-from swtdx.arch.vmx_controls import PROC_NMI_WINDOW_EXITING
+from swtdx.arch.vmx_controls import BLOCKING_BY_NMI, PROC_NMI_WINDOW_EXITING
 from swtdx.arch.x86 import RFLAGS_RF, VECTOR_DF, VECTOR_GP, VECTOR_PF, VECTOR_UD, VECTOR_VE
 from swtdx.module.errors import TdExit
 from swtdx.module.vcpu import Vcpu
@@ -36,9 +36,21 @@ def _resume_flag(vcpu: Vcpu) -> None:
 
 
 def request_nmi_window(vcpu: Vcpu) -> None:
-    """Leave the guest as soon as it can take the NMI that the host asked for; a #VE comes first."""
-    if not VE_INFO.valid.get(vcpu.main):
+    """If the host has asked for an NMI: leave the guest as soon as it can take it; a #VE comes first."""
+    if TDVPS.pend_nmi.get(vcpu.main) and not VE_INFO.valid.get(vcpu.main):
         vcpu.vmcs.controls[f.PROC_BASED_CONTROLS] |= PROC_NMI_WINDOW_EXITING
+
+
+def unblock_nmis(vcpu: Vcpu) -> None:
+    """End blocking by NMI."""
+    vmcs = vcpu.vmcs
+    vmcs.write(f.GUEST_INTERRUPTIBILITY, vmcs.read(f.GUEST_INTERRUPTIBILITY) & ~BLOCKING_BY_NMI)
+
+
+def block_nmis(vcpu: Vcpu) -> None:
+    """Block NMIs again: the IRET that has ended it will be executed once more."""
+    vmcs = vcpu.vmcs
+    vmcs.write(f.GUEST_INTERRUPTIBILITY, vmcs.read(f.GUEST_INTERRUPTIBILITY) | BLOCKING_BY_NMI)
 
 
 def inject_ud(vcpu: Vcpu) -> None:

@@ -12,8 +12,11 @@ from typing import Final
 
 from swtdx.arch import sept_bits as bits
 from swtdx.arch import status as st
+from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS, VE_INFO
+from swtdx.arch.exits import INTERRUPTION_VALID
 from swtdx.arch.operands import OperandId
+from swtdx.arch.vmx_controls import BLOCKING_BY_NMI
 from swtdx.module import locks
 from swtdx.module.errors import LeafFailed
 from swtdx.module.objects.sept import walk
@@ -69,8 +72,16 @@ def entry_filter(module: ModuleState, vp: Vp) -> int | None:
     return None
 
 
-def wants_notice(vp: Vp) -> bool:
-    """Whether the TD is to be told of a suspected zero-step attack by a #VE at this entry."""
+def wants_notice(vcpu: Vcpu) -> bool:
+    """Whether the TD is to be told of a suspected zero-step attack by a #VE at this entry.
+
+    Not while an event waits to be delivered, nor while the guest handles an NMI (``can_inject_epf_ve``).
+    """
+    vmcs = vcpu.vmcs
     return bool(
-        _index.get(vp.main) and TDCS.notify_enables.get(vp.td.tdcs) & 1 and not VE_INFO.valid.get(vp.main)
+        _index.get(vcpu.main)
+        and TDCS.notify_enables.get(vcpu.tdcs) & 1
+        and not VE_INFO.valid.get(vcpu.main)
+        and not vmcs.controls[f.ENTRY_INTERRUPTION_INFO] & INTERRUPTION_VALID
+        and not vmcs.read(f.GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI
     )

@@ -6,7 +6,7 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDR, TDVPS
-from swtdx.arch.exits import ENTER_HINT, ENTER_RESUME_L1, ExitReason
+from swtdx.arch.exits import BUS_LOCK_PREEMPTED, ENTER_HINT, ENTER_RESUME_L1, ExitReason
 from swtdx.arch.msrs import IA32_MISC_ENABLE, MISC_ENABLE_MONITOR
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, RAX, RBP, RCX, RDX, RSP
@@ -92,9 +92,10 @@ def vp_enter(call: HostCall) -> int:
         flush_translations(lp, td)
         LP_DATA.last_tdvpr.set(view, vp.hpa, at)
     vcpu = Vcpu(module, lp, vp, vmcs)
-    if stepping.wants_notice(vp):
+    if stepping.wants_notice(vcpu):
         inject_ve(vcpu, lp.vmx.exit.reason, lp.vmx.exit.qualification, lp.vmx.exit.gpa)
     _load_registers(call, vcpu, last_exit, handle)
+    request_nmi_window(vcpu)
     _state.set(main, _ACTIVE)
     held = module.memory.epoch
     _hold(tdr, tdvpr)
@@ -200,8 +201,6 @@ def _run(call: HostCall, vcpu: Vcpu) -> TdExit | None:
     memory = call.module.memory
     epoch = memory.epoch
     while True:
-        if TDVPS.pend_nmi.get(vcpu.main):
-            request_nmi_window(vcpu)
         seam.lock.release()
         lp.in_guest = True
         try:
@@ -287,7 +286,7 @@ def _synchronous(call: HostCall, vcpu: Vcpu) -> int:
     _state.set(main, _READY)
     _last_exit.set(main, _AFTER_TDVMCALL)
     _end_epoch(vcpu.vp)
-    return _TDCALL_REASON
+    return _TDCALL_REASON | vcpu.exit.reason & BUS_LOCK_PREEMPTED
 
 
 def _reset_xmm(call: HostCall) -> None:

@@ -29,11 +29,12 @@ from swtdx.arch.x86 import (
     CR4_SMEP,
     EFER_LMA,
     EFER_LME,
+    RFLAGS_TF,
     VECTOR_DB,
     VECTOR_MC,
     VECTOR_UD,
 )
-from swtdx.machine.engine.protocol import Event, debug_register
+from swtdx.machine.engine.protocol import Event, Stop, debug_register
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu import vmcb
 from swtdx.machine.engine.qemu.npt import IDENTITY_GPA
@@ -50,6 +51,7 @@ _DR_ALL: Final = 0xFFFF
 #: The type of a breakpoint on I/O in DR7.
 _DR7_IO: Final = 2
 _DR7_GD: Final = 1 << 13
+_DR6_BS: Final = 1 << 14
 
 _SEGMENTS: Final = {
     "ES": vmcb.ES, "CS": vmcb.CS, "SS": vmcb.SS, "DS": vmcb.DS, "FS": vmcb.FS, "GS": vmcb.GS,
@@ -107,10 +109,36 @@ class QemuContext:
     """See :class:`swtdx.machine.engine.protocol.GuestContext`."""
 
     __slots__ = (
-        "_b", "_cr0", "_cr3", "_cr4", "_dr", "_dr7", "_efer", "_exceptions", "_i", "_image", "_memory",
-        "_other", "_save", "armed", "base", "event", "extra_msrs", "gpr", "gpr_bytes",
-        "interrupt_status", "live_on",
-        "needs_load", "parked", "q", "saved", "unpaged", "virq",
+        "_b",
+        "_cr0",
+        "_cr3",
+        "_cr4",
+        "_dr",
+        "_dr7",
+        "_efer",
+        "_exceptions",
+        "_i",
+        "_image",
+        "_memory",
+        "_nmi_blocked",
+        "_other",
+        "_save",
+        "_stepping",
+        "_tsc",
+        "armed",
+        "base",
+        "event",
+        "extra_msrs",
+        "gpr",
+        "gpr_bytes",
+        "interrupt_status",
+        "live_on",
+        "needs_load",
+        "parked",
+        "q",
+        "saved",
+        "unpaged",
+        "virq",
     )  # fmt: skip
     #: Instructions are in guest memory.
     code: Final[bytes | None] = None
@@ -139,6 +167,10 @@ class QemuContext:
         self._dr = [0] * 4
         self._dr7 = at.DR7_OFF
         self._exceptions = 0
+        self._tsc = False
+        self._nmi_blocked = False
+        #: DR6 of a guest whose IRET is being stepped over, else None.
+        self._stepping: int | None = None
         #: DR7 if QEMU is to watch for a breakpoint while the guest runs, else 0.
         self.armed = 0
         self._initialise()
@@ -166,7 +198,7 @@ class QemuContext:
 
     def _initialise(self) -> None:
         b, base = self._b, self.base
-        _U64.pack_into(b, vmcb.INTERCEPT, vmcb.INTERCEPTS)
+        self._apply_intercepts()
         self._apply_exceptions()
         _U64.pack_into(b, vmcb.IOPM_PA, at.IOPM)
         self._memory[base + at.CTX_MSRPM : base + at.CTX_MSRPM + 0x2000] = b"\xff" * 0x2000
@@ -311,7 +343,13 @@ class QemuContext:
 
     def intercept_tsc(self, on: bool) -> None:
         """Whether RDTSC and RDTSCP stop (for a TSC that is not the host's frequency)."""
-        extra = vmcb.intercept(vmcb.EXIT_RDTSC, vmcb.EXIT_RDTSCP) if on else 0
+        self._tsc = on
+        self._apply_intercepts()
+
+    def _apply_intercepts(self) -> None:
+        extra = vmcb.intercept(vmcb.EXIT_RDTSC, vmcb.EXIT_RDTSCP) if self._tsc else 0
+        if self._nmi_blocked:
+            extra |= vmcb.intercept(vmcb.EXIT_IRET)
         _U64.pack_into(self._b, vmcb.INTERCEPT, vmcb.INTERCEPTS | extra)
 
     def intercept_exceptions(self, bitmap: int) -> None:
@@ -325,6 +363,8 @@ class QemuContext:
         bitmap = self._exceptions | 1 << VECTOR_UD | 1 << VECTOR_MC
         if self._dr7 & _DR7_GD:
             bitmap |= 1 << VECTOR_DB
+        if self._stepping is not None:
+            bitmap = 0xFFFFFFFF
         _U32.pack_into(self._b, vmcb.INTERCEPT_EXCEPTIONS, bitmap)
 
     def allow_msr(self, index: int, *, read: bool, write: bool) -> None:
@@ -376,7 +416,7 @@ class QemuContext:
             case vmcs.GUEST_DR7:
                 return self._dr7
             case vmcs.GUEST_INTERRUPTIBILITY:
-                return int(self.in_shadow)
+                return int(self.in_shadow) | self._nmi_blocked << 3
             case vmcs.GUEST_INTERRUPT_STATUS:
                 return self.interrupt_status
         return self._other.get(encoding, 0)
@@ -417,6 +457,7 @@ class QemuContext:
                 self.write_dr(7, value)
             case vmcs.GUEST_INTERRUPTIBILITY:
                 self._b[vmcb.INT_STATE] = value & 1
+                self.nmi_blocked = bool(value >> 3 & 1)
             case vmcs.GUEST_INTERRUPT_STATUS:
                 self.interrupt_status = value
             case _:
@@ -517,6 +558,49 @@ class QemuContext:
         start = self.base + at.CTX_EXTRA
         self._memory[start : start + len(image)] = image
         self.needs_load = True
+
+    # ------------------------------------------------------------------ NMIs
+    @property
+    def nmi_blocked(self) -> bool:
+        """Blocking by NMI.  QEMU keeps it for its own NMIs only, so IRET stops meanwhile."""
+        return self._nmi_blocked
+
+    @nmi_blocked.setter
+    def nmi_blocked(self, value: bool) -> None:
+        if value != self._nmi_blocked:
+            self._nmi_blocked = value
+            self._apply_intercepts()
+
+    def step(self) -> bool:
+        """Have the next run end behind the event that is injected, or behind an IRET.
+
+        The latter by single-stepping: IRET loads RFLAGS, so that TF does not survive it; the #DB, and any
+        fault that would push TF, are intercepted.
+        """
+        if self.injecting:
+            _U32.pack_into(self._memory, self.base + at.CTX_EXTRA + at.EX_STEP, 1)
+            return True
+        if self.rflags & RFLAGS_TF:
+            return False
+        self._stepping = self.q[vmcb.DR6 >> 3]
+        self.rflags |= RFLAGS_TF
+        self._apply_exceptions()
+        return True
+
+    def stepped(self, event: Event) -> None:
+        """The run that was to step has ended; make it ``Stop.STEP`` if that was why."""
+        if self._stepping is None:
+            if event.stop is Stop.INTERRUPT and not self.injecting and self.undelivered() is None:
+                event.stop = Stop.STEP
+            return
+        if event.stop is Stop.EXCEPTION and event.vector == VECTOR_DB and self.q[vmcb.DR6 >> 3] & _DR6_BS:
+            event.stop = Stop.STEP
+            self.q[vmcb.DR6 >> 3] = self._stepping
+        else:
+            # It has faulted, or not begun.
+            self.rflags &= ~RFLAGS_TF
+        self._stepping = None
+        self._apply_exceptions()
 
     # ------------------------------------------------------------------ events
     def inject(self, vector: int, kind: int, error_code: int | None) -> None:

@@ -47,6 +47,7 @@ _SIMPLE: Final = {
     vmcb.EXIT_SHUTDOWN: Stop.SHUTDOWN,
     vmcb.EXIT_TASK_SWITCH: Stop.TASK_SWITCH,
     vmcb.EXIT_ICEBP: Stop.ICEBP,
+    vmcb.EXIT_IRET: Stop.IRET,
     vmcb.EXIT_INTR: Stop.INTERRUPT,
     vmcb.EXIT_NMI: Stop.INTERRUPT,
     vmcb.EXIT_INIT: Stop.INTERRUPT,

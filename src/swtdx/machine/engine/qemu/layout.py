@@ -91,6 +91,7 @@ EX_XSAVE_SIZE: Final = 0xC00
 EX_XCR0: Final = 0xF00
 EX_TSC_AUX: Final = 0xF08
 EX_DR0: Final = 0xF10
+EX_STEP: Final = 0xF30
 
 DOORBELL_PORT: Final = 0xE9
 

@@ -63,6 +63,7 @@
         .equ    EX_XCR0,        0xF00
         .equ    EX_TSC_AUX,     0xF08
         .equ    EX_DR0,         0xF10
+        .equ    EX_STEP,        0xF30           # u32 1: leave the guest as soon as its event is delivered
 
         # VMCB fields
         .equ    VMCB_EXITCODE,  0x70
@@ -293,7 +294,14 @@ run:
         jne     kicked
         cmp     dword ptr [r12 + MB_TIMER_FIRED], 0
         jne     kicked                          # it fired just now, in host mode: tell of it
-        push    r12
+        mov     rax, [r12 + MB_EXTRA]
+        cmp     dword ptr [rax + EX_STEP], 0
+        je      7f
+        # An interrupt that waits is taken when VMRUN has delivered its event, before the handler begins.
+        mov     dword ptr [rax + EX_STEP], 0
+        mov     eax, LAPIC
+        mov     dword ptr [rax + 0x300], 0x44000 | VEC_IPI  # to ourselves
+7:      push    r12
         push    r13
         mov     rax, [r12 + MB_GPRS]
         push    rax

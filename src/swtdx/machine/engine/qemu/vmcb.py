@@ -77,6 +77,7 @@ EXIT_RDTSC: Final = 0x06E
 EXIT_RDPMC: Final = 0x06F
 EXIT_CPUID: Final = 0x072
 EXIT_RSM: Final = 0x073
+EXIT_IRET: Final = 0x074
 EXIT_INVD: Final = 0x076
 EXIT_HLT: Final = 0x078
 EXIT_INVLPGA: Final = 0x07A

@@ -14,7 +14,17 @@ A program gets its :class:`Script` and yields operations; the ``yield`` returns 
 """
 
 from swtdx.machine.engine.scripted.accesses import Fetch, Read, Write, read_bytes, write_bytes
-from swtdx.machine.engine.scripted.control import Cli, Clts, MovFromCr, MovToCr, Pause, SetCpl, Sti, Xsetbv
+from swtdx.machine.engine.scripted.control import (
+    Cli,
+    Clts,
+    Iret,
+    MovFromCr,
+    MovToCr,
+    Pause,
+    SetCpl,
+    Sti,
+    Xsetbv,
+)
 from swtdx.machine.engine.scripted.engine import ScriptedEngine
 from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
 from swtdx.machine.engine.scripted.instructions import (
@@ -39,8 +49,8 @@ from swtdx.machine.engine.scripted.ports import In, Out
 from swtdx.machine.engine.scripted.script import Program, Script
 
 __all__ = [
-    "Cli", "Clts", "Cpuid", "Fetch", "GuestFault", "Hlt", "In", "Invd", "Monitor", "MovFromCr", "MovToCr",
-    "Mwait", "Operation", "Out", "Pause", "Program", "Rdmsr", "Rdpmc", "Rdtsc", "Rdtscp", "Read",
+    "Cli", "Clts", "Cpuid", "Fetch", "GuestFault", "Hlt", "In", "Invd", "Iret", "Monitor", "MovFromCr",
+    "MovToCr", "Mwait", "Operation", "Out", "Pause", "Program", "Rdmsr", "Rdpmc", "Rdtsc", "Rdtscp", "Read",
     "Registers", "Script", "ScriptError", "ScriptedEngine", "SetCpl", "Sti", "Tdcall", "TripleFault",
     "Undefined", "Vmcall", "Wbinvd", "Write", "Wrmsr", "Xsetbv", "read_bytes", "sequence",
     "write_bytes",

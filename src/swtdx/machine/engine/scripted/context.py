@@ -48,6 +48,10 @@ class ScriptedContext:
         self.extra_msrs: dict[int, int] = {}
         #: Vectors of the interrupts that the script has taken (its own list, see ``Script``).
         self.interrupts: list[int] = []
+        #: NMIs are blocked until an IRET, which stops meanwhile.
+        self.nmi_blocked = False
+        #: The next run ends behind an event or an IRET.
+        self.stepping = False
         #: In the shadow of STI: the next instruction comes before any interrupt.
         self.shadow = False
         self.injection: Injection | None = None
@@ -85,7 +89,7 @@ class ScriptedContext:
             case f.GUEST_DR7:
                 return self._dr[7]
             case f.GUEST_INTERRUPTIBILITY:
-                return int(self.shadow)
+                return int(self.shadow) | self.nmi_blocked << 3
             case f.GUEST_INTERRUPT_STATUS:
                 return self.interrupt_status
         return self._fields.get(encoding, 0)
@@ -111,6 +115,7 @@ class ScriptedContext:
                 self.write_dr(7, value)
             case f.GUEST_INTERRUPTIBILITY:
                 self.shadow = bool(value & 1)
+                self.nmi_blocked = bool(value >> 3 & 1)
             case f.GUEST_INTERRUPT_STATUS:
                 self.interrupt_status = value
             case _:
@@ -210,6 +215,15 @@ class ScriptedContext:
         self.exceptions_intercepted = bitmap
 
     # ------------------------------------------------------------------ events
+    def step(self) -> bool:
+        """Have the next run end behind the event that is injected, or behind an IRET."""
+        self.stepping = True
+        return True
+
+    def stepped(self, event: Event) -> None:
+        """The run has ended, for whatever reason."""
+        self.stepping = False
+
     @property
     def in_shadow(self) -> bool:
         """Whether the stop came in an STI shadow."""

@@ -28,6 +28,10 @@ def _cr_code(opcode: int, number: int, bits: int) -> bytes:
     return (b"\x44" if number == 8 else b"") + bytes((0x0F, opcode, 0xC0 | (number & 7) << 3))
 
 
+def _iret(bits: int) -> bytes:
+    return b"\x48\xcf" if bits == 64 else b"\xcf"
+
+
 @dataclass(frozen=True, slots=True)
 class MovToCr(Operation):
     """MOV of ``value`` from RAX to a control register."""
@@ -149,13 +153,28 @@ class SetCpl(Operation):
 
     def encode(self, bits: int) -> bytes:
         """IRET."""
-        return b"\x48\xcf" if bits == 64 else b"\xcf"
+        return _iret(bits)
 
-    def execute(self, core: Core) -> None:
+    def execute(self, core: Core) -> Stop | None:
         """Change the ring."""
+        if core.context.nmi_blocked:
+            return Stop.IRET
         if self.cpl not in (0, 1, 2, 3):
             raise ScriptError(f"there is no ring {self.cpl}")
         core.context.cpl = self.cpl
+        return None
+
+
+class Iret(Operation):
+    """IRET to the next instruction: it ends blocking by NMI.  A handler that returns executes one anyway."""
+
+    def encode(self, bits: int) -> bytes:
+        """IRET."""
+        return _iret(bits)
+
+    def execute(self, core: Core) -> Stop | None:
+        """Stop, if that is asked for."""
+        return Stop.IRET if core.context.nmi_blocked else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,12 +151,21 @@ class ScriptedEngine:
         injection = context.withdraw()
         if injection is not None and not script.done:
             script.deliver(*injection)
+            if context.stepping and not script.done:
+                return Stop.STEP
         while not script.done:
             if self._kicked[lp]:
                 self._kicked[lp] = False
                 return Stop.INTERRUPT
             if deadline is not None and clock.now >= deadline:
                 return Stop.INTERRUPT
+            if script.returning:
+                if context.nmi_blocked:
+                    return Stop.IRET
+                script.leave_handler()
+                if context.stepping:
+                    return Stop.STEP
+                continue
             vector = context.take_offered()
             if vector is not None:
                 script.interrupt(vector)
@@ -199,6 +208,8 @@ class ScriptedEngine:
             if in_shadow:
                 context.shadow = False
             script.complete()
+            if context.stepping:
+                return Stop.STEP
         else:
             frame.at = context.rip
         return stop

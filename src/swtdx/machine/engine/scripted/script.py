@@ -46,6 +46,11 @@ class _Frame:
         self.result: Any = None
 
 
+def _nothing() -> Running:
+    """A handler that does nothing."""
+    yield from ()
+
+
 class Script:
     """One program on one vCPU.
 
@@ -68,6 +73,8 @@ class Script:
         self.context = ScriptedContext()
         self.started = False
         self.done = False
+        #: A handler has come to its end: IRET is the next instruction.
+        self.returning = False
         #: Why the program ended, if it did not end well.
         self.error: BaseException | None = None
         self._value: Any = None
@@ -197,6 +204,9 @@ class Script:
             handler = self.on_interrupt and self.on_interrupt(vector)
         except Exception as error:
             self._end(error)
+        if handler is None and context.nmi_blocked:
+            # It ends by IRET, even if it does nothing else.
+            handler = _nothing()
         if handler is not None:
             context.rflags &= ~RFLAGS_IF
             self._frames.append(_Frame(handler, saved))
@@ -235,14 +245,21 @@ class Script:
         return bits
 
     def _return(self, frame: _Frame, value: Any) -> None:
-        """A generator has ended: the program itself, or a handler."""
-        self._frames.pop()
+        """A generator has ended: the program itself, or a handler, which will execute IRET."""
         if frame.saved is None:
+            self._frames.pop()
             self._value = value
             self.done = True
             self.context.code = None
-            return
-        registers, rflags = frame.saved
+        else:
+            self.returning = True
+
+    def leave_handler(self) -> None:
+        """IRET of a handler: the registers and flags are those of before."""
+        self.returning = False
+        saved = self._frames.pop().saved
+        assert saved is not None
+        registers, rflags = saved
         self.context.gpr_bytes[:] = registers
         self.context.rflags = rflags
         if self._frames:
