@@ -79,8 +79,13 @@ class BoardMachine:
         self.nanoseconds = 0
         self.seconds = 0.0
         self.accesses = 0
-        self.board: Board = build_board(
-            replace(config or BoardConfig(), channels=tuple(channels)),
+        self._config = replace(config or BoardConfig(), channels=tuple(channels))
+        self.board = self.new_board()
+
+    def new_board(self) -> Board:
+        """Another board of the same parts, on the same wires."""
+        return build_board(
+            self._config,
             self.dma,
             self._msi,
             console_out=self.printed.extend,

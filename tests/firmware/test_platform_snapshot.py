@@ -280,7 +280,6 @@ def machine_with(**changes: object) -> Callable[[bytes], bytes]:
         ({"processors_per_package": 3}, "4 processors, and the machine has 6"),
         ({"options": {"model": "pentium"}}, "no processor model 'pentium'"),
         ({"options": 5}, "makes no sense"),
-        ({"random_drawn": -1}, "makes no sense"),
         ({"usable": [[192 * MIB, MIB]]}, "overlaps SEAMRR"),
         ({"usable": 7}, "makes no sense"),
         ({"machine_checks": [[0, 1, 2]]}, "makes no sense"),

@@ -32,6 +32,7 @@ from swtdx.devices.parts import (
     Timer,
 )
 from swtdx.devices.pci.host import PciHost, devfn
+from swtdx.devices.saved import In, Out, Saved
 from swtdx.devices.serial import Uart
 from swtdx.devices.virtio.console import VirtioConsole
 from swtdx.devices.virtio.ports import PortConfig, VirtioPorts
@@ -196,6 +197,57 @@ class Board:
         """
         for part in self.parts:
             part.poll()
+
+    # ------------------------------------------------------------------ snapshots
+    def _owners(self) -> dict[str, Saved]:
+        """All that the guest can reach, once, by a name that boards of the same parts share."""
+        found: dict[int, tuple[str, object]] = {}
+        for kind, space in (("ports", self.ports), ("memory", self.mmio)):
+            for claim in space.claims:
+                found.setdefault(id(claim.device), (f"{claim.name} at {kind} {claim.base:#x}", claim.device))
+        for where, function in sorted(self.pci.functions.items()):
+            name = f"PCI 00:{where >> 3:02x}.{where & 7}"
+            found.setdefault(id(function), (name, function))
+            for bar in function.bars:
+                found.setdefault(id(bar.device), (f"{name} BAR {bar.index}", bar.device))
+        owners = {}
+        for name, owner in found.values():
+            if not isinstance(owner, Saved):
+                raise BoardError(
+                    f"{name}: {type(owner).__name__} does not say how it is saved (save_state, load_state)"
+                )
+            owners[name] = owner
+        return owners
+
+    def save_state(self, out: Out) -> None:
+        """Write down the state of every device (:class:`swtdx.devices.saved.Saved`).
+
+        Raises:
+            BoardError: a device of the user's own does not say how it is saved.
+        """
+        owners = self._owners()
+        out.u32(len(owners))
+        for name, owner in owners.items():
+            out.text(name)
+            owner.save_state(out)
+
+    def load_state(self, section: In) -> None:
+        """Take over what :meth:`save_state` wrote, on a new board that was composed of the same parts.
+
+        Raises:
+            BoardError: see :meth:`save_state`.
+            Exception: the board was another one, or the state makes no sense (``section.fail``).
+        """
+        owners = self._owners()
+        if section.u32() != len(owners):
+            raise section.fail("the board has other devices")
+        for name, owner in owners.items():
+            saved = section.text()
+            if saved != name:
+                raise section.fail(f"the board had {saved} where this has {name}")
+            owner.load_state(section)
+        # What was to be polled then still is.
+        self.wires.wake()
 
     @property
     def failures(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ import struct
 from typing import Final
 
 from swtdx.devices.dma import Dma, DmaError
+from swtdx.devices.saved import In, Out
 
 FW_CFG_BASE: Final = 0x510
 FW_CFG_PORTS: Final = 12
@@ -70,6 +71,30 @@ class FwCfg:
             raise FwCfgError(f"a fw_cfg file name has 1 to 55 ASCII characters, {name!r} has not")
         key = self._files.setdefault(name, FIRST_FILE + len(self._files))
         self._items[key] = data
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  Items too: they are made once, for one guest."""
+        out.u32(len(self._items))
+        for key, data in self._items.items():
+            out.u16(key)
+            out.blob(data)
+        out.u32(len(self._files))
+        for name, key in self._files.items():
+            out.text(name)
+            out.u16(key)
+        out.blob(self._selected)
+        out.u64(self._offset)
+        out.u32(self._dma_high)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self._items = {section.u16(): section.blob() for _ in range(section.u32())}
+        self._files = {section.text(): section.u16() for _ in range(section.u32())}
+        if not self._items.keys() >= set(self._files.values()):
+            raise section.fail("a fw_cfg file without content")
+        self._selected = section.blob()
+        self._offset = section.u64()
+        self._dma_high = section.u32()
 
     def _directory(self) -> bytes:
         entries = [

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.units import MASK32
+from swtdx.devices.saved import In, Out
 
 #: Interrupt inputs of a PC's.
 PINS: Final = 24
@@ -40,6 +41,23 @@ class IoApic:
         self._select = 0
         self._id = 0
         self._entries = [_PIN_MASKED, 0] * pins
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        out.u8(self._select)
+        out.u32(self._id)
+        out.u16(len(self._entries))
+        for half in self._entries:
+            out.u32(half)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self._select = section.u8()
+        self._id = section.u32()
+        halves = section.u16()
+        if halves != len(self._entries):
+            raise section.fail(f"an I/O APIC of {halves // 2} inputs, and this has {len(self._entries) // 2}")
+        self._entries = [section.u32() for _ in range(halves)]
 
     def read(self, offset: int, size: int) -> int:
         """IOREGSEL or IOWIN; anything else is 0."""

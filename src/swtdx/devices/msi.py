@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.devices.saved import In, Out
+
 #: Bits 31:20 of an MSI address.
 MSI_PREFIX: Final = 0xFEE
 
@@ -66,6 +68,14 @@ class MsiRouter:
         self._interrupts = dict(sorted(interrupts.items()))
         #: Messages that no vCPU could be given.
         self.dropped = 0
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  Where vectors are pending is the vCPUs' state."""
+        out.u64(self.dropped)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self.dropped = section.u64()
 
     def _targets(self, message: MsiMessage) -> list[Callable[[int], None]]:
         destination = message.destination

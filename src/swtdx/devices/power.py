@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from swtdx.devices.saved import In, Out
+
 #: First port of the block (OVMF programs an ICH9's PMBASE to this) and its size in bytes.
 PM_BASE: Final = 0x600
 PM_LENGTH: Final = 0x10
@@ -55,6 +57,16 @@ class PowerBlock:
         self._clock = clock
         self._enable = 0
         self._control = 0
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  The timer is the host's clock."""
+        out.u16(self._enable)
+        out.u16(self._control)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self._enable = section.u16()
+        self._control = section.u16()
 
     def _byte(self, offset: int) -> int:
         if offset in (2, 3):
@@ -97,6 +109,14 @@ class ResetControl:
     def __init__(self, restart: Callable[[], None]) -> None:
         self._restart = restart
         self._value = 0
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        out.u8(self._value)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self._value = section.u8()
 
     def read(self) -> int:
         """The register, one byte."""

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
+from swtdx.devices.saved import In, Out
+
 RTC_BASE: Final = 0x70
 RTC_PORTS: Final = 2
 #: Index of the century register, which the FADT publishes.
@@ -43,6 +45,16 @@ class CmosRtc:
         self._ram[0x0B] = _B_24H  # BCD, as every BIOS leaves it
         self._ram[0x0C] = 0
         self._ram[0x0D] = 0x80  # the battery is good
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  The time is the host's."""
+        out.u8(self._index)
+        out.write(self._ram)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self._index = section.u8() & 0x7F
+        self._ram[:] = section.read(len(self._ram))
 
     def read(self, offset: int, size: int) -> int:
         """IN from port 0x70 + ``offset``."""

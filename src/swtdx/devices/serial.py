@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from swtdx.devices.saved import In, Out
+
 COM1: Final = 0x3F8
 #: Ports that a UART has.
 PORTS: Final = 8
@@ -65,6 +67,28 @@ class Uart:
         self._thre_pending = False
         self._overrun = False
         self._msr_delta = 0
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  Input that waits is kept."""
+        with self._lock:
+            out.blob(bytes(self._waiting))
+            out.blob(bytes(self._fifo))
+            for value in (self._trigger, self._ier, self._lcr, self._mcr, self._scratch, self._msr_delta):
+                out.u8(value)
+            for flag in (self._fifo_on, self._thre_pending, self._overrun, self._line):
+                out.u8(flag)
+            out.u16(self._divisor)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        with self._lock:
+            self._waiting = deque(section.blob())
+            self._fifo = deque(section.blob())
+            self._trigger, self._ier, self._lcr, self._mcr, self._scratch, self._msr_delta = section.read(6)
+            self._fifo_on, self._thre_pending, self._overrun, self._line = map(bool, section.read(4))
+            self._divisor = section.u16()
+            if len(self._fifo) > (_FIFO_DEPTH if self._fifo_on else 1) or self._trigger not in _TRIGGER:
+                raise section.fail("a UART whose FIFO cannot be like that")
 
     def send(self, data: bytes) -> None:
         """Input for the guest; kept until it has room.  Callable from any thread."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from swtdx.devices.saved import Stateless
+
 BASE: Final = 0x40
 PORTS: Final = 4
 
 
-class StoppedTimer:
+class StoppedTimer(Stateless):
     """A :class:`~swtdx.devices.bus.BusDevice`."""
 
     def read(self, offset: int, size: int) -> int:

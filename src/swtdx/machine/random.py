@@ -6,6 +6,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from swtdx.machine.snapshot import SectionReader, SectionWriter
+
 
 def derive(seed: bytes, purpose: str, length: int = 32) -> bytes:
     """``length`` bytes of key material for ``purpose`` out of the machine's seed (HKDF-SHA384)."""
@@ -31,7 +33,11 @@ class HardwareRandom:
         data: bytes = self._stream.update(bytes(16 * blocks))  # type: ignore[attr-defined]
         return data[:count]
 
-    def seek(self, drawn: int) -> None:
-        """Continue from a saved ``drawn`` count."""
-        self.drawn = drawn
-        self._stream = self._start(drawn)
+    def save_state(self, out: SectionWriter) -> None:
+        """See :class:`swtdx.machine.saved.Saved`.  The seed is the machine's."""
+        out.u64(self.drawn)
+
+    def load_state(self, section: SectionReader) -> None:
+        """See :class:`swtdx.machine.saved.Saved`."""
+        self.drawn = section.u64()
+        self._stream = self._start(self.drawn)

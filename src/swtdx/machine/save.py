@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from swtdx.machine.cpu.msr_table import MSRS
 from swtdx.machine.machine import Machine, MachineConfig
 from swtdx.machine.memory import MachineCheck, MemoryFault, saving
 from swtdx.machine.saved import Saved
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from swtdx.machine.memory import PhysicalMemory
 
 VERSION: Final = 2
+#: Of the section ``machine``; 3: how much of the random source was drawn is not in the description.
+_MACHINE_VERSION: Final = 3
 #: What Python raises on values that no machine has saved.
 _NONSENSE: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError)
 
@@ -41,7 +42,7 @@ def save(machine: Machine, snapshot: SnapshotWriter) -> None:
         lp.check_saveable()
         for vmcs in lp.vmx.active.values():
             lp.vmx.write_back(vmcs)
-    with snapshot.section("machine", VERSION) as out:
+    with snapshot.section("machine", _MACHINE_VERSION) as out:
         _save_machine(machine, out)
     saving.save(machine.memory, snapshot)
     with snapshot.section("processors", VERSION) as out:
@@ -60,7 +61,7 @@ def load(snapshot: Snapshot) -> Machine:
             of the attempt.
         EngineError: active VMCSs need an engine, and it does not start.
     """
-    section = snapshot.section("machine", VERSION)
+    section = snapshot.section("machine", _MACHINE_VERSION)
     config, settings = _load_config(section)
     memory = saving.load(snapshot)
     machine: Machine | None = None
@@ -92,7 +93,6 @@ def _save_machine(machine: Machine, out: SectionWriter) -> None:
         "options": config.options,
         "packages": config.packages,
         "processors_per_package": config.processors_per_package,
-        "random_drawn": machine.random.drawn,
         "usable": machine.usable,
         "machine_checks": [
             (index, error.hpa, error.keyid, error.kind)
@@ -106,6 +106,7 @@ def _save_machine(machine: Machine, out: SectionWriter) -> None:
         raise SnapshotError(f"the machine has an option that cannot be saved: {error}") from None
     out.text(text)
     out.blob(config.seed)
+    _save(machine.random, out)
 
 
 def _load_config(section: SectionReader) -> tuple[MachineConfig, dict[str, Any]]:
@@ -123,7 +124,6 @@ def _load_config(section: SectionReader) -> tuple[MachineConfig, dict[str, Any]]
         if isinstance(error, SnapshotError):
             raise
         raise section.fail(f"the machine's description makes no sense: {error!r}") from None
-    section.end()
     return config, settings
 
 
@@ -135,8 +135,9 @@ def _build(section: SectionReader, config: MachineConfig, memory: PhysicalMemory
 
 
 def _load_settings(section: SectionReader, machine: Machine, settings: dict[str, Any]) -> None:
+    _load(machine.random, section)
+    section.end()
     try:
-        machine.random.seek(int(settings["random_drawn"]))
         machine.usable = [(int(base), int(size)) for base, size in settings["usable"]]
         for index, hpa, keyid, kind in settings["machine_checks"]:
             machine.machine_checks.append((int(index), MachineCheck(int(hpa), int(keyid), str(kind))))
@@ -157,9 +158,9 @@ def _save_processors(machine: Machine, out: SectionWriter) -> None:
     out.u32(len(machine.processors))
     for lp in machine.processors:
         _save(lp, out)
-        _save_msrs(lp.msrs.values, out)
+        _save(lp.msrs, out)
     for number in range(machine.config.packages):
-        _save_msrs(machine.packages[number].msrs, out)
+        _save(machine.packages[number], out)
 
 
 def _load_processors(section: SectionReader, machine: Machine) -> None:
@@ -168,26 +169,10 @@ def _load_processors(section: SectionReader, machine: Machine) -> None:
         raise section.fail(f"{count} processors, and the machine has {len(machine.processors)}")
     for lp in machine.processors:
         _load(lp, section)
-        _load_msrs(lp.msrs.values, section)
+        _load(lp.msrs, section)
     for number in range(machine.config.packages):
-        _load_msrs(machine.packages[number].msrs, section)
+        _load(machine.packages[number], section)
     section.end()
-
-
-def _save_msrs(values: dict[int, int], out: SectionWriter) -> None:
-    out.u32(len(values))
-    for index in sorted(values):
-        out.u32(index)
-        out.u64(values[index])
-
-
-def _load_msrs(values: dict[int, int], section: SectionReader) -> None:
-    values.clear()
-    for _ in range(section.u32()):
-        index = section.u32()
-        if index not in MSRS:
-            raise section.fail(f"there is no MSR {index:#x}")
-        values[index] = section.u64()
 
 
 # ---------------------------------------------------------------------- SEAM

@@ -15,6 +15,7 @@ from swtdx.arch.platform_structs import VENDOR_INTEL
 from swtdx.devices.pci.function import PciFunction
 from swtdx.devices.pci.host import PciHost
 from swtdx.devices.power import PM_BASE
+from swtdx.devices.saved import In
 
 Q35_HOST: Final = 0x29C0
 ICH9_LPC: Final = 0x2918
@@ -45,6 +46,11 @@ class HostBridge(PciFunction):
         # PAM0..6: which parts of the BIOS area are RAM.  All of it is, whatever is written here.
         self.define(0x90, 0, 7, writable=0x30_3333_3333_3333)
         self.hook(_PCIEXBAR, 8, self._move_ecam)
+        self._move_ecam()
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`: ECAM is where PCIEXBAR says."""
+        super().load_state(section)
         self._move_ecam()
 
     def _move_ecam(self) -> None:

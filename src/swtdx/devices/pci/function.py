@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.devices.bus import BusDevice, BusError
+from swtdx.devices.saved import In, Out
 
 VENDOR_ID: Final = 0x00
 COMMAND: Final = 0x04
@@ -75,6 +76,18 @@ class PciFunction:
         self.allow(COMMAND, _COMMAND_WRITABLE, 2)
         self.allow(0x3C, 0xFF, 1)  # interrupt line: a note that software leaves for itself
         self.hook(COMMAND, 2, self._remap)
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`: the configuration space."""
+        out.write(self.config)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        config = section.read(len(self.config))
+        if config[:4] != self.config[:4]:
+            raise section.fail(f"a PCI function {config[:4].hex()}, and here is {self.config[:4].hex()}")
+        self.config[:] = config
+        self._remap()
 
     def _put(self, offset: int, value: int, size: int) -> None:
         self.config[offset : offset + size] = value.to_bytes(size, "little")

@@ -14,6 +14,7 @@ from typing import Final
 from swtdx.devices.bus import ALL_ONES, BusDevice, BusError
 from swtdx.devices.pci.function import PciFunction
 from swtdx.devices.power import ResetControl
+from swtdx.devices.saved import In, Out, Stateless
 
 CONFIG_BASE: Final = 0xCF8
 CONFIG_PORTS: Final = 8
@@ -111,6 +112,16 @@ class ConfigPorts:
         self._mechanism1 = mechanism1
         self._address = 0
 
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        out.u32(self._address)
+        self._reset_control.save_state(out)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self._address = section.u32()
+        self._reset_control.load_state(section)
+
     def read(self, offset: int, size: int) -> int:
         """IN of 1, 2 or 4 bytes from port 0xCF8 + ``offset``."""
         if offset >= _DATA_OFFSET:
@@ -138,7 +149,7 @@ class ConfigPorts:
             self._reset_control.write(value)
 
 
-class MemoryWindow:
+class MemoryWindow(Stateless):
     """The range of guest-physical addresses below 4 GiB that belongs to PCI: ECAM and BARs.
 
     One claim of the MMIO space, so that a guest may program any BAR it likes without two claims ever

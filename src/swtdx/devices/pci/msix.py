@@ -10,6 +10,7 @@ from typing import Final
 
 from swtdx.devices.bus import BusError
 from swtdx.devices.pci.function import PciFunction
+from swtdx.devices.saved import In, Out
 
 CAPABILITY_ID: Final = 0x11
 ENTRY_SIZE: Final = 16
@@ -49,6 +50,19 @@ class MsixTable:
         entry = bytes(_CONTROL) + b"\1\0\0\0"
         self._table = bytearray(entry * self.vectors)
         self._pending = 0
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  The capability is the function's."""
+        out.blob(self._table)
+        out.write(self._pending.to_bytes(self.vectors // 8 + 1, "little"))
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        table = section.blob()
+        if len(table) != len(self._table):
+            raise section.fail(f"{len(table) // ENTRY_SIZE} MSI-X vectors, and there are {self.vectors}")
+        self._table[:] = table
+        self._pending = int.from_bytes(section.read(self.vectors // 8 + 1), "little")
 
     @property
     def _message_control(self) -> int:

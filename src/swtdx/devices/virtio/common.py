@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from swtdx.arch.units import MASK32
+from swtdx.devices.saved import In, Out
 from swtdx.devices.virtio.device import (
     F_ACCESS_PLATFORM,
     F_VERSION_1,
@@ -77,6 +78,34 @@ class CommonConfig:
         self._queue_select = 0
         for queue in self.queues:
             queue.reset()
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`: the registers, and the queues."""
+        out.u8(self.status)
+        out.u64(self.driver_features)
+        out.u32(self._offered_select)
+        out.u32(self._accepted_select)
+        out.u16(self._queue_select)
+        out.u16(self.config_vector)
+        out.u16(len(self.queues))
+        for queue, vector in zip(self.queues, self.queue_vectors, strict=True):
+            out.u16(vector)
+            queue.save_state(out)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self.status = section.u8()
+        self.driver_features = section.u64()
+        self._offered_select = section.u32()
+        self._accepted_select = section.u32()
+        self._queue_select = section.u16()
+        self.config_vector = section.u16()
+        queues = section.u16()
+        if queues != len(self.queues):
+            raise section.fail(f"a virtio device of {queues} queues, and this has {len(self.queues)}")
+        for queue in self.queues:
+            self.queue_vectors[queue.index] = section.u16()
+            queue.load_state(section)
 
     @property
     def running(self) -> bool:

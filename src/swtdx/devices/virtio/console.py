@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from swtdx.devices.saved import In, Out
 from swtdx.devices.virtio.device import F_EVENT_IDX, Transport
 from swtdx.devices.virtio.port import PortStream
 from swtdx.devices.virtio.queue import Virtqueue
@@ -51,6 +52,24 @@ class VirtioConsole:
         """See :class:`~.device.VirtioDevice`.  Input that waits is kept."""
         self._transport = None
         self._stream.reset()
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`~.device.VirtioDevice`."""
+        for cells in self._size:
+            out.u16(cells)
+        out.u8(self._resized)
+        self._stream.save_state(out)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`~.device.VirtioDevice`.  The terminal's size is the one that the guest knows."""
+        self._size = (section.u16(), section.u16())
+        self._resized = bool(section.u8())
+        self._stream.load_state(section)
+
+    def attach(self, transport: Transport, queues: Sequence[Virtqueue]) -> None:
+        """See :class:`~.device.VirtioDevice`."""
+        self._transport = transport
+        self._stream.attach(transport, queues[_RECEIVE], queues[_TRANSMIT])
 
     def send(self, data: bytes) -> None:
         """Input for the guest; kept until it has room.  Callable from any thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from swtdx.devices.saved import In, Out
 from swtdx.devices.virtio.queue import Virtqueue
 
 # Feature bits that belong to the queues and the transport (VIRTIO 1.2, chapter 6)
@@ -67,4 +68,16 @@ class VirtioDevice(Protocol):
 
     def reset(self) -> None:
         """Forget the driver: no queues, no transport."""
+        ...
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  Registers and queues are the transport's."""
+        ...
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        ...
+
+    def attach(self, transport: Transport, queues: Sequence[Virtqueue]) -> None:
+        """Before :meth:`load_state`: the driver was ready, with these queues.  The guest hears nothing."""
         ...

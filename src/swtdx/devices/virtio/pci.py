@@ -19,6 +19,7 @@ from typing import Final
 from swtdx.devices.dma import Dma
 from swtdx.devices.pci.function import STATUS, PciFunction
 from swtdx.devices.pci.msix import MsixTable
+from swtdx.devices.saved import In, Out
 from swtdx.devices.virtio.common import NO_VECTOR, CommonConfig
 from swtdx.devices.virtio.device import (
     F_ACCESS_PLATFORM,
@@ -103,6 +104,28 @@ class VirtioPci(PciFunction):
     def _add_structure(self, kind: int, offset: int, length: int, extra: bytes = b"") -> None:
         body = struct.pack("<BBB3xII", 16 + len(extra), kind, 0, offset, length) + extra
         self.add_capability(_CAP_VENDOR, body)
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        with self._lock:
+            super().save_state(out)
+            out.u8(self._isr)
+            out.text(self.failure or "")
+            self._msix.save_state(out)
+            self.common.save_state(out)
+            self.device.save_state(out)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        with self._lock:
+            super().load_state(section)
+            self._isr = section.u8()
+            self.failure = section.text() or None
+            self._msix.load_state(section)
+            self.common.load_state(section)
+            if self.common.running:
+                self.device.attach(self, self.common.queues)
+            self.device.load_state(section)
 
     # BAR 0
 

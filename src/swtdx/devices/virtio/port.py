@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from swtdx.devices.saved import In, Out
 from swtdx.devices.virtio.device import Transport
 from swtdx.devices.virtio.queue import Virtqueue
 
@@ -46,6 +47,31 @@ class PortStream:
         self._transmit: Virtqueue | None = None
         self._refill_wanted = False
         self._unfinished = False
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  Input that waits is kept."""
+        with self._input_lock:
+            out.blob(self._input)
+        for flag in (self.flowing, self._refill_wanted, self._unfinished):
+            out.u8(flag)
+        out.u8(self._receive is not None)
+        out.u8(self._transmit is not None)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        with self._input_lock:
+            self._input = bytearray(section.blob())
+        self.flowing, self._refill_wanted, self._unfinished, receives, transmits = map(bool, section.read(5))
+        if not receives:
+            self._receive = None
+        if not transmits:
+            self._transmit = None
+
+    def attach(self, transport: Transport, receive: Virtqueue, transmit: Virtqueue) -> None:
+        """The driver was ready when the state was saved that :meth:`load_state` will get."""
+        self._transport = transport
+        self._receive = receive
+        self._transmit = transmit
 
     def activate(self, transport: Transport, receive: Virtqueue, transmit: Virtqueue) -> None:
         """The driver is ready.

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from swtdx.devices.saved import In, Out
 from swtdx.devices.virtio.device import F_EVENT_IDX, Transport
 from swtdx.devices.virtio.port import PortStream
 from swtdx.devices.virtio.queue import Chain, Virtqueue
@@ -106,6 +107,38 @@ class VirtioPorts:
             # Linux throws away what arrives at a channel that no program has open.
             port.stream.flowing = number == 0
             port.ready = port.ended = False
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`~.device.VirtioDevice`."""
+        out.u16(len(self._ports))
+        for port in self._ports:
+            out.text(port.name or "")
+            port.stream.save_state(out)
+            for flag in (port.ready, port.ending, port.ended):
+                out.u8(flag)
+        out.u16(len(self._to_say))
+        for message in self._to_say:
+            out.blob(message)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`~.device.VirtioDevice`.  The channels must be the same, under the same names."""
+        if section.u16() != len(self._ports):
+            raise section.fail(f"a console of another number of ports than {len(self._ports)}")
+        for port in self._ports:
+            name = section.text()
+            if name != (port.name or ""):
+                raise section.fail(f"a console with a port {name!r}, and here it is {port.name!r}")
+            port.stream.load_state(section)
+            port.ready, port.ending, port.ended = map(bool, section.read(3))
+        self._to_say = deque(section.blob() for _ in range(section.u16()))
+
+    def attach(self, transport: Transport, queues: Sequence[Virtqueue]) -> None:
+        """See :class:`~.device.VirtioDevice`."""
+        self._transport = transport
+        self._queues = queues
+        for number, port in enumerate(self._ports):
+            first = _first_queue(number)
+            port.stream.attach(transport, queues[first], queues[first + 1])
 
     def send(self, data: bytes) -> None:
         """Input for the console.  Callable from any thread."""

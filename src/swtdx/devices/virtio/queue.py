@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from swtdx.devices.dma import Dma, DmaError
+from swtdx.devices.saved import In, Out
 
 DESC_NEXT: Final = 1
 DESC_WRITE: Final = 2
@@ -82,6 +83,31 @@ class Virtqueue:
         self._last_avail = 0
         self._used_idx = 0
         self._signalled = 0  # used index at the last interrupt sent
+
+    def save_state(self, out: Out) -> None:
+        """See :class:`swtdx.devices.saved.Saved`.  The rings are in the guest's memory."""
+        out.u16(self.size)
+        for address in (self.desc, self.avail, self.used):
+            out.u64(address)
+        for index in (self._last_avail, self._used_idx, self._signalled):
+            out.u16(index)
+        out.u8(self.enabled)
+        out.u8(self.event_idx)
+
+    def load_state(self, section: In) -> None:
+        """See :class:`swtdx.devices.saved.Saved`."""
+        self.size = section.u16()
+        if not 0 < self.size <= self.max_size or self.size & self.size - 1:
+            raise section.fail(f"queue {self.index} has {self.size} entries, and at most {self.max_size}")
+        self.desc, self.avail, self.used = (section.u64() for _ in range(3))
+        self._last_avail, self._used_idx, self._signalled = (section.u16() for _ in range(3))
+        enabled = bool(section.u8())
+        self.event_idx = bool(section.u8())
+        if enabled:
+            try:
+                self.enable()
+            except QueueError as error:
+                raise section.fail(str(error)) from None
 
     def enable(self) -> None:
         """Start using the queue as programmed.

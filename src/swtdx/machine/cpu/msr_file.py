@@ -8,8 +8,9 @@ from swtdx.arch.units import MASK64
 from swtdx.machine.cpu.core import ProcessorCore
 from swtdx.machine.cpu.model import ProcessorModel
 from swtdx.machine.cpu.msr_table import MSRS, Msr, Scope
-from swtdx.machine.cpu.package import Package
+from swtdx.machine.cpu.package import Package, load_msrs, save_msrs
 from swtdx.machine.faults import GeneralProtection
+from swtdx.machine.snapshot import SectionReader, SectionWriter
 
 #: What reading an MSR gives, and what writing one stores (None: nothing); they may raise #GP.
 ReadRule = Callable[["MsrFile", Msr], int]
@@ -38,6 +39,14 @@ class MsrFile:
         self.package = package
         self.model = model
         self.values: dict[int, int] = {}
+
+    def save_state(self, out: SectionWriter) -> None:
+        """See :class:`swtdx.machine.saved.Saved`.  The package's registers are the package's."""
+        save_msrs(self.values, out)
+
+    def load_state(self, section: SectionReader) -> None:
+        """See :class:`swtdx.machine.saved.Saved`."""
+        load_msrs(self.values, section)
 
     # ------------------------------------------------------------------ what software does
     def read(self, index: int) -> int:
