@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import struct
 from datetime import UTC, datetime
 
@@ -10,7 +12,8 @@ import pytest
 from swtdx.devices.board import BoardConfig
 from swtdx.devices.fw_cfg import FwCfgError
 from swtdx.devices.power import POWER_OFF_VALUE, SLEEP_CONTROL_PORT
-from tests.devices.machines import BoardMachine, Machine
+from tests.devices.conftest import needs_qemu
+from tests.devices.machines import BoardMachine, Machine, QtestMachine
 
 #: What QEMU's clock is started at.
 LEAP_NIGHT = datetime(2024, 2, 29, 23, 59, 30, tzinfo=UTC)
@@ -74,6 +77,34 @@ def test_the_clock_is_always_there(machine: Machine) -> None:
     """Linux would otherwise wait a second for "update in progress" to end."""
     assert not cmos(machine, 0x0A) & 0x80
     assert cmos(machine, 0x0D) & 0x80
+
+
+def memory_by_cmos(machine: Machine) -> tuple[int, int]:
+    """RAM below and above 4 GiB, as OVMF of 2022 finds it out."""
+
+    def word(*indices: int) -> int:
+        return sum(cmos(machine, index) << 8 * at for at, index in enumerate(indices))
+
+    return word(0x34, 0x35) * 65536 + (16 << 20), word(0x5B, 0x5C, 0x5D) * 65536
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("size", "low", "high"), [("512M", 512 << 20, 0), ("2816M", 2 << 30, 768 << 20), ("5G", 2 << 30, 3 << 30)]
+)
+def test_memory_in_the_cmos(size: str, low: int, high: int) -> None:
+    """Every byte that QEMU has there, beside clock, disks and boot order."""
+    ours = BoardMachine(BoardConfig(ram=(low, high)))
+    told = range(0x15, 0x19), range(0x30, 0x32), range(0x34, 0x36), range(0x5B, 0x5E)
+    needs_qemu()
+    with contextlib.closing(QtestMachine("-m", size)) as theirs:
+        assert memory_by_cmos(ours) == memory_by_cmos(theirs) == (low, high)
+        for index in itertools.chain(*told):
+            assert cmos(ours, index) == cmos(theirs, index), hex(index)
+
+
+def test_no_memory_in_the_cmos_of_a_board_without_firmware(board: BoardMachine) -> None:
+    assert [cmos(board, index) for index in (0x15, 0x34, 0x5B)] == [0, 0, 0]
 
 
 def test_power_off(board: BoardMachine) -> None:

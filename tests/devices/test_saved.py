@@ -319,6 +319,7 @@ NOT_SAVED = {
     "Virtio": "a part: its device is",
     "Console": "a part: its device is",
     "FirmwareConfig": "a part: its device is",
+    "PciRoot": "a part: the bus is made with the board",
     "PciFunction._hooks": "made with the device",
     "PciFunction._bars": "made with the device",
     "PciFunction._writable": "made with the device",

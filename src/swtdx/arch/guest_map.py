@@ -73,3 +73,18 @@ class GuestMap:
 
 #: The map of our own board.
 GUEST_MAP: Final = GuestMap()
+
+#: QEMU's q35: up to here all RAM is below 4 GiB, and what has more gets 2 GiB there.
+_Q35_LOW_LIMIT: Final = 0xB000_0000
+_Q35_LOW_OF_MORE: Final = 2 * GIB
+
+
+def q35_map(memory: int) -> GuestMap:
+    """The map of a q35 with ``memory`` bytes of RAM, as QEMU lays it out (``hw/i386/pc_q35.c``).
+
+    Its PCI window starts where low RAM may end, because firmware decides where in it ECAM is: OVMF of 2022 at
+    0xB000_0000, later ones at 0xE000_0000.
+    """
+    low = _Q35_LOW_OF_MORE if memory >= _Q35_LOW_LIMIT else memory
+    window = max(_Q35_LOW_OF_MORE, -(-low // (256 * MIB)) * 256 * MIB)
+    return GuestMap(low_ram_end=low, pci_window=window)

@@ -31,9 +31,11 @@ from swtdx.guests.errors import GuestError
 from swtdx.guests.initramfs import Demo, Exec, Job, Shell
 
 if TYPE_CHECKING:
+    from swtdx.guests.tdvf_boot import TdvfImage
     from swtdx.platform import PlatformConfig
     from swtdx.vmm.command_io import CommandIo
     from swtdx.vmm.console import Console
+    from swtdx.vmm.firmware_boot import FirmwareBoot
     from swtdx.vmm.result import RunResult
 
 #: What the machine has besides the guest's memory: firmware ranges, PAMTs (1/256 of all), Secure EPT and
@@ -80,6 +82,7 @@ class Brought(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 class Options:
     """The command line; names as in :func:`run`."""
 
+    firmware: Path | None
     kernel: Path | None
     initrd: Path | None
     append: str
@@ -104,11 +107,17 @@ class Options:
     json_file: str | None
     serial_file: str | None
     log_file: str | None
+    firmware_log: str | None
     trace: str | None
     verbose: bool
 
 
 @click.command()
+@click.option(
+    "--firmware",
+    type=click.Path(path_type=Path),
+    help="Start with a TDVF image, as QEMU's -bios does; it starts the kernel.",
+)
 @click.option("--kernel", type=click.Path(path_type=Path), help="A bzImage of your own, e.g. from /boot.")
 @click.option("--initrd", type=click.Path(path_type=Path), help="An initrd of your own, for --kernel.")
 @click.option("--append", default="", metavar="TEXT", help="Add this to the kernel command line.")
@@ -142,6 +151,9 @@ class Options:
 @click.option("--json", "json_file", metavar="FILE", help="Write a summary for programs; - is stdout.")
 @click.option("--serial", "serial_file", metavar="FILE", help="The guest's serial port goes to FILE.")
 @click.option("--log", "log_file", metavar="FILE", help="With --exec: the kernel's messages go to FILE.")
+@click.option(
+    "--firmware-log", metavar="FILE", help="What the firmware prints at its debug port (0x402) goes to FILE."
+)
 @click.option(
     "--trace", metavar="FILE", help="Write every SEAMCALL, VM exit, TDCALL ... as JSON lines (slow)."
 )
@@ -192,6 +204,10 @@ def _check_options(options: Options) -> None:
         )
     if command and options.demo:
         raise click.UsageError("--exec and --demo exclude each other")
+    if options.firmware is not None and options.tiny:
+        raise click.UsageError("the tiny guest is started without firmware: leave out --firmware or --tiny")
+    if options.firmware_log is not None and options.firmware is None:
+        raise click.UsageError("--firmware-log goes with --firmware")
     if options.log_file is not None and not command:
         raise click.UsageError("--log goes with --exec; without it the kernel's messages are on the console")
     for name, wanted in (
@@ -214,6 +230,7 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
     job = _job(options)
     messages = _Messages(outputs.writer(options.log_file, "the log"))
     serial = outputs.writer(options.serial_file, "the serial port's output")
+    firmware_log = outputs.writer(options.firmware_log, "the firmware's log")
     trace = outputs.open(options.trace, "the trace")
     summary = None if options.json_file in (None, "-") else outputs.open(options.json_file, "the summary")
     brought = [
@@ -225,8 +242,11 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
         options.added,
     )  # fmt: skip
     with deadline.watched("the kernel was being fetched or read"):
+        firmware = _firmware(options.firmware)
         boot = TINY if options.tiny else choose(wishes, job, os.environ.get("TERM", ""), complain)
     if options.verbose:
+        if firmware is not None:
+            complain(f"firmware {options.firmware}, MRTD {firmware.measure().digest().hex()}")
         complain(f"booting {boot.label}" + (f" with {boot.cmdline!r}" if boot.cmdline else ""))
     with Starting(boot.label) as starting:
         command = _command_io(options, job, starting, brought)
@@ -234,8 +254,9 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
         gc.disable()
         try:
             result, quotes = _launch(
-                boot, job, options, command, messages, serial, trace is not None, deadline, starting
-            )
+                _Started(boot, firmware, firmware_log),
+                job, options, command, messages, serial, trace is not None, deadline, starting,
+            )  # fmt: skip
         finally:
             gc.enable()
     status = exit_status(result, command=job_is_command(job))
@@ -251,6 +272,15 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
     return status or int(outputs.failed)
 
 
+def _firmware(path: Path | None) -> TdvfImage | None:
+    """The firmware that the user gave, checked."""
+    if path is None:
+        return None
+    from swtdx.guests.tdvf_boot import load_firmware
+
+    return load_firmware(path)
+
+
 def job_is_command(job: Job) -> bool:
     """Whether the guest is to run one command."""
     return isinstance(job, Exec)
@@ -262,6 +292,7 @@ def _nowhere(_data: bytes) -> None:
 
 def _about(options: Options, boot: Boot, started: float) -> dict[str, Any]:
     return {
+        "firmware": None if options.firmware is None else str(options.firmware),
         "kernel": boot.label,
         "cmdline": boot.cmdline,
         "memory": options.memory,
@@ -327,8 +358,37 @@ def platform_config(memory: int, vcpus: int, cpus: int | None, seed: bytes) -> P
     return PlatformConfig(machine=machine, start_engine=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """What is started: a kernel, perhaps by firmware."""
+
+    boot: Boot
+    firmware: TdvfImage | None
+    firmware_log: Callable[[bytes], None] | None
+
+    @property
+    def passes_rbp(self) -> bool:
+        """Whether the firmware needs a TD that may change the hypervisor's RBP."""
+        if self.firmware is None:
+            return False
+        from swtdx.guests.tdvf_boot import passes_rbp
+
+        return passes_rbp(self.firmware)
+
+    def by_firmware(self, memory: int) -> FirmwareBoot | None:
+        """How, if by firmware."""
+        if self.firmware is None:
+            return None
+        from swtdx.vmm.firmware_boot import FirmwareBoot
+
+        boot = self.boot
+        return FirmwareBoot(
+            self.firmware, memory, boot.kernel, boot.initrd, boot.cmdline, log=self.firmware_log
+        )
+
+
 def _launch(
-    boot: Boot,
+    started: _Started,
     job: Job,
     options: Options,
     command: CommandIo | None,
@@ -359,11 +419,15 @@ def _launch(
         from swtdx.vmm.td_params import TdConfig
 
         launch_config = LaunchConfig(
-            kernel=boot.kernel,
-            initrd=boot.initrd,
-            cmdline=boot.cmdline,
+            kernel=started.boot.kernel,
+            initrd=started.boot.initrd,
+            cmdline=started.boot.cmdline,
             memory=options.memory,
-            td=TdConfig(vcpus=options.vcpus, **options.td.settings(debug=options.debug)),
+            boot=started.by_firmware(options.memory),
+            must_boot=started.firmware is not None,
+            td=TdConfig(
+                vcpus=options.vcpus, rbp_mod=started.passes_rbp, **options.td.settings(debug=options.debug)
+            ),
             command=command,
             log=messages.take if command is not None else None,
             serial=serial,

@@ -16,9 +16,10 @@ from typing import Final, TypeVar
 
 from swtdx.arch.guest_map import ECAM_BYTES, GUEST_MAP
 from swtdx.devices.acpi import AcpiBlob, AcpiConfig, build_acpi
+from swtdx.devices.acpi.loader import AcpiFiles, acpi_files
 from swtdx.devices.bus import MmioSpace, PortSpace
 from swtdx.devices.dma import Dma
-from swtdx.devices.fw_cfg import FwCfg
+from swtdx.devices.fw_cfg import FwCfg, FwCfgContents
 from swtdx.devices.part import Part, Wires
 from swtdx.devices.parts import (
     Clock,
@@ -60,6 +61,8 @@ class BoardConfig:
             says why).
         chipset: also the ICH9 LPC bridge and fw_cfg, which OVMF looks for; a kernel booted directly
             would only spend about 100 TD exits on them.
+        fw_cfg: with ``chipset``: what firmware finds in fw_cfg beside the ACPI tables.
+        ram: bytes of RAM below and above 4 GiB, for firmware that asks the CMOS.
         rtc_driver: declare the PC's clock to the operating system.  It is on the board either way (see
             :mod:`swtdx.devices.rtc`), and Linux reads the time from it when it starts; declared, it is
             also given a driver and /dev/rtc0, for about 50 more accesses, and the driver sets the time again.
@@ -77,6 +80,8 @@ class BoardConfig:
     channels: tuple[PortConfig, ...] = ()
     serial: bool = True
     chipset: bool = False
+    fw_cfg: FwCfgContents | None = None
+    ram: tuple[int, int] | None = None
     rtc_driver: bool = False
     ecam: int | None = None
     mechanism1: bool = True
@@ -127,6 +132,9 @@ class Board:
         self._window, self._top = window
         for part in parts:
             self.add(part)
+        firmware = self.find(FirmwareConfig)
+        if firmware is not None:
+            firmware.offer_acpi(self.acpi_files)
 
     # ------------------------------------------------------------------ composing
     def add(self, part: Part) -> None:
@@ -255,13 +263,19 @@ class Board:
         return {part.name: part.failure for part in self.parts if part.failure is not None}
 
     def acpi(
-        self, base_gpa: int, *, ccel: tuple[int, int] | None = None, wakeup_mailbox: int | None = None
+        self,
+        base_gpa: int,
+        *,
+        ccel: tuple[int, int] | None = None,
+        wakeup_mailbox: int | None = None,
+        for_firmware: bool = False,
     ) -> AcpiBlob:
         """ACPI tables that describe this board, to lie from ``base_gpa`` on.
 
         Args:
             ccel: (GPA, bytes) of the TD's event log.
             wakeup_mailbox: GPA of the multiprocessor wakeup mailbox; needed for several vCPUs.
+            for_firmware: firmware adds the mailbox and the log.
 
         Raises:
             AcpiError: see :func:`swtdx.devices.acpi.build_acpi`.
@@ -272,10 +286,15 @@ class Board:
             memory_windows=(),
             serial_port=None,
             ccel=ccel,
+            firmware_wakes=for_firmware,
         )
         for part in self.parts:
             tables = part.describe(tables)
         return build_acpi(tables, base_gpa)
+
+    def acpi_files(self) -> AcpiFiles:
+        """The tables as files of fw_cfg, which firmware puts into memory."""
+        return acpi_files(self.acpi(0, for_firmware=True))
 
 
 def standard_parts(
@@ -287,7 +306,7 @@ def standard_parts(
     and a shell on it works, at some cost; hvc0 is the terminal to use.
     """
     root = PciRoot(config.pci_window, PCI_WINDOW_END, config.ecam, mechanism1=config.mechanism1)
-    parts: list[Part] = [Power(), root, Timer(), Clock(declared=config.rtc_driver)]
+    parts: list[Part] = [Power(), root, Timer(), Clock(declared=config.rtc_driver, ram=config.ram)]
     if config.ioapic:
         parts.append(InterruptController())
     if config.serial:
@@ -295,7 +314,7 @@ def standard_parts(
     if config.console:
         parts.append(Console(console_out, config.console_size, config.channels))
     if config.chipset:
-        parts += [Lpc(), FirmwareConfig()]
+        parts += [Lpc(), FirmwareConfig(config.fw_cfg)]
     return [*parts, *(make() for make in config.more)]
 
 

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from swtdx.arch.guest_map import ECAM_BUS_BYTES, ECAM_BYTES, IOAPIC_GPA
+from swtdx.arch.guest_map import ECAM_BUS_BYTES, IOAPIC_GPA
 from swtdx.arch.units import PAGE
 from swtdx.devices import power, rtc, serial, timer
 from swtdx.devices.acpi import AcpiConfig
+from swtdx.devices.acpi.loader import LOADER_FILE, RSDP_FILE, TABLES_FILE, AcpiFiles
 from swtdx.devices.acpi.tables import SCI
-from swtdx.devices.fw_cfg import FW_CFG_BASE, FW_CFG_PORTS, FwCfg
+from swtdx.devices.debug_port import DEBUG_PORT, DebugPort
+from swtdx.devices.fw_cfg import FW_CFG_BASE, FW_CFG_PORTS, FwCfg, FwCfgContents, MadeFile
 from swtdx.devices.ioapic import IoApic
 from swtdx.devices.part import Backplane, Part, Wires
 from swtdx.devices.pci.chipset import HostBridge, LpcBridge
-from swtdx.devices.pci.host import CONFIG_BASE, CONFIG_PORTS, ConfigPorts, MemoryWindow
+from swtdx.devices.pci.host import CONFIG_BASE, CONFIG_PORTS, ConfigPorts, MemoryWindow, PciHost
 from swtdx.devices.power import PowerBlock, ResetControl
 from swtdx.devices.rtc import CmosRtc
 from swtdx.devices.serial import Uart
@@ -54,6 +56,7 @@ class PciRoot(Part):
         self._window = (window, end)
         self._ecam = ecam
         self._mechanism1 = mechanism1
+        self._host: PciHost | None = None
 
     def plug(self, board: Backplane) -> None:
         """Ports 0xCF8 to 0xCFF, the window, and 00:00.0."""
@@ -62,15 +65,20 @@ class PciRoot(Part):
         start, end = self._window
         board.mmio.register(start, end - start, MemoryWindow(board.pci, start), name="PCI memory")
         board.pci.add(0, HostBridge(board.pci, self._ecam))
+        self._host = board.pci
 
     def describe(self, tables: AcpiConfig) -> AcpiConfig:
-        """The root, with its window but for ECAM, and ECAM of bus 0."""
+        """The root, with its window but for ECAM, and ECAM of bus 0, where it is now.
+
+        Outside the window, where software may have put it, ECAM does not answer.
+        """
         start, end = self._window
-        if self._ecam is None:
+        ecam, ecam_end = (0, 0) if self._host is None else self._host.ecam
+        if not start <= ecam < ecam_end <= end:
             return replace(tables, memory_windows=((start, end - start),))
-        parts = ((start, self._ecam), (self._ecam + ECAM_BYTES, end))
+        parts = ((start, ecam), (ecam_end, end))
         windows = tuple((low, high - low) for low, high in parts if low < high)
-        return replace(tables, memory_windows=windows, ecam=(self._ecam, ECAM_BUS_BYTES))
+        return replace(tables, memory_windows=windows, ecam=(ecam, ECAM_BUS_BYTES))
 
 
 class Serial(Part):
@@ -101,16 +109,21 @@ class Timer(Part):
 
 
 class Clock(Part):
-    """The CMOS clock; ``declared``: the tables offer it to the operating system."""
+    """The CMOS clock; ``declared``: the tables offer it to the operating system.
+
+    Args:
+        ram: bytes of RAM below and above 4 GiB, for firmware that asks the CMOS.
+    """
 
     name = "RTC"
 
-    def __init__(self, *, declared: bool = False) -> None:
+    def __init__(self, *, declared: bool = False, ram: tuple[int, int] | None = None) -> None:
         self._declared = declared
+        self._ram = ram
 
     def plug(self, board: Backplane) -> None:
         """Its ports."""
-        board.ports.register(rtc.RTC_BASE, rtc.RTC_PORTS, CmosRtc(board.wires.now), name=self.name)
+        board.ports.register(rtc.RTC_BASE, rtc.RTC_PORTS, CmosRtc(board.wires.now, self._ram), name=self.name)
 
     def describe(self, tables: AcpiConfig) -> AcpiConfig:
         """A device, if it is declared."""
@@ -209,15 +222,54 @@ class Lpc(Part):
         board.pci.add(_LPC_SLOT, LpcBridge())
 
 
+#: Room for tables to grow between when firmware asks for their size and when it fetches them.
+_ACPI_ROOM: Final = 1024
+
+
 class FirmwareConfig(Part):
-    """fw_cfg."""
+    """fw_cfg.
+
+    Args:
+        contents: what firmware finds there, beside the board's own ACPI tables.
+    """
 
     name = "fw_cfg"
 
-    def __init__(self) -> None:
+    def __init__(self, contents: FwCfgContents | None = None) -> None:
+        self._contents = FwCfgContents() if contents is None else contents
         self.device: FwCfg | None = None
 
     def plug(self, board: Backplane) -> None:
         """Its ports."""
-        self.device = FwCfg(board.wires.dma)
-        board.ports.register(FW_CFG_BASE, FW_CFG_PORTS, self.device, name=self.name, widths=(1, 2, 4))
+        self.device = device = FwCfg(board.wires.dma)
+        for key, data in self._contents.items.items():
+            device.add_item(key, data)
+        for name, data in self._contents.files.items():
+            device.add_file(name, data)
+        board.ports.register(FW_CFG_BASE, FW_CFG_PORTS, device, name=self.name, widths=(1, 2, 4))
+
+    def offer_acpi(self, make: Callable[[], AcpiFiles]) -> None:
+        """Let firmware fetch ACPI tables, made anew whenever it does: it may have moved what they tell of."""
+        device = self.device
+        assert device is not None
+        now = make()
+
+        def size(data: bytes) -> int:
+            return -(-(len(data) + _ACPI_ROOM) // PAGE) * PAGE
+
+        device.add_file(RSDP_FILE, MadeFile(len(now.rsdp), lambda: make().rsdp))
+        device.add_file(TABLES_FILE, MadeFile(size(now.tables), lambda: make().tables))
+        device.add_file(LOADER_FILE, MadeFile(size(now.loader), lambda: make().loader))
+
+
+class DebugConsole(Part):
+    """The debug port; ``output`` takes what firmware prints there."""
+
+    name = "debug port"
+
+    def __init__(self, output: Callable[[bytes], None]) -> None:
+        self._output = output
+
+    def plug(self, board: Backplane) -> None:
+        """One port."""
+        board.ports.register(DEBUG_PORT, 1, DebugPort(self._output), name=self.name)

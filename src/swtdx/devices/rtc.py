@@ -16,6 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
+from swtdx.arch.units import KIB, MIB
 from swtdx.devices.saved import In, Out
 
 RTC_BASE: Final = 0x70
@@ -24,6 +25,7 @@ RTC_PORTS: Final = 2
 CENTURY: Final = 0x32
 
 _B_24H, _B_BINARY = 0x02, 0x04
+_BLOCK: Final = 64 * KIB
 
 
 def _bcd(value: int) -> int:
@@ -35,9 +37,10 @@ class CmosRtc:
 
     Args:
         now: seconds since 1970-01-01 00:00 UTC.
+        ram: bytes of RAM below and above 4 GiB; None: the CMOS does not say.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], ram: tuple[int, int] | None = None) -> None:
         self._now = now
         self._index = 0
         self._ram = bytearray(128)
@@ -45,6 +48,20 @@ class CmosRtc:
         self._ram[0x0B] = _B_24H  # BCD, as every BIOS leaves it
         self._ram[0x0C] = 0
         self._ram[0x0D] = 0x80  # the battery is good
+        if ram is not None:
+            self._tell_ram(*ram)
+
+    def _tell_ram(self, low: int, high: int) -> None:
+        """RAM as a PC's BIOS and QEMU's write it down (``hw/i386/pc.c``); all numbers little-endian."""
+        extended = min(max(low - MIB, 0) // KIB, 0xFFFF)
+        for index, value, size in (
+            (0x15, 640, 2),  # KiB of base memory
+            (0x17, extended, 2),  # KiB from 1 MiB on
+            (0x30, extended, 2),
+            (0x34, min(max(low - 16 * MIB, 0) // _BLOCK, 0xFFFF), 2),  # 64 KiB blocks from 16 MiB on
+            (0x5B, high // _BLOCK, 3),  # 64 KiB blocks from 4 GiB on
+        ):
+            self._ram[index : index + size] = value.to_bytes(size, "little")
 
     def save_state(self, out: Out) -> None:
         """See :class:`swtdx.devices.saved.Saved`.  The time is the host's."""

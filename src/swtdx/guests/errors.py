@@ -15,6 +15,10 @@ class NoTdxSupport(GuestError):
     """The kernel was built without ``CONFIG_INTEL_TDX_GUEST``, or it cannot be told."""
 
 
+class NotFirmware(GuestError):
+    """The file is not a TDVF image: firmware that a VMM can build a TD of."""
+
+
 class PackageError(GuestError):
     """A Debian package could not be read."""
 

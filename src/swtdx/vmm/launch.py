@@ -23,6 +23,7 @@ from swtdx.vmm.command_io import CommandIo, CommandStreams
 from swtdx.vmm.console import Console, Stream
 from swtdx.vmm.control import RunControl
 from swtdx.vmm.errors import VmmError
+from swtdx.vmm.firmware_words import FirmwareWords
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
 from swtdx.vmm.processor import Processor
@@ -59,6 +60,7 @@ class LaunchConfig:
             2 MiB; otherwise it comes on demand.
         boot: how the TD is started instead; ``kernel``, ``initrd``, ``cmdline`` and ``memory`` are then not
             looked at.
+        must_boot: end the run when firmware says on the serial port that it has found nothing to boot.
         teardown: give all pages and the key back at the end; a machine that is thrown away then does not
             need that.
     """
@@ -76,6 +78,7 @@ class LaunchConfig:
     preaugment: bool = True
     teardown: bool = True
     boot: Boot | None = None
+    must_boot: bool = False
 
     def direct(self) -> DirectKernel | TinyGuest:
         """How ``kernel`` is started."""
@@ -208,7 +211,7 @@ class Launch:
                     board,
                     control,
                     console_out=self._output.write,
-                    serial_out=config.serial,
+                    serial_out=self._serial(control),
                     quote_service=config.quote_service,
                     mmio=GUEST_MAP.devices(),
                 )
@@ -216,6 +219,13 @@ class Launch:
             except BaseException:
                 self.close()
                 raise
+
+    def _serial(self, control: RunControl) -> Callable[[bytes], None] | None:
+        """Where the serial port's output goes."""
+        if not self.config.must_boot:
+            return self.config.serial
+        output = self.config.serial or self._output.write
+        return FirmwareWords(output, lambda why: control.end(EndReason.NOT_BOOTED, why)).write
 
     def run(self, timeout: float | None = None) -> RunResult:
         """Run the TD for ``timeout`` seconds at most (None: no limit)."""

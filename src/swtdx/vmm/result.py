@@ -11,6 +11,7 @@ class EndReason(enum.Enum):
 
     POWER_OFF = "the guest switched off"
     RESTART = "the guest asked for a restart"
+    NOT_BOOTED = "the firmware found nothing to boot"
     HALTED = "every vCPU halted with interrupts disabled"
     FATAL_ERROR = "the guest reported a fatal error"
     TRIPLE_FAULT = "the guest triple-faulted"

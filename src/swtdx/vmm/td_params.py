@@ -70,6 +70,8 @@ class TdConfig:
         xfam: the extended features, or None for x87, SSE, AVX, AVX-512 and PKRU as far as there are.
         gpaw: 48, or 52 for a Secure EPT of five levels.
         tsc_hz: frequency of the guest's TSC; None is as near to the machine's as units of 25 MHz allow.
+        rbp_mod: the guest may pass RBP to the hypervisor (CONFIG_FLAGS.NO_RBP_MOD is clear), as OVMF did
+            until 2023; KVM sets that flag always.
         mrconfigid, mrowner, mrownerconfig: 48 bytes each that the TD's reports carry.
         cpuid: replaces our values of configurable CPUID leaves; bits that the module does not let a host
             configure must be 0.
@@ -84,6 +86,7 @@ class TdConfig:
     xfam: int | None = None
     gpaw: int = 48
     tsc_hz: float | None = None
+    rbp_mod: bool = False
     mrconfigid: bytes = bytes(48)
     mrowner: bytes = bytes(48)
     mrownerconfig: bytes = bytes(48)
@@ -125,7 +128,7 @@ class TdConfig:
         if self.vcpus > info.max_vcpus:
             raise ConfigError(f"a TD of this TDX module has at most {info.max_vcpus} vCPUs, not {self.vcpus}")
         params = TD_PARAMS.new()
-        flags = CONFIG_NO_RBP_MOD & info.config_flags_fixed0
+        flags = 0 if self.rbp_mod else CONFIG_NO_RBP_MOD & info.config_flags_fixed0
         if self.gpaw == 52:
             if not info.config_flags_fixed0 & CONFIG_GPAW:
                 raise ConfigError("this TDX module has no guest-physical addresses of 52 bits; use gpaw 48")

@@ -36,6 +36,8 @@ class AcpiConfig:
     cmos_rtc: bool = False
     #: The I/O APIC, its first interrupt, and how many it has; with one the platform is not hardware-reduced.
     ioapic: tuple[int, int, int] | None = None
+    #: Several vCPUs need no mailbox here: firmware adds its own.
+    firmware_wakes: bool = False
     #: AML of further devices in the scope of the system bus.
     devices: tuple[bytes, ...] = ()
 
@@ -46,7 +48,7 @@ class AcpiConfig:
     def __post_init__(self) -> None:
         if not self.apic_ids or len(set(self.apic_ids)) != len(self.apic_ids):
             raise AcpiError(f"APIC ids {list(self.apic_ids)}: give one for each vCPU, all different")
-        if len(self.apic_ids) > 1 and self.wakeup_mailbox is None:
+        if len(self.apic_ids) > 1 and self.wakeup_mailbox is None and not self.firmware_wakes:
             raise AcpiError("several vCPUs need a wakeup_mailbox: a TD has no INIT and SIPI")
         if self.wakeup_mailbox is not None and self.wakeup_mailbox % PAGE:
             raise AcpiError(f"the wakeup mailbox at {self.wakeup_mailbox:#x} is not page-aligned")

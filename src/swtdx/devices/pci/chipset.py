@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.platform_structs import VENDOR_INTEL
-from swtdx.devices.pci.function import PciFunction
+from swtdx.devices.pci.function import COMMAND, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, PciFunction
 from swtdx.devices.pci.host import PciHost
 from swtdx.devices.power import PM_BASE
 from swtdx.devices.saved import In
@@ -64,6 +64,9 @@ class LpcBridge(PciFunction):
 
     def __init__(self) -> None:
         super().__init__(VENDOR_INTEL, ICH9_LPC, class_code=0x060100, revision=2)
+        # I/O, memory and bus mastering cannot be switched off, and firmware looks for devices behind a
+        # bridge only where they are on.
+        self.define(COMMAND, COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER, 2)
         self.define(_PMBASE, PM_BASE | 1, 4, writable=0xFF80)
         self.define(_ACPI_CNTL, 0, 1, writable=0x87)
         for pirq in (0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B):
