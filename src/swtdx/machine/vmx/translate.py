@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.sept_bits import LEAF
@@ -132,9 +133,44 @@ class Translator:
         entries = np.frombuffer(found.table, dtype="<u8")
         base = gpa & -HUGE_PAGE
         lookup = vmcs.space.lookup
+        # Pages that follow each other in both address spaces go together: after every flush of a TD's
+        # translations there may be hundreds.
+        run: list[int] = []
         for index in np.flatnonzero((entries & np.uint64(0x87)) > np.uint64(LEAF)).tolist():
-            where = base + index * LARGE_PAGE
-            if lookup(where) is None:
-                entry = int(entries[index])
-                with suppress(MemoryFault):
-                    self._map(vmcs, where, entry & FRAME_MASK | keyid, LARGE_PAGE, entry & found.above, False)
+            if lookup(base + index * LARGE_PAGE) is not None:
+                continue
+            if run and (index != run[-1] + 1 or int(entries[index]) != int(entries[run[-1]]) + LARGE_PAGE):
+                self._fill_run(vmcs, base, entries, run, found.above, keyid)
+                run = []
+            run.append(index)
+        if run:
+            self._fill_run(vmcs, base, entries, run, found.above, keyid)
+
+    def _fill_run(
+        self,
+        vmcs: Vmcs,
+        base: int,
+        entries: npt.NDArray[np.uint64],
+        run: list[int],
+        above: int,
+        keyid: int,
+    ) -> None:
+        """Cache the 2 MiB pages of adjacent ``entries``, whose frames are adjacent, too."""
+        core = self._core
+        first = int(entries[run[0]])
+        hpa, keyid = core.split(first & FRAME_MASK | keyid)
+        size = len(run) * LARGE_PAGE
+        try:
+            core.memory.acquire(hpa, size, keyid, core.guest)
+        except MemoryFault:
+            # What is wrong with one of them is not wrong with the others, nor with this access.
+            if len(run) > 1:
+                for index in run:
+                    self._fill_run(vmcs, base, entries, [index], above, keyid)
+            return
+        core.machine.frames_mapped(hpa, size)
+        access = Access(first & above & 7)
+        for number, index in enumerate(run):
+            vmcs.space.map(
+                base + index * LARGE_PAGE, hpa + number * LARGE_PAGE, LARGE_PAGE, access, code=True
+            )
