@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from swtdx.attestation.quote import ParsedQuote
+from swtdx.guests import cpio
 from swtdx.guests.guest import Guest
 from swtdx.guests.initramfs import Exec, default_cmdline
 from tests.boot.process import Watched, swtdx, watched
@@ -165,6 +166,23 @@ def test_the_time_of_day_is_right_after_a_slow_boot(guest: Guest) -> None:
     assert process.returncode == 0
     assert max(at_least) < 1, "ahead"
     assert min(at_most) > -1, "behind"
+
+
+@pytest.mark.parametrize("state", ["mem", "freeze"])
+def test_who_suspends_a_td_finds_it_awake_again(guest: Guest, tmp_path: Path, state: str) -> None:
+    """With an init of the user's own, that no driver helps."""
+    init = (
+        "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nmount -t sysfs sys /sys\n"
+        f"for n in 1 2; do echo {state} >/sys/power/state && echo awake $n; done\npoweroff -f\n"
+    )
+    busybox = cpio.regular("bin/busybox", guest.busybox.read_bytes(), 0o755)
+    own = [*map(cpio.directory, ("bin", "sys")), busybox, cpio.regular("init", init.encode(), 0o755)]
+    (tmp_path / "initrd").write_bytes(cpio.archive(own))
+    done = swtdx(
+        "run", "--kernel", str(guest.kernel), "--initrd", str(tmp_path / "initrd"), "--timeout", "200"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^awake \d", done.stdout, re.MULTILINE) == ["awake 1", "awake 2"]
 
 
 def test_memory_stays_within_the_guests_and_300_mib(boot: Boot) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from swtdx.arch.guest_map import IOAPIC_GPA
+from swtdx.devices import parts
 from swtdx.devices.board import BoardConfig
+from swtdx.devices.ioapic import IoApic
 from swtdx.devices.parts import InterruptController
 from tests.devices.conftest import needs_qemu
 from tests.devices.machines import BoardMachine, Machine, QtestMachine
+from tests.devices.sections import carry
 
 
 @pytest.fixture(params=["ours", pytest.param("qemu", marks=pytest.mark.qemu)])
@@ -48,6 +52,72 @@ def test_what_linux_reads_and_writes(machine: Machine) -> None:
         assert read(machine, 0x10 + 2 * pin) == 1 << 16 | 1 << 15 | 0x31
         assert read(machine, 0x11 + 2 * pin) == 0x0300_0000
     assert read(machine, 0x10 + 48) == 0, "there is no input 24"
+
+
+SCI = 9
+
+
+@pytest.mark.parametrize(("logical", "address"), [(0, 0xFEE0_3000), (1 << 11, 0xFEE0_3004)])
+def test_an_input_becomes_a_message(logical: int, address: int) -> None:
+    sent: list[tuple[int, int]] = []
+    device = IoApic(24, lambda where, data: sent.append((where, data)))
+
+    def entry(low: int) -> None:
+        for register, value in ((0x11 + 2 * SCI, 0x0300_0000), (0x10 + 2 * SCI, low)):
+            device.write(0, 4, register)
+            device.write(0x10, 4, value)
+
+    entry(1 << 16 | 0x31)
+    device.set_level(SCI, True)
+    assert sent == [], "it is masked"
+    entry(logical | 0x31)
+    assert sent == [], "an edge that came while it was masked is lost"
+    for level in (False, True, True):
+        device.set_level(SCI, level)
+    assert sent == [(address, 0x31)], "once for each edge"
+    entry(1 << 16 | 1 << 15 | logical | 0x31)
+    entry(1 << 15 | logical | 0x31)
+    assert sent == [(address, 0x31)] * 2, "a level is still there"
+
+
+def test_whoever_looks_at_acpi_s_input_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Linux does before it suspends itself: tests/boot/test_linux.py has the whole of it."""
+    monkeypatch.setattr(parts, "_SLEEP", 0.0)
+    machine = BoardMachine(BoardConfig(ioapic=True))
+    write(machine, 0x11, 0)
+    machine.outp(0x602, 2, 1 << 5)
+    read(machine, 0x10)
+    assert machine.wakes == 0, "a masked input is looked at while Linux starts"
+    write(machine, 0x10, 0x31)
+    read(machine, 0x10)
+    while not machine.wakes:
+        time.sleep(0.001)
+    assert machine.inp(0x600, 2) == 0
+    machine.board.poll()
+    assert machine.inp(0x600, 2) == 1 << 5
+    assert machine.msis == [(0xFEE0_0000, 0x31)]
+    machine.outp(0x600, 2, 1 << 5)
+    assert machine.inp(0x600, 2) == 0, "writing 1 clears it"
+    machine.board.poll()
+    assert len(machine.msis) == 1, "once"
+
+
+def test_one_that_was_saved_asleep_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_SLEEP", 3600.0)
+    machine = BoardMachine(BoardConfig(ioapic=True))
+    write(machine, 0x10, 0x31)
+    machine.outp(0x602, 2, 1 << 5)
+    read(machine, 0x10)
+    again = BoardMachine(BoardConfig(ioapic=True))
+    carry(machine.board, again.board)
+    monkeypatch.setattr(parts, "_SLEEP", 0.0)
+    woken = again.wakes
+    again.board.poll()
+    while again.wakes == woken:
+        time.sleep(0.001)
+    again.board.poll()
+    assert again.msis == [(0xFEE0_0000, 0x31)]
+    assert machine.msis == []
 
 
 def test_the_tables_tell_of_it_and_of_fixed_registers() -> None:

@@ -306,9 +306,10 @@ def standard_parts(
     and a shell on it works, at some cost; hvc0 is the terminal to use.
     """
     root = PciRoot(config.pci_window, PCI_WINDOW_END, config.ecam, mechanism1=config.mechanism1)
-    parts: list[Part] = [Power(), root, Timer(), Clock(declared=config.rtc_driver, ram=config.ram)]
-    if config.ioapic:
-        parts.append(InterruptController())
+    ioapic = InterruptController() if config.ioapic else None
+    parts: list[Part] = [Power(ioapic), root, Timer(), Clock(declared=config.rtc_driver, ram=config.ram)]
+    if ioapic is not None:
+        parts.append(ioapic)
     if config.serial:
         parts.append(Serial(serial_out))
     if config.console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -28,17 +29,57 @@ from swtdx.devices.virtio.pci import BAR_SIZE, VirtioPci
 from swtdx.devices.virtio.ports import PortConfig, VirtioPorts
 
 _LPC_SLOT: Final = 31
+#: How long a guest that has suspended itself sleeps, in seconds.
+_SLEEP: Final = 1.0
 
 
 class Power(Part):
-    """Power-off and the power management timer."""
+    """Power-off, the power management timer, and, with an I/O APIC, what wakes a guest that suspended itself.
+
+    Args:
+        ioapic: carries the interrupt of ACPI's events.
+    """
 
     name = "power"
 
+    def __init__(self, ioapic: InterruptController | None = None) -> None:
+        self._ioapic = ioapic
+        self._block: PowerBlock | None = None
+        self._wake: Callable[[], None] = lambda: None
+        self._alarm: threading.Timer | None = None
+        self._rings = False
+
     def plug(self, board: Backplane) -> None:
         """Ports from :data:`swtdx.devices.power.PM_BASE` on."""
-        block = PowerBlock(board.wires.power_off, board.wires.clock)
+        self._block = block = PowerBlock(board.wires.power_off, board.wires.clock, self._interrupt)
         board.ports.register(power.PM_BASE, power.PM_LENGTH, block, name=self.name, widths=(1, 2, 4))
+        self._wake = board.wires.wake
+        if self._ioapic is not None:
+            self._ioapic.acpi_looked_at = self._wake_later
+
+    def _interrupt(self, level: bool) -> None:
+        if self._ioapic is not None:
+            self._ioapic.acpi_interrupt(level)
+
+    def _ring(self) -> None:
+        self._rings, self._alarm = True, None
+        self._wake()
+
+    def _wake_later(self) -> None:
+        if self._alarm is None and self._block is not None:
+            self._alarm = threading.Timer(_SLEEP, self._ring)
+            self._alarm.daemon = True
+            self._block.sleeping = True
+            self._alarm.start()
+
+    def poll(self) -> None:
+        """Wake the guest, if it has slept long enough; it may have been asleep when it was saved."""
+        if self._block is not None and self._block.sleeping:
+            if not self._rings:
+                self._wake_later()
+                return
+            self._rings = False
+            self._block.wake_up()
 
 
 class PciRoot(Part):
@@ -191,7 +232,9 @@ class Console(Virtio):
 
 
 class InterruptController(Part):
-    """An I/O APIC without devices (:mod:`swtdx.devices.ioapic` says what for).
+    """An I/O APIC for ACPI's interrupt (:mod:`swtdx.devices.ioapic` says what for).
+
+    ``acpi_looked_at`` is called when the guest looks at that input while it is not masked.
 
     Args:
         first, pins: the number of its first interrupt, and how many it has.
@@ -202,10 +245,21 @@ class InterruptController(Part):
     def __init__(self, first: int = SCI, pins: int = 1) -> None:
         self._first = first
         self._pins = pins
+        self._device = IoApic(pins)
+        self.acpi_looked_at: Callable[[], None] = lambda: None
 
     def plug(self, board: Backplane) -> None:
         """At the PC's address."""
-        board.mmio.register(IOAPIC_GPA, PAGE, IoApic(self._pins), name=self.name)
+        self._device = IoApic(self._pins, board.wires.send_msi, self._looked_at)
+        board.mmio.register(IOAPIC_GPA, PAGE, self._device, name=self.name)
+
+    def acpi_interrupt(self, level: bool) -> None:
+        """Assert or release the input of ACPI's events."""
+        self._device.set_level(SCI - self._first, level)
+
+    def _looked_at(self, pin: int) -> None:
+        if pin + self._first == SCI:
+            self.acpi_looked_at()
 
     def describe(self, tables: AcpiConfig) -> AcpiConfig:
         """In the MADT; the FADT then has fixed registers."""

@@ -16,7 +16,7 @@ while read -r module; do
     insmod "/lib/modules/$module.ko"
 done </lib/modules/order
 mount -a -T /lib/swtdx/fstab.late 2>/dev/null
-# Nothing here could wake a guest that is suspended, which would look as if it hung.
+# A guest that suspends itself is woken after a second, but has no work that would gain by it.
 mount -o remount,bind,ro /sys/power 2>/dev/null
 
 # The virtio console, or whatever console the kernel has where there is none.

@@ -37,7 +37,8 @@ _MADT_LOCAL_APIC, _MADT_IO_APIC, _MADT_OVERRIDE, _MADT_LOCAL_X2APIC, _MADT_WAKEU
 SCI: Final = 9
 _ISA_INTERRUPTS: Final = 16
 _ACTIVE_HIGH: Final = 1
-_LEVEL: Final = 3 << 2
+#: Not level-triggered as on a PC: a TD's hypervisor does not see the end of an interrupt.
+_EDGE: Final = 1 << 2
 _MADT_ENABLED: Final = 1
 
 
@@ -157,7 +158,7 @@ def madt(
         entries.append(struct.pack("<BBBBII", _MADT_IO_APIC, 12, 0, 0, address, first))
         absent = [irq for irq in range(_ISA_INTERRUPTS) if not first <= irq < first + pins]
         entries += [
-            struct.pack("<BBBBIH", _MADT_OVERRIDE, 10, 0, irq, SCI, _ACTIVE_HIGH | _LEVEL)
+            struct.pack("<BBBBIH", _MADT_OVERRIDE, 10, 0, irq, SCI, _ACTIVE_HIGH | _EDGE)
             for irq in (SCI, *absent)
         ]
     if wakeup_mailbox is not None:
