@@ -68,7 +68,7 @@ $(DEV): pyproject.toml | $(BIN)/python
 	@touch $@ $(BASE)
 
 clean:  ## Remove .venv and what was built
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) .test-cache build dist src/*.egg-info
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \

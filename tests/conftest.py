@@ -8,13 +8,18 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 
+from tests.cache import use_own_cache
+
 # How long an example takes says how busy the computer is; how fast things are is for benchmarks to say.
 settings.register_profile("swtdx", deadline=None)
 settings.load_profile("swtdx")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell's background job ignores SIGINT, and so would all that tests start: they are about it."""
+    """The tests' own cache, and signals as a terminal's programs have them."""
+    if not hasattr(config, "workerinput"):  # pytest-xdist's processes have it from the one that starts them
+        use_own_cache()
+    # A shell's background job ignores SIGINT, and so would all that tests start: they are about it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from swtdx.guests.cache import Cache, cache_root
 from swtdx.guests.errors import CacheError
 from swtdx.guests.progress import Quiet
+from tests.cache import FOLDER, use_own_cache
 
 FILES = {"vmlinuz": b"kernel", "modules/a.ko": b"A"}
 
@@ -129,3 +132,24 @@ def test_the_second_writer_waits_and_says_so(cache: Cache) -> None:
     thread.join(60)
     assert order == ["first", "second"]
     assert steps.said == ["waiting for another swtdx that is fetching"]
+
+
+def test_the_tests_have_a_cache_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so have the programs that they start."""
+    command = "from swtdx.guests.cache import cache_root; print(cache_root())"
+    told = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
+    assert Path(told.strip()) == FOLDER / "swtdx"
+    # What a user has is used, and stays as it is.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
+    users = Cache()
+    with users.lock(Quiet()):
+        users.store("guests", "old", {"a/file": b"one"}, {})
+    use_own_cache(tmp_path / "tests")
+    ours = Cache()
+    assert ours.root == tmp_path / "tests/swtdx"
+    assert ours.open("guests", "old").path("a/file").read_bytes() == b"one"
+    with ours.lock(Quiet()):
+        ours.store("guests", "old", {"a/file": b"two"}, {})
+        ours.store("guests", "new", {"file": b""}, {})
+    assert users.open("guests", "old").path("a/file").read_bytes() == b"one"
+    assert users.names("guests") == ["old"]
