@@ -13,7 +13,8 @@ import pytest
 from swtdx.guests.assemble import binutils_missing
 from swtdx.guests.cache import Cache
 from swtdx.guests.errors import CacheError, FetchError, NoTdxSupport
-from swtdx.guests.fetch import available_kernels, fetch_guest, fetch_ovmf
+from swtdx.guests.fetch import available_kernels, fetch_guest
+from swtdx.guests.firmware import fetch_firmware
 from swtdx.guests.guest import cached_guests, open_guest
 from swtdx.guests.initramfs import Exec
 from tests.guests.bzimage import make_bzimage
@@ -39,13 +40,23 @@ esac
 exit 1
 """
 APT_GET = """#!/bin/sh
-lists=
-for argument; do case $argument in Dir::State::lists=*) lists=${argument#*=};; esac; done
+lists= sources=
+for argument; do case $argument in
+Dir::State::lists=*) lists=${argument#*=};;
+Dir::Etc::sourcelist=*) sources=${argument#*=};;
+esac; done
 while [ $# -gt 0 ]; do case $1 in -q) shift;; -o) shift 2;; *) break;; esac; done
 echo "apt-get $*" >>"$APT_TEST/log"
 case $1 in
 update)
+    if [ "$2" = --print-uris ]; then
+        for path in debian-security/dists/old-security debian/dists/old debian/dists/old-updates; do
+            echo "'http://mirror.example/$path/InRelease' mirror.example_$path 0 "
+        done
+        exit
+    fi
     [ -e "$APT_TEST/offline" ] && { echo "E: Could not resolve 'somewhere'" >&2; exit 100; }
+    [ -z "$sources" ] || cp "$sources" "$APT_TEST/sources.list"
     cp "$APT_TEST"/fresh/* "$lists"/
     [ -e "$APT_TEST/partly" ] || exit 0
     : >"$lists/main_Packages.lz4"; echo "E: The repository 'elsewhere' is not signed." >&2; exit 100 ;;
@@ -248,12 +259,34 @@ def test_debian_splits_a_kernel_into_three_packages(apt: FakeApt, cache: Cache, 
 def test_ovmf(apt: FakeApt, cache: Cache) -> None:
     files = {"usr/share/ovmf/OVMF.fd": b"firmware", "usr/share/doc/ovmf/copyright": b"BSD"}
     apt.offer("ovmf", "2022.11-6", files)
-    firmware = fetch_ovmf(cache=cache)
+    firmware = fetch_firmware(cache=cache)
     assert firmware.image.read_bytes() == b"firmware"
     assert firmware.version == "2022.11-6"
     before = apt.log
-    assert fetch_ovmf(cache=cache) == firmware
+    assert fetch_firmware(cache=cache) == firmware
     assert apt.log == before
+
+
+def test_ovmf_of_another_release(apt: FakeApt, cache: Cache) -> None:
+    """Beside the system's own; where ovmf only depends on others, the one with the image is fetched."""
+    apt.offer("ovmf", "2022.11-6", {"usr/share/ovmf/OVMF.fd": b"old"})
+    apt.offer("ovmf", "2026.08-2", {"usr/share/doc/ovmf/copyright": b"BSD"}, lists="fresh")
+    files = {"usr/share/ovmf/OVMF.fd": b"new", "usr/share/OVMF/OVMF_CODE_4M.fd": b"half"}
+    apt.offer("ovmf-generic", "2026.08-2", files, lists="fresh")
+    special = {"usr/share/ovmf/OVMF.inteltdx.ms.fd": b"secure"}
+    apt.offer("ovmf-inteltdx", "2026.08-2", special, lists="fresh")
+    found = fetch_firmware("newer", cache=cache)
+    assert (found.version, found.image.read_bytes()) == ("2026.08-2", b"new")
+    source = (apt.root / "sources.list").read_text().split()
+    assert source[0] == "deb"
+    assert source[-3:] == ["http://mirror.example/debian/", "newer", "main"]
+    assert fetch_firmware("newer", "ovmf-inteltdx", cache=cache).image.read_bytes() == b"secure"
+    assert fetch_firmware(cache=cache).version == "2022.11-6"
+    before = apt.log
+    assert fetch_firmware("newer", cache=cache) == found
+    assert apt.log == before
+    with pytest.raises(FetchError, match="is not the name of a release"):
+        fetch_firmware("../etc", cache=cache)
 
 
 def test_without_apt_the_message_says_what_to_do(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from swtdx.guests.fetch import fetch_ovmf
+from swtdx.guests.firmware import fetch_firmware
 from swtdx.measure.errors import MeasureError
 from swtdx.measure.tdvf import SectionType, parse_tdvf
 from tests.measure.images import (
@@ -143,7 +143,7 @@ def test_any_byte_of_the_metadata_may_be_wrong() -> None:
 
 @pytest.mark.network
 def test_debians_ovmf() -> None:
-    data = fetch_ovmf().image.read_bytes()
+    data = fetch_firmware().image.read_bytes()
     parsed = parse_tdvf(data)
     # What any edk2 build has: the firmware ends at 4 GiB, the variables start with a firmware volume
     # header ("_FVH" at 40), and all of the file is one of the two.

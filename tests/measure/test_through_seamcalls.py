@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from swtdx.guests.fetch import fetch_ovmf
+from swtdx.guests.firmware import fetch_firmware
 from swtdx.measure.mrtd import Region, mrtd
 from swtdx.measure.tdvf import parse_tdvf
 from swtdx.proof.conformance import stages
@@ -65,5 +65,5 @@ def test_an_image(world: World) -> None:
 
 @pytest.mark.network
 def test_debians_ovmf(world: World) -> None:
-    image = parse_tdvf(fetch_ovmf().image.read_bytes())
+    image = parse_tdvf(fetch_firmware().image.read_bytes())
     assert build(world, world.td, image.regions()) == image.measure().digest()

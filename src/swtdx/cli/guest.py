@@ -12,7 +12,8 @@ from swtdx.cli.failures import complain
 from swtdx.cli.sizes import size_text
 from swtdx.guests.cache import Cache
 from swtdx.guests.errors import CacheError
-from swtdx.guests.fetch import available_kernels, fetch_guest, fetch_ovmf
+from swtdx.guests.fetch import available_kernels, fetch_guest
+from swtdx.guests.firmware import PACKAGES, Firmware, fetch_firmware
 from swtdx.guests.guest import KIND, Guest, cached_guests
 from swtdx.guests.progress import Bar
 
@@ -37,11 +38,7 @@ def guest_fetch(version: str | None, again: bool, ovmf: bool, as_json: bool) -> 
         if version is not None:
             raise click.UsageError("--ovmf takes no VERSION")
         with Bar() as bar:
-            firmware = fetch_ovmf(progress=bar, again=again)
-        if as_json:
-            click.echo(json.dumps({"version": firmware.version, "image": str(firmware.image)}, indent=2))
-        else:
-            click.echo(f"OVMF {firmware.version}: {firmware.image}")
+            _show_firmware(fetch_firmware(progress=bar, again=again), as_json=as_json)
         return
     with Bar() as bar:
         found = fetch_guest(version, progress=bar, again=again)
@@ -49,6 +46,29 @@ def guest_fetch(version: str | None, again: bool, ovmf: bool, as_json: bool) -> 
         click.echo(json.dumps(_document(found), indent=2))
     else:
         _show(found)
+
+
+def _show_firmware(firmware: Firmware, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"version": firmware.version, "image": str(firmware.image)}, indent=2))
+    else:
+        click.echo(f"OVMF {firmware.version}: {firmware.image}")
+
+
+@guest.command("firmware")
+@click.option("--suite", metavar="NAME", help="Of this release, such as trixie or sid [the system's own].")
+@click.option(
+    "--package", type=click.Choice(PACKAGES), default=PACKAGES[0], show_default=True, help="Which build."
+)
+@click.option("--again", is_flag=True, help="Fetch even if the cache has it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def guest_firmware(suite: str | None, package: str, again: bool, as_json: bool) -> None:
+    """Fetch the firmware OVMF with TDX support, for `swtdx run --firmware`.
+
+    The package ovmf-inteltdx has Secure Boot on: it starts a kernel only if it is signed.
+    """
+    with Bar() as bar:
+        _show_firmware(fetch_firmware(suite, package, progress=bar, again=again), as_json=as_json)
 
 
 @guest.command("list")

@@ -9,6 +9,7 @@ either case; where the packages come from is the system's configuration.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,8 @@ from swtdx.guests.errors import FetchError
 from swtdx.guests.progress import Reporter
 
 _TOOLS: Final = ("apt-cache", "apt-get")
+#: What apt would fetch first of a mirror.
+_RELEASE_FILE: Final = re.compile(r"^'(?P<mirror>[^']*/)dists/[^']*/InRelease'", re.MULTILINE)
 #: How often to look how much has arrived, in seconds.
 _POLL: Final = 0.1
 
@@ -47,13 +50,16 @@ class Apt:
 
     Args:
         state: a directory for private lists; it is used only by :meth:`use_private_lists`.
+        suite: packages of this release of the distribution ("trixie", "sid") instead of those that the system
+            is set up for, from the same mirror; there are private lists of it only.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, suite: str | None = None) -> None:
         missing = apt_missing()
         if missing:
             raise FetchError(missing)
         self._state = state
+        self._suite = suite
         self._options: list[str] = []
 
     @property
@@ -120,7 +126,8 @@ class Apt:
             FetchError: apt could not reach or trust any of its sources.  That some of them fail, perhaps
                 ones that have nothing for us, is no reason to give up.
         """
-        progress.step("fetching package lists")
+        progress.step("fetching package lists" + (f" of {self._suite}" if self._suite else ""))
+        source = None if self._suite is None else self._source(self._suite)
         for part in ("state/lists/partial", "cache/archives/partial"):
             (self._state / part).mkdir(parents=True, exist_ok=True)
         self._options = [
@@ -128,11 +135,29 @@ class Apt:
             *("-o", "Dir::State::status=/var/lib/dpkg/status", "-o", f"Dir::Cache={self._state}/cache"),
             *("-o", "Acquire::Languages=none", "-o", "APT::Update::Error-Mode=any"),
         ]
+        if source is not None:
+            sources = self._state / "sources.list"
+            sources.write_text(source + "\n", "utf-8")
+            self._options += ["-o", f"Dir::Etc::sourcelist={sources}", "-o", "Dir::Etc::sourceparts=-"]
         try:
             self._run("apt-get", "update")
         except FetchError:
             if not any((self._state / "state/lists").glob("*_Packages*")):
                 raise
+
+    def _source(self, suite: str) -> str:
+        """The line of sources.list for another release, at the mirror that the system uses.
+
+        Raises:
+            FetchError: the system has no mirror of a whole distribution.
+        """
+        for found in _RELEASE_FILE.finditer(self._run("apt-get", "update", "--print-uris")):
+            if "security" not in found["mirror"]:
+                name = "ubuntu" if "ubuntu" in found["mirror"] else "debian"
+                keyring = Path(f"/usr/share/keyrings/{name}-archive-keyring.gpg")
+                trust = f"[signed-by={keyring}] " if keyring.is_file() else ""
+                return f"deb {trust}{found['mirror']} {suite} main"
+        raise FetchError(f"the system's package sources do not say where {suite} could be; see /etc/apt")
 
     def _common(self) -> Sequence[str]:
         # Run by root, apt would drop to a user who may not write into our directory.

@@ -1,5 +1,5 @@
-"""``swtdx guest fetch``: a kernel that can be a TD, its modules, busybox and OVMF, from the system's
-package sources, without root, into the cache.
+"""``swtdx guest fetch``: a kernel that can be a TD, its modules and busybox, from the system's package
+sources, without root, into the cache.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from swtdx.guests.tdx_support import require_tdx_support
 
 T = TypeVar("T")
 
-FIRMWARE_KIND: Final = "firmware"
 _BUSYBOX: Final = "busybox-static"
-_OVMF: Final = "ovmf"
 #: Bytes that fetching takes in the cache: package lists, where the system has none, and what is kept.
 _LISTS_AND_FILES: Final = 128 << 20
 #: linux-PART-RELEASE, as far as there are such packages.
@@ -55,14 +53,6 @@ FLAVOURS: Final = (
         re.compile(r"linux-image-((?:6\.(?:[7-9]|[1-9]\d)|[7-9]|\d\d)\.\d+-\d+-generic)"), "linux-modules-"
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Firmware:
-    """An OVMF image: one file with code and variables, and the package version it came from."""
-
-    image: Path
-    version: str
 
 
 def fetch_guest(
@@ -94,39 +84,10 @@ def fetch_guest(
         # Another process may have fetched it while this one waited.
         if not again and (guest := _from_cache(version, cache)):
             return guest
-        apt = _apt(cache)
-        kernel, flavour = _with_lists(apt, progress, lambda: _choose_kernel(apt, version))
+        apt = open_apt(cache)
+        kernel, flavour = with_lists(apt, progress, lambda: _choose_kernel(apt, version))
         with tempfile.TemporaryDirectory(prefix="swtdx-fetch-") as scratch:
             return _fetch_kernel(apt, kernel, flavour, Path(scratch), cache, progress)
-
-
-def fetch_ovmf(
-    *, progress: Reporter | None = None, cache: Cache | None = None, again: bool = False
-) -> Firmware:
-    """OVMF with TDX support, from the cache or from the system's package sources.
-
-    Raises:
-        FetchError, CacheError: as for :func:`fetch_guest`.
-    """
-    cache = cache or Cache()
-    progress = progress or Quiet()
-    if not again and (firmware := _cached_ovmf(cache)):
-        return firmware
-    with cache.lock(progress), tempfile.TemporaryDirectory(prefix="swtdx-fetch-") as scratch:
-        if not again and (firmware := _cached_ovmf(cache)):
-            return firmware
-        apt = _apt(cache)
-        package = _with_lists(apt, progress, lambda: _one(apt, _OVMF))
-        path = _download(apt, package, Path(scratch), progress)
-        progress.step(f"unpacking {package.name}")
-        files = read_deb(path, lambda name: name.endswith(("/OVMF.fd", "/copyright")))
-        image = next((data for name, data in files.items() if name.endswith("/OVMF.fd")), None)
-        if image is None:
-            raise FetchError(f"package {package.name} {package.version} holds no OVMF.fd")
-        copyright_ = next((data for name, data in files.items() if name.endswith("/copyright")), b"")
-        contents = {"OVMF.fd": image, "copyright": copyright_}
-        entry = cache.store(FIRMWARE_KIND, _OVMF, contents, {"version": package.version})
-        return Firmware(entry.path("OVMF.fd"), package.version)
 
 
 def available_kernels(*, progress: Reporter | None = None, cache: Cache | None = None) -> list[str]:
@@ -135,8 +96,8 @@ def available_kernels(*, progress: Reporter | None = None, cache: Cache | None =
     Raises:
         FetchError: there is no apt here, or no list of packages to be had.
     """
-    apt = _apt(cache or Cache())
-    return _with_lists(apt, progress or Quiet(), lambda: [release for release, _, _ in _kernels(apt)])
+    apt = open_apt(cache or Cache())
+    return with_lists(apt, progress or Quiet(), lambda: [release for release, _, _ in _kernels(apt)])
 
 
 def _from_cache(version: str | None, cache: Cache) -> Guest | None:
@@ -154,26 +115,23 @@ def _from_cache(version: str | None, cache: Cache) -> Guest | None:
     return next((guest for guest in cached_guests(cache) if _is_version(guest.version, version)), None)
 
 
-def _cached_ovmf(cache: Cache) -> Firmware | None:
-    try:
-        entry = cache.open(FIRMWARE_KIND, _OVMF)
-        return Firmware(entry.path("OVMF.fd"), str(entry.details["version"]))
-    except (CacheError, KeyError):
-        return None
+def open_apt(cache: Cache, suite: str | None = None) -> Apt:
+    """The system's apt, for packages of ``suite`` if one is given.
 
-
-def _apt(cache: Cache) -> Apt:
+    Raises:
+        FetchError: there is none; CacheError: the disk is full.
+    """
     if cache.root.is_dir():
         _check_room(cache.root, _LISTS_AND_FILES)
     try:
-        return Apt(cache.root / "apt")
+        return Apt(cache.root / ("apt" if suite is None else f"apt-{suite}"), suite)
     except FetchError as error:
         raise FetchError(
             f"{error}: swtdx fetches guests through apt (Debian, Ubuntu). {own_kernel_advice()}"
         ) from error
 
 
-def _with_lists(apt: Apt, progress: Reporter, ask: Callable[[], T]) -> T:
+def with_lists(apt: Apt, progress: Reporter, ask: Callable[[], T]) -> T:
     """Ask; if the system's package lists do not have it, ask again with fresh private ones."""
     try:
         return ask()
@@ -184,7 +142,12 @@ def _with_lists(apt: Apt, progress: Reporter, ask: Callable[[], T]) -> T:
     return ask()
 
 
-def _one(apt: Apt, name: str) -> Package:
+def one_package(apt: Apt, name: str) -> Package:
+    """The package ``name``.
+
+    Raises:
+        FetchError: there is none.
+    """
     found = apt.packages([name])
     if not found:
         raise FetchError(f"the system's package sources have no {name}; see /etc/apt/sources.list")
@@ -224,7 +187,7 @@ def _is_version(release: str, wanted: str) -> bool:
     return release == wanted or (release.startswith(wanted) and not release[len(wanted)].isalnum())
 
 
-def _download(apt: Apt, package: Package, into: Path, progress: Reporter) -> Path:
+def download(apt: Apt, package: Package, into: Path, progress: Reporter) -> Path:
     """Download; if the system's lists are so old that the file is gone, with fresh private lists."""
     try:
         return apt.download(package, into, progress)
@@ -232,7 +195,7 @@ def _download(apt: Apt, package: Package, into: Path, progress: Reporter) -> Pat
         if apt.private:
             raise
     apt.use_private_lists(progress)
-    return apt.download(_one(apt, package.name), into, progress)
+    return apt.download(one_package(apt, package.name), into, progress)
 
 
 def _fetch_kernel(
@@ -242,12 +205,12 @@ def _fetch_kernel(
     # Newer packages of Debian have the kernel, its modules and its configuration in a package each.
     parts = {part.name: part for part in apt.packages(f"linux-{part}-{release}" for part in _PARTS)}
     if flavour.modules and flavour.modules + release not in parts:
-        _one(apt, flavour.modules + release)
-    sources = [package, *parts.values(), _one(apt, _BUSYBOX)]
+        one_package(apt, flavour.modules + release)
+    sources = [package, *parts.values(), one_package(apt, _BUSYBOX)]
     _check_room(scratch, sum(source.size for source in sources))
     files: dict[str, bytes] = {}
     for source in sources:
-        path = _download(apt, source, scratch, progress)
+        path = download(apt, source, scratch, progress)
         progress.step(f"unpacking {source.name}")
         files |= read_deb(path, _is_wanted)
         path.unlink()
