@@ -1,0 +1,115 @@
+"""TDs that start with Debian's OVMF, through the command that users type.
+
+An image that a test wants is fetched from its release's package sources.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+
+import pytest
+
+from swtdx.attestation.eventlog.format import parse
+from swtdx.attestation.eventlog.replay import replay
+from swtdx.attestation.quote import ParsedQuote
+from swtdx.guests.errors import CacheError, FetchError
+from swtdx.guests.firmware import Firmware, fetch_firmware
+from swtdx.guests.guest import Guest
+from swtdx.guests.initramfs import Exec, default_cmdline
+from swtdx.measure.tdvf import parse_tdvf
+from tests.boot.process import swtdx, watched
+from tests.fetching import cannot_fetch
+
+pytestmark = [pytest.mark.boot, pytest.mark.qemu, pytest.mark.network, pytest.mark.slow]
+
+COMMAND = r"""
+echo '=== kernel'; uname -r; grep -c tdx_guest /proc/cpuinfo; nproc; cat /proc/cmdline
+echo '=== memory'; grep MemTotal /proc/meminfo
+echo '=== quote'; r=/sys/kernel/config/tsm/report/test; mkdir $r; head -c 64 /dev/zero >$r/inblob
+base64 $r/outblob
+echo '=== log'; base64 /sys/firmware/acpi/tables/data/CCEL
+echo '=== dmesg'; dmesg
+"""
+
+
+def image(suite: str | None, package: str = "ovmf") -> Firmware:
+    try:
+        return fetch_firmware(suite, package)
+    except (FetchError, CacheError) as error:
+        cannot_fetch(str(error))
+
+
+@dataclass
+class Booted:
+    firmware: Firmware
+    job: Exec
+    guest: Guest
+    sections: dict[str, list[str]]
+
+    def blob(self, name: str) -> bytes:
+        return base64.b64decode("".join(self.sections[name]))
+
+
+def booted(suite: str | None, guest: Guest, *options: str) -> Booted:
+    firmware = image(suite)
+    job = Exec(COMMAND)
+    seen = watched(
+        "run", "--guest", guest.version, "--firmware", str(firmware.image), *options, "--exec", COMMAND
+    )
+    assert seen.returncode == 0, (seen.stderr, seen.lines[-20:])
+    sections = {name: seen.section(name) for name in ("kernel", "memory", "quote", "log", "dmesg")}
+    return Booted(firmware, job, guest, sections)
+
+
+@pytest.fixture(scope="module", params=["trixie", "sid"])
+def boot(request: pytest.FixtureRequest, guest: Guest) -> Booted:
+    vcpus = "1" if request.param == "trixie" else "3"
+    return booted(request.param, guest, "--vcpus", vcpus, "--append", "swtdx.test=1")
+
+
+def test_the_kernel_runs_and_the_command_too(boot: Booted) -> None:
+    release, tdx, vcpus, cmdline = boot.sections["kernel"]
+    assert release == boot.guest.version
+    assert tdx == vcpus
+    given = f"{default_cmdline(boot.job)} swtdx.test=1"
+    assert cmdline in (f"{given} initrd=initrd", f"initrd=initrd {given}"), "one word is OVMF's"
+    log = boot.sections["dmesg"]
+    assert any("efi: EFI v2" in line and "EDK II" in line for line in log)
+    assert not [line for line in log if "Call Trace" in line or "unchecked MSR" in line]
+
+
+def test_mrtd_is_the_offline_computation_s(boot: Booted) -> None:
+    quote = ParsedQuote(boot.blob("quote")).body()
+    assert quote["mrtd"] == parse_tdvf(boot.firmware.image.read_bytes()).measure().digest()
+
+
+def test_the_log_replays_to_the_quote_s_registers(boot: Booted) -> None:
+    quote = ParsedQuote(boot.blob("quote")).body()
+    events = parse(boot.blob("log"))
+    assert replay(events) == [quote[f"rtmr{number}"] for number in range(4)]
+    assert all(any(quote[f"rtmr{number}"]) for number in range(3))
+    # What the firmware measured of ours: the kernel's Authenticode hash comes from the unchanged file.
+    kinds = {event.kind_name for event in events}
+    assert {"EV_EFI_BOOT_SERVICES_APPLICATION", "EV_EFI_HANDOFF_TABLES2", "EV_SEPARATOR"} <= kinds
+    initrd = hashlib.sha384(boot.guest.initramfs(boot.job)).digest()
+    assert [event for event in events if event.digest == initrd and event.rtmr == 2]
+
+
+def test_firmware_of_2022_that_passes_rbp(guest: Guest) -> None:
+    """Bookworm's has no event log yet: all that can be seen are MRTD and that it boots."""
+    firmware = image("bookworm")
+    job = "uname -r; tdreport </dev/null | tail -c +529 | head -c 48 | xxd -p -c 48"
+    done = swtdx("run", "--guest", guest.version, "--firmware", str(firmware.image), "--exec", job)
+    assert done.returncode == 0, done.stderr
+    mrtd = parse_tdvf(firmware.image.read_bytes()).measure().digest()
+    assert done.stdout.split() == [guest.version, mrtd.hex()]
+
+
+def test_secure_boot_refuses_and_the_tool_says_so(guest: Guest) -> None:
+    firmware = image("sid", "ovmf-inteltdx")
+    done = swtdx("run", "--guest", guest.version, "--firmware", str(firmware.image), "--exec", "true")
+    assert done.returncode == 126
+    assert "the firmware found nothing to boot: it has Secure Boot on" in done.stderr
+    assert "virt-fw-vars" in done.stderr
