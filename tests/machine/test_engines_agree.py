@@ -200,10 +200,6 @@ NATIVE: list[tuple[str, list[Operation]]] = [
         [MovToCr(0, 0x8001003B), Clts(), MovFromCr(0)],
     ),
     (
-        "mov eax, 0x40660; mov cr4, rax; mov eax, 7; xor edx, edx; xor ecx, ecx; xsetbv",
-        [MovToCr(4, 0x40660), Xsetbv(7)],
-    ),
-    (
         "movabs rax, 0x123456789abcdef0; movabs ds:[0x5ffd], rax; xor eax, eax; movabs rax, ds:[0x5ffd]",
         [Write(0x5FFD, 0x123456789ABCDEF0), Read(0x5FFD)],
     ),

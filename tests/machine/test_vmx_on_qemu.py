@@ -216,6 +216,7 @@ def test_ept_violation_becomes_ve_where_the_entry_says_so(machine: Machine) -> N
     # While the area is in use the next violation is an exit.
     guest.vmcs.context.rip = CODE
     guest.vmcs.write(f.GUEST_CR0, 0x21)
+    guest.vmcs.write(f.GUEST_EFER, 0x901)
     guest.vmcs.write(f.GUEST_CS_ACCESS_RIGHTS, 0xC09B)
     assert guest.run().reason == reason.EPT_VIOLATION
 

@@ -1,4 +1,4 @@
-"""One table of exits for ``explain`` and the module's dispatcher; XSETBV, which no engine brings."""
+"""One table of exits for ``explain`` and the module's dispatcher; what XSETBV may load."""
 
 from __future__ import annotations
 

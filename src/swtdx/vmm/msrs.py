@@ -1,11 +1,12 @@
 """MSRs that reach the hypervisor by TDVMCALL: those that the module neither runs natively nor emulates.
 
-Values are KVM's for a VM of today; an MSR that KVM refuses is refused, and the guest takes a #GP.  Where
+Values are KVM's for a TD; an MSR that KVM refuses is refused, and the guest takes a #GP.  Where
 the honest answer is "nothing", it is given, because a guest that believes in MTRRs or machine-check banks
 goes through all of them, at two TD exits each: a TD's memory is always write-back, and a machine check
 ends a TD before its hypervisor could report one.
 
-Sources: Intel SDM volume 4; Linux arch/x86/kvm/{x86,mtrr,lapic}.c for what is answered and how.
+Sources: Intel SDM volume 4; Linux arch/x86/kvm/{x86,mtrr,lapic}.c for what is answered and how,
+vmx/tdx.c (``tdx_has_emulated_msr``) for which MSRs a TD can ask for.
 """
 
 from __future__ import annotations
@@ -33,17 +34,15 @@ _MTRR_ENABLED_WB: Final = 0x806
 
 #: Reading gives this; writing anything is ignored, as in KVM, unless the register is read-only.
 _FIXED: Final = {
-    msrs.IA32_PLATFORM_ID: 0,
     msrs.MSR_PLATFORM_INFO: 0x8000_0000,  # CPUID faulting
     msrs.MSR_MISC_FEATURES_ENABLES: 0,
-    msrs.IA32_PERF_STATUS: 0,
     msrs.MSR_POWER_CTL: 0,
     IA32_BIOS_SIGN_ID: 0x1 << 32,
     IA32_MTRRCAP: _MTRRCAP_VALUE,
     msrs.IA32_MCG_CAP: 0,
 }
 #: Of them, what refuses to be written.
-_READ_ONLY: Final = (IA32_MTRRCAP, msrs.IA32_MCG_CAP, msrs.IA32_PLATFORM_ID)
+_READ_ONLY: Final = (IA32_MTRRCAP, msrs.IA32_MCG_CAP)
 #: Kept as written, with the reset value; nothing comes of them.
 _STORED: Final = {
     msrs.IA32_MISC_ENABLE: 1,  # fast strings

@@ -80,6 +80,7 @@ class Stop(enum.IntEnum):
     UNLOADABLE = 22  #: the context holds an extended state or XCR0 that the processor does not take
     IRET = 23  #: an IRET, not executed yet, while NMIs are blocked
     STEP = 24  #: the one instruction, or the event, that was asked for by :meth:`GuestContext.step` is done
+    XSETBV = 25  #: of an engine that can intercept it
 
 
 class Access(enum.IntFlag):

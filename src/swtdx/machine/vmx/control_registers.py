@@ -86,6 +86,17 @@ class ControlRegisters:
         context.rip += length
         return None
 
+    @staticmethod
+    def loadable(vmcs: Vmcs) -> bool:
+        """Whether VM entry can load the guest's control registers and EFER (SDM volume 3, 27.3.1.1)."""
+        cr0, cr4, efer = vmcs.read(f.GUEST_CR0), vmcs.read(f.GUEST_CR4), vmcs.read(f.GUEST_EFER)
+        paging, long_mode = cr0 & CR0_PG, efer & EFER_LMA
+        if paging and (not cr0 & CR0_PE or bool(efer & EFER_LME) != bool(long_mode)):
+            return False
+        if long_mode and not (paging and cr4 & CR4_PAE):
+            return False
+        return not (cr4 & CR4_PCIDE and not long_mode) and not (cr4 & CR4_CET and not cr0 & CR0_WP)
+
     def _memory_word(self, vmcs: Vmcs) -> int:
         unit = self._unit
         linear = decode.memory_operand(unit.fetch(vmcs), vmcs.context.rip, unit.code_bits(vmcs), vmcs.context)

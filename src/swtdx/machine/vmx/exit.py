@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from swtdx.arch.exits import INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION, TYPE_NMI, ExitReason
+from swtdx.arch.exits import ENTRY_FAILURE, INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION, TYPE_NMI, ExitReason
 from swtdx.arch.x86 import VECTOR_MC, VECTOR_NMI
 
 # The exit reasons that a guest here can have, as plain numbers: they are compared on every exit.
@@ -28,7 +28,8 @@ DR_ACCESS: Final = ExitReason.DR_ACCESS.value
 IO: Final = ExitReason.IO_INSTRUCTION.value
 RDMSR: Final = ExitReason.RDMSR.value
 WRMSR: Final = ExitReason.WRMSR.value
-INVALID_GUEST_STATE: Final = ExitReason.ENTRY_FAILURE_GUEST_STATE.value
+#: The guest's state cannot be loaded: VM entry fails.
+INVALID_GUEST_STATE: Final = ExitReason.ENTRY_FAILURE_GUEST_STATE.value | ENTRY_FAILURE
 MWAIT: Final = ExitReason.MWAIT.value
 MONITOR: Final = ExitReason.MONITOR.value
 EPT_VIOLATION: Final = ExitReason.EPT_VIOLATION.value

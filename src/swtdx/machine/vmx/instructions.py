@@ -41,6 +41,7 @@ class Instructions:
             Stop.MONITOR: self._plain(reason.MONITOR, b"\x0f\x01\xc8"),
             Stop.MWAIT: self._plain(reason.MWAIT, b"\x0f\x01\xc9"),
             Stop.RDPMC: self._plain(reason.RDPMC, b"\x0f\x33"),
+            Stop.XSETBV: self._plain(reason.XSETBV, b"\x0f\x01\xd1"),
             Stop.RDMSR: self._rdmsr,
             Stop.WRMSR: self._wrmsr,
             Stop.IO: self._io,

@@ -21,7 +21,7 @@ from swtdx.arch.vmx_controls import (
     PIN_PROCESS_POSTED,
     PROC_NMI_WINDOW_EXITING,
 )
-from swtdx.arch.x86 import RFLAGS_TF, VECTOR_DB, VECTOR_GP
+from swtdx.arch.x86 import CR0_ET, RFLAGS_TF, VECTOR_DB, VECTOR_GP
 from swtdx.machine.cpu.core import ProcessorCore
 from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, EngineError, Event, GuestContext, Stop
 from swtdx.machine.faults import GeneralProtection
@@ -144,6 +144,10 @@ class VmxUnit(Microcode):
         memory = self.memory
         engine = self.machine.engine
         self._prepare(vmcs)
+        if vmcs.unchecked:
+            if not ControlRegisters.loadable(vmcs):
+                return self.exit.set(reason.INVALID_GUEST_STATE)
+            vmcs.unchecked = False
         entry_event = vmcs.take_entry_event()
         if entry_event is not None:
             context.inject(*entry_event)
@@ -237,6 +241,10 @@ class VmxUnit(Microcode):
     def _prepare(self, vmcs: Vmcs) -> None:
         """Derive what the engine needs from control fields that have changed."""
         controls = vmcs.controls
+        context = vmcs.context
+        if not context.cr0 & CR0_ET:
+            # No VM entry changes it: it is always set (SDM volume 3, 27.3.2.1).
+            context.cr0 = context.cr0 | CR0_ET
         key = (controls[f.EPTP], controls[f.HKID], controls[f.SHARED_EPTP])
         space = self.lp.spaces.get(key)
         if space is None:

@@ -21,6 +21,8 @@ REVISION: Final = 0x5D
 _COUNT: Final = len(f.NAMES)
 _REGION: Final = struct.Struct(f"<{_COUNT}Q")
 
+#: Guest state that VM entry checks here.
+_CHECKED: Final = frozenset((f.GUEST_CR0, f.GUEST_CR4, f.GUEST_EFER))
 _DEBUG_REGISTERS: Final = (0, 1, 2, 3, 6)
 
 
@@ -34,7 +36,7 @@ class Vmcs:
         "address_key", "apic_epoch", "apic_page", "context", "controls", "cr0_owned", "cr4_owned",
         "debug_exceptions",
         "exceptions_set", "launched",
-        "msr_bitmap", "offset_set", "pa", "scaled", "space", "unblocking",
+        "msr_bitmap", "offset_set", "pa", "scaled", "space", "unblocking", "unchecked",
     )  # fmt: skip
 
     def __init__(self, pa: int, context: Any) -> None:
@@ -59,6 +61,8 @@ class Vmcs:
         self.exceptions_set = False
         self.scaled = False
         #: RIP and RSP of the IRET that the guest is at and that has ended blocking by NMI.
+        #: Control registers were written, which VM entry has to check.
+        self.unchecked = True
         #: The guest's pending debug exceptions: a #DB to come at the next entry.
         self.debug_exceptions = 0
         self.unblocking: tuple[int, int] | None = None
@@ -97,6 +101,8 @@ class Vmcs:
             KeyError: the field does not exist.
         """
         value &= (1 << f.width(encoding)) - 1
+        if encoding in _CHECKED:
+            self.unchecked = True
         if encoding in self.controls:
             self.controls[encoding] = value
             self._forget(encoding)

@@ -1,6 +1,6 @@
 """XSETBV: the module loads XCR0 for the guest, if XFAM allows it (``td_other_exits.c`` of 1.5.01).
 
-No engine stops at XSETBV today (docs/fidelity.md), so only tests come here.
+The scripted engine brings it; QEMU cannot intercept XSETBV (docs/fidelity.md).
 """
 
 from __future__ import annotations

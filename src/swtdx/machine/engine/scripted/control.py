@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from swtdx.arch import regs
 from swtdx.arch.x86 import CR4_OSXSAVE, RFLAGS_IF, VECTOR_GP, VECTOR_UD
-from swtdx.machine.cpu.features import feature_word
 from swtdx.machine.engine.protocol import Stop
 from swtdx.machine.engine.scripted.context import ScriptedContext
 from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
 from swtdx.machine.engine.scripted.operation import Core, Operation, check_iopl, load_registers, set_edx_eax
-
-#: State components that the processor shows: the engine's XSAVE image has them.
-_XCR0_SUPPORTED: Final = feature_word(0xD, 0, "eax")
-_AVX: Final = 1 << 2
-_SSE: Final = 1 << 1
 
 
 def _cr_code(opcode: int, number: int, bits: int) -> bytes:
@@ -107,14 +101,11 @@ class Xsetbv(Operation):
         """XSETBV."""
         return b"\x0f\x01\xd1"
 
-    def execute(self, core: Core) -> None:
-        """Load it, with the processor's checks (SDM volume 2, XSETBV)."""
-        context, value = core.context, self.value
-        if not context.cr4 & CR4_OSXSAVE:
+    def execute(self, core: Core) -> Stop:
+        """Stop, if it is allowed (SDM volume 3, 26.1.2: it exits whatever its operands are)."""
+        if not core.context.cr4 & CR4_OSXSAVE:
             raise GuestFault(VECTOR_UD)
-        if self.index or not value & 1 or value & ~_XCR0_SUPPORTED or value & (_AVX | _SSE) == _AVX:
-            raise GuestFault(VECTOR_GP, 0)
-        context.xcr0 = value
+        return Stop.XSETBV
 
 
 class Sti(Operation):
