@@ -14,6 +14,12 @@ DEV := $(VENV)/.swtdx-dev
 # As an installation does; where PYTHONDONTWRITEBYTECODE is set, Python would do it anew at every start.
 COMPILE = $(BIN)/python -m compileall -q src
 
+# The checkout may be in a folder whose name is not ASCII, whatever the locale is: setuptools writes that name in the
+# locale's encoding, and Python before 3.13 reads it so at every start.  From the .venv the way is always the same.
+INSTALL = LC_ALL=C.UTF-8 $(BIN)/python -m pip install --quiet --disable-pip-version-check
+RELATIVE = for file in $(VENV)/lib/python*/site-packages/__editable__*swtdx*.pth; do \
+    if [ -e "$$file" ]; then echo ../../../../src >"$$file"; fi; done
+
 # Tests that start no QEMU and fetch nothing.
 FAST := not boot and not slow and not qemu and not network
 
@@ -53,17 +59,21 @@ mutants: $(DEV)  ## Plant faults and see which of them the tests see: docs/mutat
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "swtdx needs Python 3.11 or later; give one with: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { echo "Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "swtdx needs Python's venv; Debian, Ubuntu: apt-get install python3-venv, and make again" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(BASE): pyproject.toml | $(BIN)/python
 	@echo "Installing swtdx into $(VENV) (once) ..." >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[attestation]'
+	@$(INSTALL) -e '.[attestation]'
+	@$(RELATIVE)
 	@$(COMPILE)
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
 	@echo "Installing swtdx and its test tools into $(VENV) (once) ..." >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
+	@$(RELATIVE)
 	@$(COMPILE)
 	@touch $@ $(BASE)
 

@@ -168,7 +168,8 @@ def _kernels(apt: Apt) -> list[tuple[str, Package, KernelFlavour]]:
         found += [(package.name.removeprefix("linux-image-"), package, flavour) for package in packages]
     if not found:
         raise FetchError(
-            "the system's package sources have no kernel that suits a TD; see /etc/apt/sources.list"
+            "the system's package sources have no kernel that suits a TD; see /etc/apt/sources.list "
+            "(on Debian 12 the source bookworm-security has one)"
         )
     return found
 
