@@ -147,7 +147,7 @@ def test_a_platform_that_its_firmware_refuses(arguments: list[str], words: str) 
         (["--memory", "-4G"], "is not a size"),
         (["--cmr", "1M"], "'1M' is not a range; write 1M:1G"),
         (["--cmr", "1M:x"], "'x' is not a size"),
-        (["--model", "pentium"], "sapphire-rapids"),
+        (["--model", "pentium"], "sierra-forest"),
         (["--integrity", "none"], "cryptographic"),
         (["--packages", "two"], "not a valid integer"),
     ],

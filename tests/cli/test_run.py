@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -9,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.arch.features import MODULE_1_5_01, MODULES
 from swtdx.cli import boot_choice, run_report
 from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.main import main
 from swtdx.cli.quote_service import ToldQuotes
+from swtdx.cli.run import platform_config
 from swtdx.guests.cache import Cache
 from swtdx.guests.errors import FetchError, GuestError, NoTdxSupport
 from swtdx.guests.initramfs import Demo, Exec, Shell, default_cmdline
+from swtdx.machine.cpu.model import DEFAULT_MODEL, MODELS
+from swtdx.platform import Platform
 from swtdx.vmm.result import EndReason, RunResult
 from tests.cli.test_guest import NEW, OLD, cache, put
 from tests.guests.bzimage import make_bzimage
@@ -56,6 +61,8 @@ def own_kernel(folder: Path, config: str = TDX, release: str = "6.6.6-own") -> P
         (["--memory", "much"], "not a size"),
         (["--vcpus", "0"], "0 is not in the range"),
         (["--timeout", "0"], "0.0 is not in the range"),
+        (["--model", "pentium"], "choose one of emerald-rapids, sapphire-rapids, sierra-forest"),
+        (["--module", "1.0"], "choose one of 1.5.01, base"),
     ],
 )
 def test_options_that_mean_nothing(
@@ -63,6 +70,20 @@ def test_options_that_mean_nothing(
 ) -> None:
     assert main(["run", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_help_names_every_part_and_module(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"{DEFAULT_MODEL} (default)" in words
+    assert all(name in words for name in MODELS.keys() | MODULES.keys())
+
+
+def test_the_machine_is_what_was_asked_for() -> None:
+    config = platform_config(256 << 20, 2, None, b"x", "emerald-rapids", MODULE_1_5_01)
+    with Platform.boot(dataclasses.replace(config, start_engine=False)) as platform:
+        assert platform.host.processors[1].cpuid(1)[0] == 0xC06F2
+        assert platform.machine.seam.module.state.features == MODULE_1_5_01
 
 
 # -- what boots -----------------------------------------------------------------------------------

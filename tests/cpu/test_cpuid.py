@@ -25,16 +25,17 @@ def test_identity(lp: LogicalProcessor) -> None:
     assert b"".join(word.to_bytes(4, "little") for word in (ebx, edx, ecx)) == b"GenuineIntel"
     signature = lp.cpuid(1)[0]
     family, model = signature >> 8 & 0xF, signature >> 4 & 0xF | signature >> 12 & 0xF0
-    assert (family, model) == (6, 0x8F)  # Sapphire Rapids, intel-family.h
+    assert (family, model) == (6, 0xAF)  # Sierra Forest, intel-family.h
     brand = b"".join(word.to_bytes(4, "little") for leaf in (2, 3, 4) for word in lp.cpuid(0x80000000 + leaf))
     assert brand.rstrip(b"\0").startswith(b"Intel(R) Xeon(R) swtdx")
 
 
-def test_the_other_model(make: Make) -> None:
-    lp = make(model="emerald-rapids").processors[0]
+@pytest.mark.parametrize(("name", "model"), [("sapphire-rapids", 0x8F), ("emerald-rapids", 0xCF)])
+def test_the_other_models(make: Make, name: str, model: int) -> None:
+    lp = make(model=name).processors[0]
     signature = lp.cpuid(1)[0]
-    assert signature >> 4 & 0xF | signature >> 12 & 0xF0 == 0xCF
-    with pytest.raises(ValueError, match="choose one of emerald-rapids, sapphire-rapids"):
+    assert signature >> 4 & 0xF | signature >> 12 & 0xF0 == model
+    with pytest.raises(ValueError, match="choose one of emerald-rapids, sapphire-rapids, sierra-forest"):
         find_model("pentium")
 
 
@@ -158,7 +159,7 @@ def test_the_last_level_cache_is_the_packages(make: Make, packages: int, cpus: i
         size = math.prod(((ebx >> 22) + 1, (ebx >> 12 & 0x3FF) + 1, (ebx & 0xFFF) + 1, ecx + 1))
         caches.append((eax & 0x1F, eax >> 5 & 7, size, (eax >> 14 & 0xFFF) + 1))
     assert [(kind, level) for kind, level, _, _ in caches] == [(1, 1), (2, 1), (3, 2), (3, 3)]
-    assert [size >> 10 for _, _, size, _ in caches] == [48, 32, 2048, 105 << 10]
+    assert [size >> 10 for _, _, size, _ in caches] == [32, 64, 4096, 108 << 10]
     sharing = caches[-1][3]
     shift = lp.cpuid(0x1F, 1)[0]
     assert 1 << (sharing - 1).bit_length() == 1 << shift

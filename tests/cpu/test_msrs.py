@@ -32,7 +32,7 @@ def faults(lp: LogicalProcessor, index: int, value: int) -> str:
         (0x3A, 0),  # IA32_FEATURE_CONTROL: unlocked
         (0x3B, 0),  # IA32_TSC_ADJUST
         (0x87, 0),  # IA32_MKTME_KEYID_PARTITIONING, before TME is activated
-        (0x8B, 0x2B000603 << 32),  # microcode revision in the upper half
+        (0x8B, 0x03000362 << 32),  # microcode revision in the upper half
         (0xBC, 0),
         (0xBD, 0),
         (0x277, 0x0007040600070406),  # IA32_PAT, SDM table 12-12

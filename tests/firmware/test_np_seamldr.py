@@ -94,7 +94,7 @@ def test_a_bad_table(
 
 
 def test_steppings_may_differ(checked: Machine, acm: bytes) -> None:
-    poke(checked, 20, 4, 0x806F1)
+    poke(checked, 20, 4, 0xA06F1)
     start(checked, acm)
 
 

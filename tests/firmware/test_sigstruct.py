@@ -108,8 +108,8 @@ def test_its_fields(image: SignedImage) -> None:
     assert u(structure, 948, 2) == 0x0105
     assert (u(structure, 968, 2), u(structure, 970, 2)) == (64, 16)
     assert [u(structure, offset, 2) for offset in (972, 974, 976)] == [16, 16, 16]
-    assert u(structure, 1024, 4) == 2
-    assert [u(structure, 1028 + 4 * index, 4) for index in range(3)] == [0x806F0, 0xC06F0, 0]
+    assert u(structure, 1024, 4) == 3
+    assert [u(structure, 1028 + 4 * index, 4) for index in range(4)] == [0x806F0, 0xC06F0, 0xA06F0, 0]
 
 
 # ---------------------------------------------------------------------- fields
@@ -197,7 +197,7 @@ def test_a_platform_that_trusts_him_measures_who_it_was(pages: bytes, stranger: 
 
 def test_one_flipped_bit_anywhere(image: SignedImage) -> None:
     """A bit of every fourth byte of SIGSTRUCT, and of the pages: never accepted."""
-    expected = Expectations({simulated_signer().key_hash}, [0x806F8])
+    expected = Expectations({simulated_signer().key_hash}, [0xA06F3])
     sigstruct.check(image.sigstruct, expected)
     sigstruct.check_pages(image.sigstruct, image.pages)
     for offset in range(0, 2048, 4):
@@ -268,10 +268,10 @@ def test_padding_must_be_whole(key: rsa.RSAPrivateKey, garbage: int) -> None:
 def test_a_processor_that_is_not_listed(loader: Platform, pages: bytes) -> None:
     result, reason = refused(loader, sign_module(pages, properties=ModuleProperties(cpuids=(0xC06F2,))))
     assert result == (EUNSUPCPU, 0)
-    assert "socket 0 has CPUID 0x806f8" in reason
+    assert "socket 0 has CPUID 0xa06f3" in reason
 
 
-@pytest.mark.parametrize("cpuids", [(), (0x806F1,), (0xC06F2, 0x806FF)])
+@pytest.mark.parametrize("cpuids", [(), (0xA06F1,), (0xC06F2, 0xA06FF)])
 def test_listed_processors_whatever_their_stepping(
     loader: Platform, pages: bytes, cpuids: tuple[int, ...]
 ) -> None:
@@ -282,7 +282,7 @@ def test_listed_processors_whatever_their_stepping(
 def test_entries_beyond_the_tables_size_do_not_count(
     loader: Platform, image: SignedImage, key: rsa.RSAPrivateKey
 ) -> None:
-    hidden = signed_again(image, key, (1024, 4, 1), (1028, 4, 0xC06F0), (1032, 4, 0x806F0))
+    hidden = signed_again(image, key, (1024, 4, 1), (1028, 4, 0xC06F0), (1032, 4, 0xA06F0))
     assert refused(loader, hidden)[0] == (EUNSUPCPU, 0)
 
 

@@ -53,7 +53,7 @@ def test_ours_does_the_same(name: str) -> None:
     stages = {each["stage"]: each["events"] for each in recordings("stages")}
     for number, cases in groupby(recordings(name), key=lambda each: each["world"]):
         wrong: list[str] = []
-        with World(MODULE_1_5_01) as world:
+        with World(MODULE_1_5_01, part="sapphire-rapids") as world:
             replay = Replay(world, wrong.extend)
             for place, case in enumerate(cases):
                 if not place:

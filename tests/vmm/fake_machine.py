@@ -89,6 +89,14 @@ class FakeProcessor:
         assert self.vmx, "SEAMCALL outside VMX operation"
         return self.machine.module.seamcall(self)
 
+    def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        """Two caches: 32 KiB for data of one id, 4 MiB of four."""
+        if leaf == 4 and subleaf < 2:
+            return ((0x121, 0x1C0003F, 63, 0), (0x143 | 3 << 14, 0x3C0003F, 4095, 0))[subleaf]
+        if leaf == 0x80000006:
+            return 0, 0, 4096 << 16 | 7 << 12 | 64, 0
+        return 0, 0, 0, 0
+
     def vmxon(self) -> None:
         self.vmx = True
 

@@ -27,6 +27,11 @@ INFO = SysInfo(
         CpuidConfig(4, 0, U32, U32, U32, 0), CpuidConfig(4, 4, U32, U32, U32, U32),
         CpuidConfig(0x80000008, None, 0, 0x200, 0, 0),
     ),
+    # 48 KiB for data, 32 KiB for code, 2 MiB that two ids share, 105 MiB that 256 do.
+    caches=(
+        (0x1C004121, 0x2C0003F, 63, 0), (0x1C004122, 0x1C0003F, 63, 0), (0x1C004143, 0x3C0003F, 2047, 0),
+        (0x1C000163 | 255 << 14, 0x380003F, 114687, 4),
+    ),
 )  # fmt: skip
 
 
@@ -130,6 +135,21 @@ def test_cpuid_caches_by_the_sdm() -> None:
     assert eax >> 5 & 7 == 1
     assert ((ebx >> 22) + 1) * ((ebx & 0xFFF) + 1) * (ecx + 1) == 48 << 10
     assert params().cpuid[3] == (0, 0, 0, 0)  # the end of the list
+
+
+@pytest.mark.parametrize(
+    ("vcpus", "shared"), [(1, [1, 1, 1, 1]), (2, [2, 2, 2, 2]), (3, [2, 2, 2, 4]), (9, [2, 2, 2, 16])]
+)
+def test_who_shares_a_cache(vcpus: int, shared: list[int]) -> None:
+    """The processor's caches by the guest's numbers: the last is all vCPUs', none is more than theirs."""
+    entries = tuple(CpuidConfig(4, subleaf, U32, U32, U32, U32) for subleaf in range(5))
+    made = params(dataclasses.replace(INFO, cpuid_config=entries), vcpus=vcpus)
+    assert [(eax >> 14 & 0xFFF) + 1 for eax, _, _, _ in made.cpuid[:4]] == shared
+    assert [(eax >> 26, eax & 0x3FFF) for eax, _, _, _ in made.cpuid[:4]] == [
+        (0, eax & 0x3FFF) for eax, _, _, _ in INFO.caches
+    ]
+    assert [rest for _, *rest in made.cpuid[:4]] == [rest for _, *rest in INFO.caches]
+    assert made.cpuid[4] == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("vcpus", "htt"), [(1, 0), (2, 1), (300, 1)])

@@ -180,6 +180,8 @@ def test_cpuid(ask: Caller) -> None:
     assert ask(10, 0x40000000) == SUCCESS
     assert ask.regs[R12] >= 0x40000000
     assert struct.pack("<3I", *ask.regs[R13:]) == b"KVMKVMKVM\0\0\0"
+    assert ask(10, 0x80000006) == SUCCESS
+    assert ask.regs[R12:] == [0, 0, 4096 << 16 | 7 << 12 | 64, 0]  # the processor's L2 cache
     # Linux asks for nothing else; a leaf that is not ours is all zeros, the upper halves do not count.
     assert ask(10, 0x12345678 << 32 | 0x7FFFFFFF, 2**64 - 1) == SUCCESS
     assert ask.regs[R12:] == [0, 0, 0, 0]

@@ -17,7 +17,7 @@ from .errors import AttestationError
 from .keys import SigningKey
 from .sgx_platform import check_components
 
-# What the SVN components of a Sapphire Rapids TCB level are called in Intel's TCB info.
+# What the SVN components of a Xeon's TCB level are called in Intel's TCB info.
 _SGX_KINDS: Final = (
     ("BIOS", "Early Microcode Update"),
     ("OS/VMM", "SGX Late Microcode Update"),

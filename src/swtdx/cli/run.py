@@ -31,6 +31,7 @@ from swtdx.guests.errors import GuestError
 from swtdx.guests.initramfs import Demo, Exec, Job, Shell
 
 if TYPE_CHECKING:
+    from swtdx.arch.features import ModuleFeatures
     from swtdx.guests.tdvf_boot import TdvfImage
     from swtdx.platform import PlatformConfig
     from swtdx.vmm.command_io import CommandIo
@@ -78,6 +79,38 @@ class Brought(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return path, file
 
 
+class Part(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A model of processor, by name."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name."""
+        # Only now: this takes the tables of what processors have.
+        from swtdx.machine.cpu.model import find_model
+
+        try:
+            return find_model(str(value)).name
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Module(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """What the TDX module offers, by name."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ModuleFeatures:
+        """The features."""
+        from swtdx.arch.features import MODULES, ModuleFeatures
+
+        if isinstance(value, ModuleFeatures):
+            return value
+        if value not in MODULES:
+            self.fail(f"there is no module {value!r}: choose one of {', '.join(sorted(MODULES))}", param, ctx)
+        return MODULES[value]
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The command line; names as in :func:`run`."""
@@ -93,6 +126,8 @@ class Options:
     memory: int
     vcpus: int
     cpus: int | None
+    model: str | None
+    module: ModuleFeatures | None
     command: str | None
     demo: bool
     added: tuple[Addition, ...]
@@ -128,6 +163,10 @@ class Options:
 @click.option("--memory", type=Size(), default="512M", show_default=True, help="The guest's memory.")
 @click.option("--vcpus", type=click.IntRange(1, 64), default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--cpus", type=click.IntRange(1, 32), help="The machine's CPUs [default: one a vCPU].")
+@click.option(
+    "--model", type=Part(), help="Its processors: sierra-forest (default), sapphire-rapids, emerald-rapids."
+)
+@click.option("--module", type=Module(), help="What the TDX module offers: all (base), or as Intel's 1.5.01.")
 @click.option("--exec", "command", metavar="CMD", help="Run CMD by sh -c; print its output, exit as it does.")
 @click.option("--demo", is_flag=True, help="Show what a TD is and switch off, also on a terminal.")
 @click.option(
@@ -344,18 +383,27 @@ def _input() -> int | None:
 _MOST_CPUS: Final = 32
 
 
-def platform_config(memory: int, vcpus: int, cpus: int | None, seed: bytes) -> PlatformConfig:
+def platform_config(
+    memory: int,
+    vcpus: int,
+    cpus: int | None,
+    seed: bytes,
+    model: str | None = None,
+    features: ModuleFeatures | None = None,
+) -> PlatformConfig:
     """A machine that suits the guest: memory for it and for what it takes, a CPU for each vCPU."""
     from swtdx.machine.machine import MachineConfig
-    from swtdx.platform import PlatformConfig
+    from swtdx.platform import PlatformConfig, module_image
 
     machine_memory = max(memory + memory // 8 + _BESIDES, _SMALLEST_MACHINE)
     machine = MachineConfig(
         processors_per_package=cpus or min(vcpus, _MOST_CPUS),
         memory_bytes=-(-machine_memory // (2 * MIB)) * 2 * MIB,
         seed=seed,
+        options={} if model is None else {"model": model},
     )
-    return PlatformConfig(machine=machine, start_engine=True)
+    module = None if features is None else module_image(features=features)
+    return PlatformConfig(machine=machine, start_engine=True, module=module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +455,9 @@ def _launch(
         starting.erase()
         complain(message)
 
-    config = platform_config(options.memory, options.vcpus, options.cpus, options.seed)
+    config = platform_config(
+        options.memory, options.vcpus, options.cpus, options.seed, options.model, options.module
+    )
     building = deadline.watched("the TD was being built")
     with (
         Platform.boot(config) as platform,

@@ -117,7 +117,7 @@ class ModuleProperties:
     no_downgrade: int = 0
     num_handoff_pages: int = 15
     debug: bool = False
-    cpuids: Sequence[int] = (0x806F0, 0xC06F0)
+    cpuids: Sequence[int] = (0x806F0, 0xC06F0, 0xA06F0)
 
 
 DEFAULT_PROPERTIES: Final = ModuleProperties()

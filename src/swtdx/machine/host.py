@@ -85,6 +85,10 @@ class HostProcessor:
         self._lp.seamcall()
         return not self._lp.cf
 
+    def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        """CPUID: EAX, EBX, ECX, EDX."""
+        return self._lp.cpuid(leaf, subleaf)
+
     def vmxon(self) -> None:
         """Set CR4.VMXE and enter VMX root operation.
 

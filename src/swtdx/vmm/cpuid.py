@@ -19,14 +19,12 @@ _SIGNATURE: Final = struct.unpack("<3I", b"KVMKVMKVM\0\0\0")
 #: interface is here, so nothing else is offered.
 _FEATURES: Final = 1 << 1
 _MAX: Final = HYPERVISOR + 1
-#: L2 cache of a Sapphire Rapids core: 2 MiB, 16 ways (code 8), 64-byte lines.
-_L2: Final = 2048 << 16 | 8 << 12 | 64
 _NOTHING: Final = (0, 0, 0, 0)
 _LEVEL_SMT, _LEVEL_CORE = 1, 2
 
 
-def answer(leaf: int, subleaf: int, apic_id: int, vcpus: int) -> Registers:
-    """EAX, EBX, ECX and EDX of a leaf for the vCPU with ``apic_id`` of ``vcpus``."""
+def answer(leaf: int, subleaf: int, apic_id: int, vcpus: int, l2: int) -> Registers:
+    """EAX, EBX, ECX and EDX of a leaf for the vCPU ``apic_id`` of ``vcpus``; ``l2`` is the processor's."""
     if leaf == HYPERVISOR:
         return _MAX, *_SIGNATURE
     if leaf == HYPERVISOR + 1:
@@ -34,7 +32,7 @@ def answer(leaf: int, subleaf: int, apic_id: int, vcpus: int) -> Registers:
     if leaf in (0xB, 0x1F):
         return topology(subleaf, apic_id, vcpus)
     if leaf == 0x80000006:
-        return 0, 0, _L2, 0
+        return 0, 0, l2, 0
     return _NOTHING
 
 

@@ -58,6 +58,9 @@ class SysInfo:
     cpuid_config: tuple[CpuidConfig, ...]
     cmrs: tuple[tuple[int, int], ...] = field(default=())
     max_vcpus: int = MOST_VCPUS
+    #: The processor's own CPUID leaf 4, by subleaf, and ECX of 0x80000006 (its L2 cache once more).
+    caches: tuple[tuple[int, int, int, int], ...] = field(default=())
+    l2: int = 0
 
     @property
     def topology(self) -> bool:
@@ -96,7 +99,17 @@ def read_sysinfo(cpu: Processor, memory: HostMemory, page: int) -> SysInfo:
         cpuid_config=_cpuid_config(info),
         cmrs=tuple((base, size) for base, size in struct.iter_unpack("<QQ", cmrs) if size),
         max_vcpus=read_field(cpu, fields.MAX_VCPUS_PER_TD, MOST_VCPUS),
+        caches=_caches(cpu),
+        l2=cpu.host.cpuid(0x80000006)[2],
     )
+
+
+def _caches(cpu: Processor) -> tuple[tuple[int, int, int, int], ...]:
+    """What CPUID says of each cache, up to the subleaf whose type is "no more"."""
+    caches: list[tuple[int, int, int, int]] = []
+    while (cache := cpu.host.cpuid(4, len(caches)))[0] & 0x1F:
+        caches.append(cache)
+    return tuple(caches)
 
 
 def _cpuid_config(info: bytes) -> tuple[CpuidConfig, ...]:

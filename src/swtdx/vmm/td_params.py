@@ -37,8 +37,8 @@ _DEFAULT_XFAM: Final = 0x2E7
 #: A leaf and subleaf (None if the leaf has none), and the values of EAX, EBX, ECX, EDX.
 CpuidValues = Mapping[tuple[int, int | None], tuple[int, int, int, int]]
 
-#: CPUID(1).EAX where the module does not tell the package's: Sapphire Rapids, 06_8FH stepping 8.
-_SAPPHIRE_RAPIDS: Final = 0x000806F8
+#: CPUID(1).EAX where the module does not tell the package's: Sierra Forest, 06_AFH stepping 3.
+_SIERRA_FOREST: Final = 0x000A06F3
 _TSC_DEADLINE, _AVX, _F16C = 1 << 24, 1 << 28, 1 << 29
 _SELF_SNOOP, _HTT = 1 << 27, 1 << 28
 #: CPUID(7, 0).ECX bit 13, EDX bit 18.
@@ -46,18 +46,9 @@ _TME: Final = 1 << 13
 _PCONFIG: Final = 1 << 18
 
 
-def _cache(kind: int, level: int, ways: int, sets: int, sharers: int) -> tuple[int, int, int, int]:
-    """CPUID leaf 4 of a cache with 64-byte lines (Intel SDM, CPUID)."""
-    return (sharers - 1) << 14 | 1 << 8 | level << 5 | kind, (ways - 1) << 22 | 63, sets - 1, 0
-
-
-#: Caches of a Sapphire Rapids server: 48 KiB L1D, 32 KiB L1I, 2 MiB L2, 105 MiB L3.
-_CACHES: Final = (
-    _cache(1, 1, 12, 64, 1),
-    _cache(2, 1, 8, 64, 1),
-    _cache(3, 2, 16, 2048, 1),
-    _cache(3, 3, 15, 114688, 64),
-)
+#: CPUID(4).EAX: ids of processors that share a cache, less one; ids of cores in a package, less one.
+_SHARERS: Final = 0xFFF << 14
+_CORES: Final = 0x3F << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +185,21 @@ class TdConfig:
             # MONITOR, SpeedStep, thermal and debug-store bits would only lead to #VE.
             ecx = _TSC_DEADLINE | _AVX | _F16C
             edx = _SELF_SNOOP | (_HTT if self.vcpus > 1 else 0)
-            return info.package_signature or _SAPPHIRE_RAPIDS, min(self.vcpus, 255) << 16, ecx, edx
+            return info.package_signature or _SIERRA_FOREST, min(self.vcpus, 255) << 16, ecx, edx
         if entry.leaf == 7 and entry.subleaf == 0:
             # Memory encryption is the host's: a guest told of it reads MSRs that it does not have.
             return MASK32, MASK32, MASK32 & ~_TME, MASK32 & ~_PCONFIG
         if entry.leaf == 0x1F:
             return topology(entry.subleaf or 0, 0, self.vcpus)
         if entry.leaf == 4:
-            return _CACHES[entry.subleaf or 0] if (entry.subleaf or 0) < 4 else (0, 0, 0, 0)
+            return self._cache(entry.subleaf or 0, info)
         return MASK32, MASK32, MASK32, MASK32
+
+    def _cache(self, index: int, info: SysInfo) -> tuple[int, int, int, int]:
+        """A cache of the processor, as the guest's package has it: the last level is common to all."""
+        if index >= len(info.caches):
+            return 0, 0, 0, 0
+        eax, ebx, ecx, edx = info.caches[index]
+        ids = 1 << (self.vcpus - 1).bit_length()
+        sharers = ids - 1 if index == len(info.caches) - 1 else min((eax & _SHARERS) >> 14, ids - 1)
+        return eax & ~(_SHARERS | _CORES) | sharers << 14 & _SHARERS, ebx, ecx, edx

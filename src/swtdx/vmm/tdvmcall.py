@@ -101,6 +101,7 @@ class TdvmcallServer:
         #: The vCPU that wants to hear of events.
         self._notified: Vcpu | None = None
         self._msrs = {vcpu.index: Msrs(vcpu) for vcpu in td.vcpus}
+        self._l2 = td.hypervisor.platform.info.l2
         self._translate = td.shared.translate
         self._in = buses.ports.read
         self._out = buses.ports.write
@@ -205,7 +206,7 @@ class TdvmcallServer:
     def cpuid(self, vcpu: Vcpu, gpr: list[int]) -> Action | None:
         """CPUID: R12 EAX, R13 ECX; R12..R15 the results."""
         gpr[R12 : R15 + 1] = cpuid.answer(
-            gpr[R12] & MASK32, gpr[R13] & MASK32, vcpu.index, len(self._td.vcpus)
+            gpr[R12] & MASK32, gpr[R13] & MASK32, vcpu.index, len(self._td.vcpus), self._l2
         )
         gpr[R10] = 0
         return None

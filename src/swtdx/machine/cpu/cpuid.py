@@ -107,18 +107,18 @@ class Cpuid:
 
     def _caches(self, _apic_id: int, subleaf: int) -> Regs:
         model = self._model
-        # (type, level, size, ways, ids sharing, EDX): L1D, L1I, L2 private to a core, L3 of the package.
+        # (type, level, size, ways, ids sharing, EDX): L1D, L1I, L2, L3 of the package.
+        ids = self._topology.ids_per_package
         rows = (
-            (1, 1, model.l1d, 12, 1, 0),
+            (1, 1, model.l1d, model.l1d_ways, 1, 0),
             (2, 1, model.l1i, 8, 1, 0),
-            (3, 2, model.l2, 16, 1, 0),
-            (3, 3, model.l3, model.l3_ways, self._topology.ids_per_package, 0x4),
+            (3, 2, model.l2, 16, min(model.l2_cores, ids), 0),
+            (3, 3, model.l3, model.l3_ways, ids, 0x4),
         )
         if subleaf >= len(rows):
             return ZERO
         kind, level, size, ways, sharing, edx = rows[subleaf]
-        cores = self._topology.ids_per_package
-        eax = kind | level << 5 | 1 << 8 | (sharing - 1) << 14 | min(cores - 1, 63) << 26
+        eax = kind | level << 5 | 1 << 8 | (sharing - 1) << 14 | min(ids - 1, 63) << 26
         ebx = (CACHE_LINE - 1) | (ways - 1) << 22
         return (eax, ebx, size // (CACHE_LINE * ways) - 1, edx)
 

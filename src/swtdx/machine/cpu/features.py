@@ -1,13 +1,15 @@
-"""Every instruction-set and platform feature of the part, and who makes it work here.
+"""Every instruction-set and platform feature of the parts, and who makes it work here.
 
 A guest must never be shown a feature that then does not work.  So CPUID's feature words are not the
 part's own but what is left of them: a bit is reported if the engine executes the feature, or the
 machine's own microcode and devices do, or if there is nothing to execute.  The rest is ``ABSENT``, with
 the reason.
 
-What the part has: Intel SDM volume 2 (CPUID) and volume 1, for Sapphire Rapids.  What the engine
-executes: QEMU 7.2 ``target/i386/cpu.c`` (``TCG_*_FEATURES``); a test marked ``qemu`` compares these rows
-with what a running QEMU says.
+What the parts have: Intel SDM volume 2 (CPUID) and volume 1, for Sapphire Rapids; for Sierra Forest also
+the Instruction Set Extensions programming reference, and what compilers take that part to have.  All that is
+shown both have, so that software sees the same features on either.  What the engine executes: QEMU 7.2
+``target/i386/cpu.c`` (``TCG_*_FEATURES``); a test marked ``qemu`` compares these rows with what a running
+QEMU says.
 """
 
 from __future__ import annotations
@@ -16,6 +18,13 @@ import enum
 import functools
 from dataclasses import dataclass
 from typing import Final
+
+
+class Core(enum.Enum):
+    """The two kinds of cores that Xeons have."""
+
+    PERFORMANCE = "P-cores"
+    EFFICIENT = "E-cores"
 
 
 class By(enum.Enum):
@@ -42,6 +51,8 @@ class Feature:
     name: str
     by: By
     why: str = ""
+    #: The parts that have it, if not all do.
+    only: Core | None = None
 
     @property
     def shown(self) -> bool:
@@ -194,10 +205,20 @@ _ROWS: Final[dict[tuple[int, int, str], tuple[tuple[int, str, By, str], ...]]] =
     (7, 1, "eax"): (
         (4, "AVX_VNNI", A, _TCG),
         (5, "AVX512_BF16", A, _TCG),
+        (6, "LASS", A, _TCG),
+        (7, "CMPCCXADD", A, _TCG),
         (8, "ARCH_PERFMON_EXT", A, "no performance counters"),
         (10, "FZLRM", A, "REP MOVSB is not fast in TCG"),
         (11, "FSRS", A, "REP STOSB is not fast in TCG"),
         (12, "FSRCS", A, "REP CMPSB is not fast in TCG"),
+        (19, "WRMSRNS", A, _TCG),
+        (23, "AVX_IFMA", A, _TCG),
+        (26, "LAM", A, _TCG),
+        (27, "MSRLIST", A, _TCG),
+    ),
+    (7, 1, "edx"): (
+        (4, "AVX_VNNI_INT8", A, _TCG),
+        (5, "AVX_NE_CONVERT", A, _TCG),
     ),
     (7, 2, "edx"): (
         (0, "PSFD", M, "IA32_SPEC_CTRL"),
@@ -244,6 +265,25 @@ _ROWS: Final[dict[tuple[int, int, str], tuple[tuple[int, str, By, str], ...]]] =
     (6, 0, "eax"): ((2, "ARAT", M, "the APIC timer never stops"),),
 }
 
+#: What only one kind of cores has.
+_ONLY: Final = {
+    **dict.fromkeys(
+        (
+            "HLE", "RTM", "TSXLDTRK", "AVX512F", "AVX512DQ", "AVX512_IFMA", "AVX512CD", "AVX512BW",
+            "AVX512VL", "AVX512_VBMI", "AVX512_VBMI2", "AVX512_VNNI", "AVX512_BITALG", "AVX512_VPOPCNTDQ",
+            "AVX512_FP16", "AVX512_BF16", "AMX_BF16", "AMX_TILE", "AMX_INT8", "XCR0_OPMASK",
+            "XCR0_ZMM_HI256", "XCR0_HI16_ZMM", "XCR0_TILECFG", "XCR0_TILEDATA", "XFD",
+        ),
+        Core.PERFORMANCE,
+    ),
+    **dict.fromkeys(
+        (
+            "LASS", "CMPCCXADD", "WRMSRNS", "AVX_IFMA", "LAM", "MSRLIST", "AVX_VNNI_INT8", "AVX_NE_CONVERT",
+        ),
+        Core.EFFICIENT,
+    ),
+}  # fmt: skip
+
 #: Leaves of the part that are zero here as a whole, and why.
 ABSENT_LEAVES: Final[dict[int, str]] = {
     0xA: "there are no performance counters",
@@ -252,7 +292,7 @@ ABSENT_LEAVES: Final[dict[int, str]] = {
 
 #: The whole table, in CPUID order.
 FEATURES: Final[tuple[Feature, ...]] = tuple(
-    Feature(leaf, subleaf, register, bit, name, by, why)
+    Feature(leaf, subleaf, register, bit, name, by, why, _ONLY.get(name))
     for (leaf, subleaf, register), rows in _ROWS.items()
     for bit, name, by, why in rows
 )
@@ -278,13 +318,13 @@ def feature_word(leaf: int, subleaf: int, register: str) -> int:
     return word
 
 
-def absent_word(leaf: int, subleaf: int, register: str) -> int:
-    """The bits of one CPUID register that the part has and that are hidden here."""
+def absent_word(leaf: int, subleaf: int, register: str, core: Core) -> int:
+    """The bits of one CPUID register that a part of such cores has and that are hidden here."""
     if leaf in ABSENT_LEAVES:
         return 0xFFFFFFFF
     word = 0
-    for bit, _, by, _ in _ROWS.get((leaf, subleaf, register), ()):
-        if by is By.ABSENT:
+    for bit, name, by, _ in _ROWS.get((leaf, subleaf, register), ()):
+        if by is By.ABSENT and _ONLY.get(name, core) is core:
             word |= 1 << bit
     return word
 

@@ -35,7 +35,7 @@ from swtdx.arch.msrs import (
 from swtdx.arch.platform_structs import MAX_HKIDS
 from swtdx.arch.regs import R8, R9, R10, RCX, RDX
 from swtdx.machine import seamops
-from swtdx.machine.cpu.features import absent_word
+from swtdx.machine.cpu.features import Core, absent_word
 from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.uncore import Agent
 from swtdx.module.call import HostCall
@@ -140,7 +140,7 @@ def _check_cpuid(call: HostCall) -> None:
     if facts.native_cpuid(0x80000000, 0)[0] < LAST_EXTENDED_LEAF:
         raise LeafFailed(st.TDX_CPUID_LEAF_NOT_SUPPORTED | LAST_EXTENDED_LEAF)
     for row in call.module.cpuid.rows:
-        mask, value = insisted(row)
+        mask, value = insisted(row, call.lp.model.core)
         native = facts.sampled[row.index]
         if any(native[n] & mask[n] != value[n] for n in range(4)):
             raise _cpuid_failure(call, row, mask, value)
@@ -149,10 +149,10 @@ def _check_cpuid(call: HostCall) -> None:
     _check_topology(call)
 
 
-def insisted(row: CpuidRow) -> tuple[Quad, Quad]:
-    """(mask, value) that a row insists on, without the bits that the engine cannot have."""
+def insisted(row: CpuidRow, core: Core) -> tuple[Quad, Quad]:
+    """(mask, value) that a row insists on, without the bits of such cores that the engine cannot have."""
     subleaf = 0 if row.subleaf == 0xFFFFFFFF else row.subleaf
-    absent = [absent_word(row.leaf, subleaf, register) for register in _REGISTERS]
+    absent = [absent_word(row.leaf, subleaf, register, core) for register in _REGISTERS]
     mask = [bits & ~missing for bits, missing in zip(row.verify_mask, absent, strict=True)]
     value = [bits & ~missing for bits, missing in zip(row.verify_value, absent, strict=True)]
     return (mask[0], mask[1], mask[2], mask[3]), (value[0], value[1], value[2], value[3])

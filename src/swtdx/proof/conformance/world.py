@@ -16,6 +16,7 @@ from swtdx.arch.leaves import BY_NAME, HOST_LEAVES
 from swtdx.arch.regs import RAX, RDX
 from swtdx.arch.sept_bits import HPA, TDEL
 from swtdx.arch.units import GIB, LARGE_PAGE, PAGE
+from swtdx.machine.cpu.model import DEFAULT_MODEL
 from swtdx.machine.engine.scripted import Program, Script, Tdcall
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.machine import MachineConfig
@@ -65,11 +66,13 @@ class Td:
 class World:
     """One machine.  ``close`` frees it; also a context manager.
 
-    ``features`` are those of its module, swtdx's own by default.
+    ``features`` are those of its module, swtdx's own by default; ``part`` is the model of its processors.
     """
 
-    def __init__(self, features: ModuleFeatures | None = None) -> None:
-        config = MachineConfig(packages=2, processors_per_package=1, engine="scripted")
+    def __init__(self, features: ModuleFeatures | None = None, part: str = DEFAULT_MODEL) -> None:
+        config = MachineConfig(
+            packages=2, processors_per_package=1, engine="scripted", options={"model": part}
+        )
         module = None if features is None else module_image(features=features)
         self.platform = Platform.boot(PlatformConfig(machine=config, module=module))
         self.machine = self.platform.machine
