@@ -1,4 +1,4 @@
-"""The tests' own cache of kernels and firmware, in the checkout: nothing is put into the user's."""
+"""The tests' own cache of what they fetch, in the checkout: nothing is put into the user's."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def use_own_cache(folder: Path = FOLDER) -> None:
     """
     users = Cache()
     os.environ["XDG_CACHE_HOME"] = str(folder)
+    os.environ["NPM_CONFIG_CACHE"] = str(folder / "npm")
     ours = Cache()
     if users.root == ours.root:
         return

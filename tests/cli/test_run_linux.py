@@ -5,9 +5,12 @@ What Linux finds inside the TD is tests/boot/test_linux.py's.
 
 from __future__ import annotations
 
+import base64
+import errno
 import fcntl
 import gzip
 import hashlib
+import json
 import os
 import pty
 import re
@@ -24,10 +27,11 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.attestation.quote import ParsedQuote
 from swtdx.guests import cpio
-from swtdx.guests.errors import FetchError
-from swtdx.guests.fetch import available_kernels, fetch_guest
-from swtdx.guests.guest import Guest
+from swtdx.guests.errors import CacheError, FetchError
+from swtdx.guests.fetch import fetch_guest
+from swtdx.guests.guest import Guest, newest_guest
 from tests.fetching import cannot_fetch
 
 pytestmark = [
@@ -42,8 +46,9 @@ RUN = [sys.executable, "-m", "swtdx.cli.main", "run"]
 @pytest.fixture(scope="module")
 def guests() -> list[Guest]:
     try:
-        return [fetch_guest(version) for version in available_kernels()[:1]]
-    except FetchError as error:
+        # The one that a run takes which names none.
+        return [newest_guest() or fetch_guest()]
+    except (FetchError, CacheError) as error:
         cannot_fetch(str(error))
 
 
@@ -132,6 +137,51 @@ def test_input_files_and_an_initrd_of_the_users_own(guests: list[Guest], tmp_pat
     assert not (tmp_path / "nope").exists()
 
 
+def test_what_a_relying_party_looks_for_is_in_the_quote(guests: list[Guest], tmp_path: Path) -> None:
+    """Initdata's digest in hex and in base64, as QEMU takes it, and ATTRIBUTES by their names."""
+    config, owner = hashlib.sha384(b"initdata").digest(), hashlib.sha384(b"owner").digest()
+    done = subprocess.run(
+        [
+            *RUN[:-1], "quote", "--guest", guests[0].version, "--nonce", "c0ffee", "-o", str(tmp_path / "q"),
+            "--v5",
+            "--mrconfigid", config.hex(), "--mrowner", base64.b64encode(owner).decode(),
+            "--mrownerconfig", "ab" * 48, "--attributes", "sept-ve-disable=off,debug", "--attributes", "pks",
+        ],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parsed = ParsedQuote((tmp_path / "q").read_bytes())
+    body = parsed.body()
+    assert parsed.version == 5
+    assert (body["mrconfigid"], body["mrowner"], body["mrownerconfig"]) == (config, owner, b"\xab" * 48)
+    # Bit 0 DEBUG, 28 SEPT_VE_DISABLE, without which Linux only runs where debugging is allowed, 30 PKS.
+    assert int.from_bytes(body["tdattributes"], "little") == 1 << 30 | 1
+    assert body["reportdata"] == bytes.fromhex("c0ffee").ljust(64, b"\0")
+
+
+def test_a_quote_service_that_is_not_there(guests: list[Guest], tmp_path: Path) -> None:
+    """The guest sees what Linux shows, nothing or EIO (7.2), and the host says why."""
+    ask = (
+        "cd /sys/kernel/config/tsm/report; mkdir a; cd a; head -c 64 /dev/zero > inblob;"
+        "cat outblob | wc -c; head -c 64 /dev/zero > inblob; cat outblob | wc -c"
+    )
+    where = f"unix:{tmp_path}/nothing.sock"
+    summary = tmp_path / "summary"
+    done = run("--guest", guests[0].version, "--qgs", where, "--json", str(summary), "--exec", ask)
+    assert (done.returncode, done.stdout) == (0, b"0\n0\n")
+    said = [line for line in done.stderr.decode().splitlines() if line.startswith("swtdx: ")]
+    assert len(said) == 1, "once"
+    assert where in said[0]
+    assert os.strerror(errno.ENOENT) in said[0]
+    told = json.loads(summary.read_text())["quotes"]
+    assert (told["requests"], told["failed"]) == (2, 2)
+    assert where in told["reason"]
+
+
+#: busybox's shell at home: newer ones write a tilde.
+PROMPT = rb":(?:/root|~)# "
+
+
 class Keyboard:
     """A terminal with a user in front of it."""
 
@@ -176,7 +226,7 @@ def keyboard(guests: list[Guest]) -> Iterator[Keyboard]:
 
 def test_a_shell_to_type_into_and_ctrl_a_x(keyboard: Keyboard) -> None:
     keyboard.expect(rb"You are root in a trust domain")
-    keyboard.expect(rb":/root# ")
+    keyboard.expect(PROMPT)
     keyboard.type(b"echo $((6 * 7)) $TERM\r")
     keyboard.expect(rb"\n42 vt100\r\n")
     fcntl.ioctl(keyboard.ours, termios.TIOCSWINSZ, struct.pack("4H", 33, 99, 0, 0))

@@ -54,29 +54,22 @@ class Attributes:
     pending_ve: bool = False
 
 
-class AttributeNames(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``debug,pks,sept-ve-disable=off``."""
-
-    name = "attributes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Attributes:
-        """The attributes."""
-        if isinstance(value, Attributes):
-            return value
-        bits, pending_ve = 0, False
-        for word in str(value).split(","):
-            name, equals, setting = word.strip().lower().replace("_", "-").partition("=")
-            if name not in _BITS or (equals and setting not in _ON):
-                known = ", ".join(_BITS)
-                self.fail(f"{word.strip()!r}: give NAME or NAME=on|off of {known}", param, ctx)
-            on = _ON[setting] if equals else True
-            if name == _SEPT_VE_DISABLE:
-                pending_ve = not on
-            elif on:
-                bits |= 1 << _BITS[name]
-            else:
-                bits &= ~(1 << _BITS[name])
-        return Attributes(bits, pending_ve)
+def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Attributes:
+    """``debug,pks,sept-ve-disable=off``, in one option or in several."""
+    bits, pending_ve = 0, False
+    for word in ",".join(values).split(",") if values else ():
+        name, equals, setting = word.strip().lower().replace("_", "-").partition("=")
+        if name not in _BITS or (equals and setting not in _ON):
+            known = ", ".join(_BITS)
+            raise click.BadParameter(f"{word.strip()!r}: give NAME or NAME=on|off of {known}", ctx, param)
+        on = _ON[setting] if equals else True
+        if name == _SEPT_VE_DISABLE:
+            pending_ve = not on
+        elif on:
+            bits |= 1 << _BITS[name]
+        else:
+            bits &= ~(1 << _BITS[name])
+    return Attributes(bits, pending_ve)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +114,7 @@ def td_options(command: _F) -> _F:
                      help="MROWNER: who the TD's owner is."),
         click.option("--mrownerconfig", type=Digest(), default=zeros, metavar="SHA384", show_default="zeros",
                      help="MROWNERCONFIG: what the owner decided, beside MRCONFIGID."),
-        click.option("--attributes", type=AttributeNames(), default=Attributes(), metavar="NAME[=on|off],...",
+        click.option("--attributes", multiple=True, callback=_attributes, metavar="NAME[=on|off],...",
                      show_default="sept-ve-disable", help="ATTRIBUTES by name: debug, pks, perfmon, ..."),
     )  # fmt: skip
     for option in reversed(options):

@@ -12,6 +12,7 @@ from ..errors import AttestationError, MissingDependency
 
 #: Seconds to wait for dcap-qvl's thread to let go.
 _PATIENCE: Final = 5
+_TRUST: Final = "if its certificate is not one that this system trusts: --pcs-ca FILE or --insecure"
 
 
 def fetch_collateral(url: str, quote: bytes) -> Any:
@@ -42,7 +43,9 @@ def fetch_collateral(url: str, quote: bytes) -> Any:
     # Not before the exception is gone: its traceback refers to the future as well.
     _wait_until_gone(shared)
     if failure is not None:
-        raise AttestationError(f"no collateral from {url}: {failure}")
+        # dcap-qvl does not say what failed; a service of one's own mostly has a certificate of its own.
+        hint = f" ({_TRUST})" if url.startswith("https:") and "sending request" in failure else ""
+        raise AttestationError(f"no collateral from {url}: {failure}{hint}")
     return collateral
 
 
