@@ -9,6 +9,8 @@ import subprocess
 import pytest
 
 from swtdx.machine.cpu.features import FEATURES, By
+from swtdx.machine.machine import MachineConfig
+from swtdx.platform import Platform, PlatformConfig
 
 #: QEMU's names, where they are not the SDM's.
 NAMES = {"CMPXCHG16B": "cx16", "CLFSH": "clflush", "LZCNT": "abm", "XGETBV_ECX1": "xgetbv1", "SHA": "sha-ni"}
@@ -68,4 +70,14 @@ def test_every_row_is_a_bit_of_its_own() -> None:
     places = [(row.leaf, row.subleaf, row.register, row.bit) for row in FEATURES]
     assert len(set(places)) == len(places)
     assert len({row.name for row in FEATURES}) == len(FEATURES)
-    assert all(row.why for row in FEATURES if row.by is By.ABSENT)
+    assert all(row.why for row in FEATURES if row.by in (By.ABSENT, By.HOST))
+
+
+def test_only_the_host_has_movdir64b() -> None:
+    """Linux's TDX host support asks for it; the module, and so a guest, does not see what TCG has not."""
+    config = PlatformConfig(machine=MachineConfig(processors_per_package=1, memory_bytes=512 << 20))
+    with Platform.boot(config) as platform:
+        host, seen = platform.host.processors[0].cpuid(7), platform.machine.processors[0].cpuid(7)
+    assert [a ^ b for a, b in zip(host, seen, strict=True)] == [0, 0, 1 << 28, 0]
+    assert host[2] >> 28 & 1
+    assert {(row.leaf, row.subleaf, row.register) for row in FEATURES if row.by is By.HOST} == {(7, 0, "ecx")}

@@ -36,6 +36,8 @@ def run(*words: str) -> tuple[int, str]:
         # seamcall.md, tdcall.md
         ("TDH.MNG.INIT", "TDH.MNG.INIT", "TD_PARAMS"),
         ("tdh_mng_init", "TDH.MNG.INIT", "UNINITIALIZED"),
+        ("TDH.MNG.WR", "TDH.MNG.WR", "no register but RAX changes"),
+        ("TDH.MNG.RD", "TDH.MNG.RD", "for a version that it has not: as on error"),
         ("leaf 21", "TDH.MNG.INIT", "TSC_FREQUENCY"),
         ("TDG.VP.VMCALL", "TDG.VP.VMCALL", "31:16 xmm_select"),
         ("SEAMLDR.INSTALL", "SEAMLDR.INSTALL", "0x8000000000000001"),

@@ -73,7 +73,7 @@ class TDSYSINFO_STRUCT(Struct, size=1024, source="tdx_api_defs.h"):
 
     attributes = Field(0, 4, "bit 31: a debug module")
     vendor_id = Field(4, 4)
-    build_date = Field(8, 4, "BCD yyyymmdd")
+    build_date = Field(8, 4, "the decimal number yyyymmdd")
     build_num = Field(12, 2)
     minor_version = Field(14, 2)
     major_version = Field(16, 2)

@@ -32,6 +32,9 @@ _ON_ERROR: Final = {
     declared.SAME: "its input",
     declared.LEAF: "see its meaning",
 }
+#: What the dispatchers leave behind; the outputs' "on error" is of the checks that come later.
+_NOT_RUN: Final = "for its RAX or the module's state: no register but RAX changes"
+_BUT_VERSION: Final = "; for a version that it has not: as on error"
 
 
 def support_text(leaf: Leaf) -> str:
@@ -60,6 +63,8 @@ def explain_leaf(leaf: Leaf) -> Explanation:
     if leaf.locks:
         modes = {"S": "shared", "X": "exclusive"}
         facts.append(("Locks", ", ".join(f"{lock.object} {modes[lock.mode]}" for lock in leaf.locks)))
+    if leaf.outputs and leaf.side != declared.LOADER:
+        facts.append(("If not run", _NOT_RUN + (_BUT_VERSION if _judges_version(leaf) else "")))
     return Explanation(
         "leaf",
         leaf.name,
@@ -79,6 +84,11 @@ def explain_leaf(leaf: Leaf) -> Explanation:
             ),
         ),
     )
+
+
+def _judges_version(leaf: Leaf) -> bool:
+    """Whether the leaf itself refuses an unknown version: those with versions do, of the guest's VM.RD."""
+    return bool(leaf.max_version) and (leaf.side == declared.HOST or leaf.name == "TDG.VM.RD")
 
 
 def _names(mask: int, names: list[str]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from swtdx.arch.x86 import CR4_VMXE
+from swtdx.machine.cpu.features import host_word
 from swtdx.machine.faults import GeneralProtection, InvalidOpcode, ProcessorFault
 from swtdx.machine.memory import Requestor, ReservedBitFault
 
@@ -86,8 +87,13 @@ class HostProcessor:
         return not self._lp.cf
 
     def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
-        """CPUID: EAX, EBX, ECX, EDX."""
-        return self._lp.cpuid(leaf, subleaf)
+        """CPUID: EAX, EBX, ECX, EDX.
+
+        Software of the machine is shown some features that SEAM code is not, because the module would pass
+        them on to guests, which run on the engine.
+        """
+        eax, ebx, ecx, edx = self._lp.cpuid(leaf, subleaf)
+        return eax, ebx, ecx | host_word(leaf, subleaf, "ecx"), edx
 
     def vmxon(self) -> None:
         """Set CR4.VMXE and enter VMX root operation.

@@ -36,6 +36,8 @@ class By(enum.Enum):
     MACHINE = "machine"
     #: Nothing has to be executed: a promise about the hardware, or an encoding that is a NOP.
     NOTHING = "nothing to execute"
+    #: Software of the machine, by what it calls; no guest does, so SEAM code is not shown it.
+    HOST = "software of the machine"
     #: The part has it; here it is hidden.
     ABSENT = "absent"
 
@@ -56,11 +58,12 @@ class Feature:
 
     @property
     def shown(self) -> bool:
-        """Whether software sees the bit set."""
-        return self.by is not By.ABSENT
+        """Whether the module and guests see the bit set."""
+        return self.by not in _HIDDEN
 
 
-E, M, N, A = By.ENGINE, By.MACHINE, By.NOTHING, By.ABSENT
+_HIDDEN: Final = (By.ABSENT, By.HOST)
+E, M, N, H, A = By.ENGINE, By.MACHINE, By.NOTHING, By.HOST, By.ABSENT
 _TCG: Final = "TCG does not execute it"
 
 #: (leaf, subleaf, register): rows of (bit, name, by, why).
@@ -177,7 +180,7 @@ _ROWS: Final[dict[tuple[int, int, str], tuple[tuple[int, str, By, str], ...]]] =
         (24, "BUS_LOCK_DETECT", A, _TCG),
         (25, "CLDEMOTE", N, "a hint: TCG executes its encoding as a NOP"),
         (27, "MOVDIRI", A, _TCG),
-        (28, "MOVDIR64B", A, "software of the machine has it (machine.memory), guests on TCG do not"),
+        (28, "MOVDIR64B", H, "machine.memory; Linux's TDX host support insists on it"),
         (29, "ENQCMD", A, _TCG),
         (30, "SGX_LC", A, "no enclaves"),
         (31, "PKS", E, ""),
@@ -313,18 +316,23 @@ def feature_word(leaf: int, subleaf: int, register: str) -> int:
     """The shown feature bits of one CPUID register (0 if it holds none)."""
     word = 0
     for bit, _, by, _ in _ROWS.get((leaf, subleaf, register), ()):
-        if by is not By.ABSENT:
+        if by not in _HIDDEN:
             word |= 1 << bit
     return word
 
 
+def host_word(leaf: int, subleaf: int, register: str) -> int:
+    """The bits of one CPUID register that only the machine's own software sees."""
+    return sum(1 << bit for bit, _, by, _ in _ROWS.get((leaf, subleaf, register), ()) if by is By.HOST)
+
+
 def absent_word(leaf: int, subleaf: int, register: str, core: Core) -> int:
-    """The bits of one CPUID register that a part of such cores has and that are hidden here."""
+    """The bits of one CPUID register that a part of such cores has and that are hidden from the module."""
     if leaf in ABSENT_LEAVES:
         return 0xFFFFFFFF
     word = 0
     for bit, name, by, _ in _ROWS.get((leaf, subleaf, register), ()):
-        if by is By.ABSENT and _ONLY.get(name, core) is core:
+        if by in _HIDDEN and _ONLY.get(name, core) is core:
             word |= 1 << bit
     return word
 
