@@ -7,12 +7,13 @@ from unittest import mock
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR, TDVPS
-from swtdx.arch.exits import ENTER_HINT, ENTER_RESUME_L1
+from swtdx.arch.exits import ENTER_HINT, ENTER_RESUME_L1, ENTRY_FAILURE, ExitReason
 from swtdx.arch.msrs import IA32_MISC_ENABLE, MISC_ENABLE_MONITOR
 from swtdx.arch.platform_structs import TD_PARAMS
-from swtdx.arch.sept_bits import TDHP
+from swtdx.arch.sept_bits import HPA, TDHP
+from swtdx.arch.x86 import CR0_PG
 from swtdx.machine import seamops
-from swtdx.machine.engine.scripted import Read, Tdcall, TripleFault
+from swtdx.machine.engine.scripted import MovFromCr, MovToCr, Read, Tdcall, TripleFault
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.cases_vp import retired_vcpu
 from swtdx.proof.conformance.common import Good
@@ -22,10 +23,12 @@ from swtdx.proof.conformance.stages import (
     EMPTY,
     FIRST,
     PENDING,
+    PRODUCTION,
     TD_STEPS,
     add_tdcx,
     create,
     give_keys,
+    initialise,
     make_td,
     td_params,
 )
@@ -93,20 +96,21 @@ def _disabled(world: World) -> None:
     world.provoke(rcx=world.td.tdvpr)
 
 
-@provokes(_LEAF, s.TDX_TSC_ROLLBACK, "the TSC went back", stage="running", reusable=True)
-def _rollback(world: World) -> None:
-    tdvps = world.probe.tdvps(world.td.tdvpr, world.td.tdr)
-    place = Place(tdvps, TDVPS.last_exit_tsc.offset)
-    with world.poked(place, world.machine.tsc() + (1 << 40), 8):
-        world.provoke(rcx=world.td.tdvpr)
-
-
-@provokes(
-    _LEAF, s.TDX_OPERAND_BUSY, "the TLB epoch changes", details="TD_EPOCH", stage="running", reusable=True
-)
-def _epoch(world: World) -> None:
-    with world.locked(world.tdcs_field(TDCS.epoch_lock)):
-        world.provoke(rcx=world.td.tdvpr)
+ENTER.held(
+    s.TDX_TSC_ROLLBACK, "the TSC went back",
+    lambda world, operands: world.poked(
+        Place(
+            world.probe.tdvps(operands["rcx"] & HPA, world.tdr_of(_LEAF, operands)),
+            TDVPS.last_exit_tsc.offset,
+        ),
+        world.machine.tsc() + (1 << 40), 8,
+    ),
+)  # fmt: skip
+ENTER.held(
+    s.TDX_OPERAND_BUSY, "the TLB epoch changes",
+    lambda world, operands: world.locked(world.tdcs_field(TDCS.epoch_lock, world.tdr_of(_LEAF, operands))),
+    "TD_EPOCH",
+)  # fmt: skip
 
 
 @provokes(
@@ -148,6 +152,27 @@ add(
     _LEAF, s.TDX_NON_RECOVERABLE_VCPU, "a triple fault",
     lambda w: w.exits(_triple_fault), details=_TRIPLE_FAULT, stage="running",
 )  # fmt: skip
+
+
+@provokes(
+    _LEAF, s.TDX_NON_RECOVERABLE_TD, "a state that VM entry refuses",
+    details=ENTRY_FAILURE | ExitReason.ENTRY_FAILURE_GUEST_STATE, stage="ready",
+)  # fmt: skip
+def _lost(world: World) -> None:
+    """CR0.PG cleared in 64-bit code, together with a bit that makes the write an exit."""
+    td = world.td = create(world)
+    give_keys(world, td)
+    add_tdcx(world, td)
+    initialise(world, td, attributes=PRODUCTION)
+    for name, step in TD_STEPS:
+        if name in ("vcpu", "vpcx", "vpinit", "running"):
+            step(world, td)
+
+    def program(_cpu: Any) -> Any:
+        cr0 = yield MovFromCr(0)
+        yield MovToCr(0, cr0 & ~CR0_PG | 1 << 6)
+
+    world.exits(program)
 
 
 def _vmcall(_cpu: Any) -> Any:

@@ -27,14 +27,22 @@ def _call(version: int = 0, rax: int = 0, **operands: int) -> Action:
     return action
 
 
+def _of_rax(operands: dict[str, Any]) -> int:
+    """What of a call's RAX is not the leaf's number."""
+    return int(operands.get("rax", 0) | operands.get("version", 0) << 16)
+
+
 def _case(leaf: str, value: int, what: str, details: int | str = 0, **operands: Any) -> None:
     outputs = operands.pop("outputs", True)
+    bits = operands.pop("bits", {})
     defect = None
-    if (good := GOOD.get(leaf)) is not None and not operands.get("version"):
+    if set(operands) <= {"rax", "version"} | GOOD.get(leaf, {}).keys() and (rax := _of_rax(operands)):
+        defect = Defect(rax=rax)
+    elif (good := GOOD.get(leaf)) is not None and not operands.get("version"):
         changes = {
             name: given for name, given in operands.items() if name != "rax" and good.get(name) != given
         }
-        defect = Defect(changes, rax=operands.get("rax", 0))
+        defect = Defect(changes, rax=operands.get("rax", 0), bits=bits)
     add(leaf, value, what, _call(**operands), details=details, stage=_STAGE, outputs=outputs, defect=defect)
 
 
@@ -196,7 +204,7 @@ for _what, _gpa in (
     ("shared", PENDING | SHARED_BIT_48),
     ("not aligned to its level", PENDING | 1),
 ):
-    _case(_ACCEPT, s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa)
+    _case(_ACCEPT, s.TDX_OPERAND_INVALID, _what, "RCX", rcx=_gpa, bits={"rcx": _gpa ^ PENDING})
 _case(_ACCEPT, s.TDX_SUCCESS, "2 MiB", rcx=HUGE | 1)
 _case(_ACCEPT, s.TDX_PAGE_ALREADY_ACCEPTED, "there from the start", rcx=FIRST)
 _case(_ACCEPT, s.TDX_PAGE_SIZE_MISMATCH, "2 MiB of small pages", 1, rcx=0 | 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Final
 
 from swtdx.arch import status as s
@@ -12,7 +13,7 @@ from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.proof.conformance import common
 from swtdx.proof.conformance.common import Good, Operands
 from swtdx.proof.conformance.operands import checked
-from swtdx.proof.conformance.registry import add, provokes
+from swtdx.proof.conformance.registry import Defect, add, provokes
 from swtdx.proof.conformance.stages import (
     EMPTY,
     FAR,
@@ -194,26 +195,20 @@ checked(TRACK)
 _uninitialised(TRACK, "rcx")
 
 
-@provokes(
-    "TDH.MEM.TRACK", s.TDX_OPERAND_BUSY, "a VCPU enters at this moment", details="TD_EPOCH",
-    stage="running", reusable=True,
-)  # fmt: skip
-def _epoch_busy(world: World) -> None:
-    from swtdx.arch.control_structs import TDCS
-
-    with world.poked(world.tdcs_field(TDCS.epoch_lock), 2):
-        world.provoke(rcx=world.td.tdr)
-
-
-@provokes(
-    "TDH.MEM.TRACK", s.TDX_PREVIOUS_TLB_EPOCH_BUSY, "a VCPU of the previous epoch runs", stage="running",
-    reusable=True,
-)  # fmt: skip
-def _epoch_runs(world: World) -> None:
-    tdcs = world.probe.tdcs(world.td.tdr)
+def _epoch_runs(world: World, operands: Operands) -> AbstractContextManager[None]:
+    tdcs = world.probe.tdcs(world.tdr_of("TDH.MEM.TRACK", operands))
     previous = (TDCS.td_epoch.get(tdcs) - 1) & 1
-    with world.locked(Place(tdcs, TDCS.refcount.offset + 2 * previous)):
-        world.provoke(rcx=world.td.tdr)
+    return world.locked(Place(tdcs, TDCS.refcount.offset + 2 * previous))
+
+
+TRACK.held(
+    s.TDX_OPERAND_BUSY, "a VCPU enters at this moment",
+    lambda world, operands: world.poked(
+        world.tdcs_field(TDCS.epoch_lock, world.tdr_of("TDH.MEM.TRACK", operands)), 2
+    ),
+    "TD_EPOCH",
+)  # fmt: skip
+TRACK.held(s.TDX_PREVIOUS_TLB_EPOCH_BUSY, "a VCPU of the previous epoch runs", _epoch_runs)
 
 
 # ------------------------------------------------------------------ taking pages away
@@ -320,7 +315,11 @@ def _taking(leaf: str, gpa: int, level: int, prepare: str, **operands: int) -> N
         with world.locked(world.probe.pamt_entry(hpa, size)):
             world.provoke(**given)
 
-    add(leaf, s.TDX_GPA_RANGE_NOT_BLOCKED, "not blocked", not_blocked, details="RCX", stage="running")
+    # What is not blocked cannot have been tracked since.
+    add(
+        leaf, s.TDX_GPA_RANGE_NOT_BLOCKED, "not blocked", not_blocked, details="RCX", stage="running",
+        defect=Defect(mend=lambda world, _: block(world, world.td, gpa, level)),
+    )  # fmt: skip
     add(leaf, s.TDX_TLB_TRACKING_NOT_DONE, "not tracked", not_tracked, details="RCX", stage="running")
     add(
         leaf, s.TDX_OPERAND_BUSY, "another processor holds the page that goes", busy, details="RCX",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from swtdx.arch import status as s
@@ -111,11 +112,36 @@ def _params(change: Callable[[bytearray], None]) -> Callable[[World], int]:
     return build
 
 
-for _operand, _what, _fields in _BAD_PARAMS:
-    INIT.refused(
-        s.TDX_OPERAND_INVALID, _what, _operand, reusable=False,
-        rdx=lambda w, fields=_fields: w.buffer(td_params(w, **fields)),  # type: ignore[misc]
+@contextlib.contextmanager
+def _changed(world: World, at: int, change: Callable[[bytearray], None]) -> Iterator[None]:
+    """TD_PARAMS at a physical address with a change, for a while."""
+    before = world.memory.read(at, len(TD_PARAMS.new()))
+    params = bytearray(before)
+    change(params)
+    world.memory.write(at, params)
+    try:
+        yield
+    finally:
+        world.memory.write(at, before)
+
+
+def _bad_params(operand: str, what: str, change: Callable[[bytearray], None]) -> None:
+    INIT.held(
+        s.TDX_OPERAND_INVALID, what, lambda world, operands: _changed(world, operands["rdx"], change),
+        operand, reusable=False,
     )  # fmt: skip
+
+
+def _fields_to(fields: dict[str, int]) -> Callable[[bytearray], None]:
+    def change(params: bytearray) -> None:
+        for name, value in fields.items():
+            TD_PARAMS.integer(name).set(params, value)
+
+    return change
+
+
+for _operand, _what, _fields in _BAD_PARAMS:
+    _bad_params(_operand, _what, _fields_to(_fields))
 
 
 def _set_byte(at: int) -> Callable[[bytearray], None]:
@@ -126,10 +152,7 @@ def _set_byte(at: int) -> Callable[[bytearray], None]:
 
 
 for _at in (20, 42, 79, 232, 255, 256 + 18 * 16, 1023):
-    INIT.refused(
-        s.TDX_OPERAND_INVALID, f"reserved byte {_at} of TD_PARAMS is not 0", "RDX", reusable=False,
-        rdx=_params(_set_byte(_at)),
-    )  # fmt: skip
+    _bad_params("RDX", f"reserved byte {_at} of TD_PARAMS is not 0", _set_byte(_at))
 
 
 def _cpuid(entry: int, register: int, value: int) -> Callable[[bytearray], None]:

@@ -22,8 +22,12 @@ WBINVD: Final = Good(
 for _good in (RDMD, WBINVD):
     checked(_good)
     busy_page(_good, "rcx", exclusive=False) if _good is RDMD else None
-    _good.refused(s.TDX_OPERAND_INVALID, "not page-aligned", "RCX", rcx=lambda w: w.page() + 64)
-    _good.refused(s.TDX_OPERAND_INVALID, "beyond MAXPA", "RCX", rcx=lambda w: w.page() | 1 << 52)
+    _good.refused(
+        s.TDX_OPERAND_INVALID, "not page-aligned", "RCX", rcx=lambda w: w.page() + 64, bits={"rcx": 64}
+    )
+    _good.refused(
+        s.TDX_OPERAND_INVALID, "beyond MAXPA", "RCX", rcx=lambda w: w.page() | 1 << 52, bits={"rcx": 1 << 52}
+    )
     outside(_good, "rcx")
 RDMD.refused(s.TDX_OPERAND_INVALID, "an HKID", "RCX", rcx=lambda w: w.td.tdr | 1 << 51)
 WBINVD.refused(s.TDX_PAGE_METADATA_INCORRECT, "a page that a TD owns", "RCX", rcx=lambda w: w.td.tdr)
@@ -54,9 +58,11 @@ RECLAIM: Final = Good("TDH.PHYMEM.PAGE.RECLAIM", "running", lambda w: {"rcx": to
 checked(RECLAIM)
 outside(RECLAIM, "rcx")
 busy_page(RECLAIM, "rcx", exclusive=True)
-RECLAIM.refused(s.TDX_OPERAND_INVALID, "not page-aligned", "RCX", rcx=lambda w: torn_down(w) + 64)
-RECLAIM.refused(s.TDX_OPERAND_INVALID, "an HKID", "RCX", rcx=lambda w: torn_down(w) | 1 << 51)
-RECLAIM.refused(s.TDX_OPERAND_INVALID, "beyond MAXPA", "RCX", rcx=lambda w: torn_down(w) | 1 << 52)
+for _what, _bit in (("not page-aligned", 6), ("an HKID", 51), ("beyond MAXPA", 52)):
+    RECLAIM.refused(
+        s.TDX_OPERAND_INVALID, _what, "RCX",
+        rcx=lambda w, bit=_bit: torn_down(w) | 1 << bit, bits={"rcx": 1 << _bit},  # type: ignore[misc]
+    )  # fmt: skip
 
 
 @provokes(
@@ -87,14 +93,10 @@ RECLAIM.refused(
 )  # fmt: skip
 
 
-@provokes(
-    "TDH.PHYMEM.PAGE.RECLAIM", s.TDX_OPERAND_BUSY, "another processor holds the TDR", details="TDR",
-    stage="running", outputs=False,
+RECLAIM.held(
+    s.TDX_OPERAND_BUSY, "another processor holds the TDR", lambda world, _: world.locked_page(world.td.tdr),
+    "TDR", reusable=False, outputs=False,
 )  # fmt: skip
-def _reclaim_busy(world: World) -> None:
-    page = torn_down(world)
-    with world.locked_page(world.td.tdr):
-        world.provoke(rcx=page)
 
 
 for _what, _page in (("a page of a TD that lives", "tdvpr"), ("the TDR of a TD that lives", "tdr")):
@@ -134,11 +136,7 @@ add(
 )  # fmt: skip
 
 
-@provokes(
-    "TDH.PHYMEM.CACHE.WB", s.TDX_OPERAND_BUSY, "another processor of the package is at it",
-    details="WBCACHE", stage="keyed",
+CACHE_WB.held(
+    s.TDX_OPERAND_BUSY, "another processor of the package is at it",
+    lambda world, _: world.poked(world.probe.cache_wb_mutex, 1, 1), "WBCACHE", reusable=False,
 )  # fmt: skip
-def _wb_busy(world: World) -> None:
-    operands = _flushed(world)
-    with world.poked(world.probe.cache_wb_mutex, 1, 1):
-        world.provoke(**operands)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS, TDR
 from swtdx.arch.leaves import BY_NAME
+from swtdx.arch.sept_bits import HPA
 from swtdx.arch.td_config import SHARED_BIT_48
 from swtdx.machine.engine.scripted import Tdcall
-from swtdx.proof.conformance.registry import Action, add, provokes
+from swtdx.proof.conformance.registry import Action, Defect, add, provokes
 from swtdx.proof.conformance.stages import FIRST, HUGE, PENDING
 from swtdx.proof.conformance.world import World
 
 _STAGE: Final = "running"
+
+
+_RD, _WR = "TDG.MEM.PAGE.ATTR.RD", "TDG.MEM.PAGE.ATTR.WR"
+#: Operands with which these succeed.
+_GOOD: Final[dict[str, dict[str, int]]] = {_RD: {"rcx": FIRST}, _WR: {"rcx": FIRST, "rdx": 0, "r8": 0}}
 
 
 def _call(**operands: int) -> Action:
@@ -21,7 +28,10 @@ def _call(**operands: int) -> Action:
 
 
 def _case(leaf: str, value: int, what: str, details: int | str = 0, **operands: int) -> None:
-    add(leaf, value, what, _call(**operands), details=details, stage=_STAGE)
+    good = _GOOD.get(leaf, {})
+    changes = {name: given for name, given in operands.items() if good.get(name) != given}
+    defect = Defect(changes) if good and changes else None
+    add(leaf, value, what, _call(**operands), details=details, stage=_STAGE, defect=defect)
 
 
 # ------------------------------------------------------------------ L2 VMs: there are none
@@ -31,7 +41,6 @@ for _bits in (1, 2, 1 << 4, 1 << 63):
 for _vm in range(4):
     _case("TDG.VP.INVVPID", s.TDX_OPERAND_INVALID, f"VM {_vm}", "RCX", rcx=_vm << 52, rdx=0)
 
-_RD, _WR = "TDG.MEM.PAGE.ATTR.RD", "TDG.MEM.PAGE.ATTR.WR"
 _case(_RD, s.TDX_SUCCESS, "a page", rcx=FIRST)
 _case(_WR, s.TDX_SUCCESS, "nothing, of a page", rcx=FIRST, rdx=0, r8=0)
 for _what, _gpa in (("shared", SHARED_BIT_48 | FIRST), ("beyond the GPA width", 1 << 48)):
@@ -45,16 +54,23 @@ for _vm in range(4):
 _case(_WR, s.TDX_PAGE_SIZE_MISMATCH, "2 MiB of small pages", 1, rcx=0 | 1, rdx=0, r8=0)
 
 
-def _held(leaf: str, **operands: int) -> None:
-    def action(world: World) -> None:
-        with world.locked_entry(world.td.tdr, FIRST, 0):
-            world.tdcall(rcx=FIRST, **operands)
+def _entry_held(world: World, operands: dict[str, int]) -> AbstractContextManager[None]:
+    return world.locked_entry(world.td.tdr, operands["rcx"] & HPA, operands["rcx"] & 7)
 
-    add(leaf, s.TDX_OPERAND_BUSY, "the host holds the entry", action, details="RCX", stage=_STAGE)
+
+def _held(leaf: str) -> None:
+    def action(world: World) -> None:
+        with _entry_held(world, _GOOD[leaf]):
+            world.tdcall(**_GOOD[leaf])
+
+    add(
+        leaf, s.TDX_OPERAND_BUSY, "the host holds the entry", action, details="RCX", stage=_STAGE,
+        defect=Defect(hold=_entry_held),
+    )  # fmt: skip
 
 
 _held(_RD)
-_held(_WR, rdx=0, r8=0)
+_held(_WR)
 
 
 @provokes(_RD, s.TDX_SUCCESS, "a pending page and a 2-MiB page", stage=_STAGE)

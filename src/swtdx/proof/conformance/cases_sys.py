@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 from unittest import mock
 
@@ -24,15 +25,9 @@ from swtdx.proof.conformance.world import OUTSIDE, PAMT_2M, PAMT_4K, TDMR, World
 
 def _global_lock(good: Good) -> None:
     """Another processor holds the module's global lock."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        with world.locked(world.probe.sys_lock):
-            world.provoke(**operands)
-
-    add(
-        good.leaf, s.TDX_SYS_BUSY, "another processor holds the global lock", action,
-        stage=good.stage, reusable=True,
+    good.held(
+        s.TDX_SYS_BUSY, "another processor holds the global lock",
+        lambda world, _: world.locked(world.probe.sys_lock),
     )  # fmt: skip
 
 
@@ -71,11 +66,10 @@ INIT.refused(s.TDX_SYS_INIT_NOT_PENDING, "the second time", stage="initialised")
 def _msr_case(
     value: int, what: str, index: int, content: Callable[[int], int], details: int, *, reusable: bool = True
 ) -> None:
-    def action(world: World) -> None:
-        with world.msr(index, content(world.lps[0].msrs.peek(index))):
-            world.provoke(rcx=0)
-
-    add("TDH.SYS.INIT", value, what, action, details=details, stage="loaded", reusable=reusable)
+    INIT.held(
+        value, what, lambda world, _: world.msr(index, content(world.lps[0].msrs.peek(index))), details,
+        reusable=reusable,
+    )  # fmt: skip
 
 
 for _what, _index, _change in (
@@ -115,18 +109,14 @@ _msr_case(s.TDX_SMRR_OVERLAPS_CMR, "an SMRR in the first CMR", 0x1F2, lambda val
 
 
 def _cpuid_case(
-    value: int, what: str, row: tuple[int, int], change: Callable[[Quad], Quad], **more: Any
+    value: int, what: str, row: tuple[int, int], change: Callable[[Quad], Quad], details: int = 0, **more: Any
 ) -> None:
     """TDH.SYS.INIT on processors that answer one CPUID leaf otherwise."""
 
-    def action(world: World) -> None:
-        def answer(leaf: int, subleaf: int, native: Quad) -> Quad:
-            return change(native) if (leaf, subleaf & 0xFF if subleaf != NA else 0) == row else native
+    def answer(leaf: int, subleaf: int, native: Quad) -> Quad:
+        return change(native) if (leaf, subleaf & 0xFF if subleaf != NA else 0) == row else native
 
-        with world.probe.cpuid_says(answer):
-            world.provoke(rcx=0)
-
-    add("TDH.SYS.INIT", value, what, action, stage="loaded", **more)
+    INIT.held(value, what, lambda world, _: world.probe.cpuid_says(answer), details, reusable=False, **more)
 
 
 _cpuid_case(s.TDX_CPUID_LEAF_NOT_SUPPORTED, "no leaf 0x1F", (0, 0), lambda q: (0x1E, *q[1:]), details=0x1F)
@@ -143,32 +133,27 @@ _cpuid_case(
 )  # fmt: skip
 
 
-@provokes(
-    "TDH.SYS.INIT", s.TDX_INCORRECT_MSR_VALUE, "WBINVDP and WBNOINVDP differ", details=IA32_WBNOINVDP,
-    stage="loaded",
-)  # fmt: skip
-def _sub_blocks(world: World) -> None:
+def _sub_blocks(world: World, _operands: dict[str, int]) -> AbstractContextManager[object]:
     lp = world.lps[0]
     native = lp.rdmsr
-    with mock.patch.object(lp, "rdmsr", lambda index: native(index) + (index == IA32_WBNOINVDP)):
-        world.provoke(rcx=0)
+    return mock.patch.object(lp, "rdmsr", lambda index: native(index) + (index == IA32_WBNOINVDP))
 
 
-@provokes("TDH.SYS.INIT", s.TDX_CMR_LIST_INVALID, "CMRs in the wrong order", stage="loaded")
-def _cmrs(world: World) -> None:
-    with world.probe.cmrs_reversed():
-        world.provoke(rcx=0)
-
-
+INIT.held(
+    s.TDX_INCORRECT_MSR_VALUE, "WBINVDP and WBNOINVDP differ", _sub_blocks, IA32_WBNOINVDP, reusable=False
+)
+INIT.held(
+    s.TDX_CMR_LIST_INVALID, "CMRs in the wrong order", lambda world, _: world.probe.cmrs_reversed(),
+    reusable=False,
+)  # fmt: skip
 for _leaf in (4, 5):
-
-    @provokes(
-        "TDH.SYS.INIT", s.TDX_INCOMPATIBLE_SEAM_CAPABILITIES, f"no SEAMOPS leaf {_leaf}", stage="loaded"
-    )
-    def _capabilities(world: World, leaf: int = _leaf) -> None:
-        native = seamops.capabilities()
-        with mock.patch.object(seamops, "capabilities", return_value=native & ~(1 << leaf)):
-            world.provoke(rcx=0)
+    INIT.held(
+        s.TDX_INCOMPATIBLE_SEAM_CAPABILITIES, f"no SEAMOPS leaf {_leaf}",
+        lambda _world, _operands, leaf=_leaf: mock.patch.object(  # type: ignore[misc]
+            seamops, "capabilities", return_value=seamops.capabilities() & ~(1 << leaf)
+        ),
+        reusable=False,
+    )  # fmt: skip
 
 
 @provokes(

@@ -11,7 +11,7 @@ from swtdx.proof.conformance.common import Good, Operands
 from swtdx.proof.conformance.operands import checked
 from swtdx.proof.conformance.registry import Defect, add, provokes
 from swtdx.proof.conformance.stages import add_vpcx, create_vcpu, flush, make_td, retire
-from swtdx.proof.conformance.world import World
+from swtdx.proof.conformance.world import Td, World
 
 CREATE: Final = Good("TDH.VP.CREATE", "built", lambda w: {"rcx": w.page(), "rdx": w.td.tdr})
 checked(CREATE)
@@ -118,7 +118,10 @@ for _good in (RD, WR):
     common.op_state_lock(_good)
     common.op_state(_good, 0)
     _good.refused(s.TDX_TD_KEYS_NOT_CONFIGURED, "the TD's key is retired", rcx=retired_vcpu)
-    _good.refused(s.TDX_TDCX_NUM_INCORRECT, "pages are missing", rcx=lambda w: make_td(w, "vcpu").tdvpr)
+    _good.refused(
+        s.TDX_TDCX_NUM_INCORRECT, "pages are missing", rcx=lambda w: make_td(w, "vcpu").tdvpr,
+        mend=lambda world, operands: add_vpcx(world, Td(0, 0, tdvpr=operands["rcx"])),
+    )  # fmt: skip
     _good.refused(
         s.TDX_VCPU_STATE_INCORRECT, "the VCPU is not initialised", rcx=lambda w: make_td(w, "vpcx").tdvpr
     )

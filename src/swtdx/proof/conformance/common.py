@@ -11,9 +11,9 @@ from swtdx.arch.leaf import Kind
 from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.msrs import IA32_MISC_ENABLE, IA32_TSC_ADJUST, MISC_ENABLE_LIMIT_CPUID
 from swtdx.arch.sept_bits import HPA
-from swtdx.proof.conformance.registry import Action, Defect, Hold, Operand, add, declared
-from swtdx.proof.conformance.stages import FAR, make_td
-from swtdx.proof.conformance.world import World
+from swtdx.proof.conformance.registry import Action, Defect, Hold, Mend, Operand, add, declared
+from swtdx.proof.conformance.stages import FAR, add_tdcx, give_keys, make_td
+from swtdx.proof.conformance.world import Td, World
 from swtdx.proof.probe import Place
 
 Operands = dict[str, int]
@@ -53,16 +53,30 @@ class Good:
         reusable: bool = True,
         stage: str | None = None,
         at: Mapping[str, Operand] | None = None,
+        bits: Mapping[str, int] | None = None,
+        mend: Mend | None = None,
         **changes: Operand,
     ) -> None:
-        """A case: the same call with other operands is refused (``at``: see :meth:`but`)."""
+        """A case: the same call with other operands is refused (``at``: see :meth:`but`).
+
+        ``bits`` and ``mend`` are those of its :class:`.registry.Defect`.
+        """
         add(
             self.leaf, value, what, self.but(at, **changes),
             details=details, stage=stage or self.stage, reusable=reusable,
-            defect=Defect({**(at or {}), **changes}) if stage is None else None,
+            defect=Defect({**(at or {}), **changes}, bits=bits or {}, mend=mend) if stage is None else None,
         )  # fmt: skip
 
-    def held(self, value: int, what: str, hold: Hold, details: int | str = 0) -> None:
+    def held(
+        self,
+        value: int,
+        what: str,
+        hold: Hold,
+        details: int | str = 0,
+        *,
+        reusable: bool = True,
+        outputs: bool = True,
+    ) -> None:
         """A case: the same call is refused while something is wrong with the world."""
 
         def action(world: World) -> None:
@@ -71,8 +85,8 @@ class Good:
                 world.provoke(version=self.version, **operands)
 
         add(
-            self.leaf, value, what, action, details=details, stage=self.stage, reusable=True,
-            defect=Defect(hold=hold),
+            self.leaf, value, what, action, details=details, stage=self.stage, reusable=reusable,
+            outputs=outputs, defect=Defect(hold=hold),
         )  # fmt: skip
 
 
@@ -126,18 +140,28 @@ def td_state(
     def other(stage: str) -> Callable[[World], int]:
         return lambda world: make_td(world, stage).tdr | good.operands(world)[register] & flags
 
-    for value, stage, what in (
-        (s.TDX_TD_KEYS_NOT_CONFIGURED, "created", "the TD has no keys yet"),
-        (s.TDX_TDCS_NOT_ALLOCATED, "keyed", "the TD has no TDCX pages yet"),
+    # The TD of each has what the next one is about wrong with it, too.
+    for value, stage, what, mend in (
+        (s.TDX_TD_KEYS_NOT_CONFIGURED, "created", "the TD has no keys yet", give_keys),
+        (s.TDX_TDCS_NOT_ALLOCATED, "keyed", "the TD has no TDCX pages yet", add_tdcx),
     ):
         if declared(good.leaf, value):
-            good.refused(value, what, at={register: other(stage)})
+            good.refused(value, what, at={register: other(stage)}, mend=_with_td(register, mend))
     if wrong_stage is not None:
         good.refused(
             s.TDX_OP_STATE_INCORRECT, f"the TD is at stage {wrong_stage}", at={register: other(wrong_stage)}
         )
     if lock:
         op_state_lock(good)
+
+
+def _with_td(register: str, step: Callable[[World, Td], None]) -> Mend:
+    """A step of building the TD whose TDR an operand names."""
+
+    def mend(world: World, operands: Operands) -> None:
+        step(world, Td(operands[register] & HPA, 0))
+
+    return mend
 
 
 def fatal(good: Good) -> None:

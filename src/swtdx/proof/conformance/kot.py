@@ -10,22 +10,17 @@ from unittest import mock
 from swtdx.arch import status as s
 from swtdx.machine.memory import ProgramResult
 from swtdx.proof.conformance.common import Good
-from swtdx.proof.conformance.registry import add
 from swtdx.proof.conformance.world import World
 
 
 def busy_kot(good: Good) -> None:
     """Another processor uses the key ownership table."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        with world.locked(world.probe.kot_lock):
-            world.provoke(version=good.version, **operands)
-
-    add(
-        good.leaf, s.TDX_OPERAND_BUSY, "the key ownership table is in use", action,
-        details="KOT", stage=good.stage, reusable=True,
-    )  # fmt: skip
+    good.held(
+        s.TDX_OPERAND_BUSY,
+        "the key ownership table is in use",
+        lambda world, _: world.locked(world.probe.kot_lock),
+        "KOT",
+    )
 
 
 @contextlib.contextmanager
@@ -41,27 +36,18 @@ def pconfig_answers(world: World, result: ProgramResult) -> Iterator[None]:
 
 def busy_key_table(good: Good) -> None:
     """Another processor of the package programs a key."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        with pconfig_answers(world, ProgramResult.DEVICE_BUSY):
-            world.provoke(version=good.version, **operands)
-
-    add(
-        good.leaf, s.TDX_OPERAND_BUSY, "PCONFIG: the key table is in use", action,
-        details="KET", stage=good.stage, reusable=True,
-    )  # fmt: skip
+    good.held(
+        s.TDX_OPERAND_BUSY,
+        "PCONFIG: the key table is in use",
+        lambda world, _: pconfig_answers(world, ProgramResult.DEVICE_BUSY),
+        "KET",
+    )
 
 
 def no_entropy_for_keys(good: Good) -> None:
     """PCONFIG finds no entropy."""
-
-    def action(world: World) -> None:
-        operands = good.operands(world)
-        with pconfig_answers(world, ProgramResult.ENTROPY_ERROR):
-            world.provoke(version=good.version, **operands)
-
-    add(
-        good.leaf, s.TDX_KEY_GENERATION_FAILED, "PCONFIG: no entropy", action,
-        stage=good.stage, reusable=True,
-    )  # fmt: skip
+    good.held(
+        s.TDX_KEY_GENERATION_FAILED,
+        "PCONFIG: no entropy",
+        lambda world, _: pconfig_answers(world, ProgramResult.ENTROPY_ERROR),
+    )

@@ -39,15 +39,15 @@ def page(good: Good, register: str, wrong: Callable[[World], int], *, exclusive:
 
     good.refused(
         s.TDX_OPERAND_INVALID, f"{name} is not page-aligned", name,
-        at={register: lambda world: operand(world) | 0x800},
+        at={register: lambda world: operand(world) | 0x800}, bits={register: 0x800},
     )  # fmt: skip
     good.refused(
         s.TDX_OPERAND_INVALID, f"{name} has KeyID bits", name,
-        at={register: lambda world: operand(world) | _KEYID},
+        at={register: lambda world: operand(world) | _KEYID}, bits={register: _KEYID},
     )  # fmt: skip
     good.refused(
         s.TDX_OPERAND_INVALID, f"{name} is beyond MAXPA", name,
-        at={register: lambda world: operand(world) | 1 << 62},
+        at={register: lambda world: operand(world) | 1 << 62}, bits={register: 1 << 62},
     )  # fmt: skip
     outside(good, register)
     good.refused(
@@ -149,20 +149,18 @@ def gpa_and_level(good: Good, register: str, allowed: range) -> None:
     def operand(world: World) -> int:
         return good.operands(world)[register]
 
-    for what, change in (
-        ("bit 3", lambda value: value | 1 << 3),
-        ("bit 52", lambda value: value | 1 << 52),
-        ("the shared bit", lambda value: value | 1 << 47),
-        ("a GPA beyond the width", lambda value: value | 1 << 48),
-        *(
-            (f"level {level}", lambda value, level=level: value & ~7 | level)
-            for level in range(_LEVELS)
-            if level not in allowed
-        ),
-    ):
+    for what, bit in (("bit 3", 3), ("bit 52", 52), ("the shared bit", 47), ("a GPA beyond the width", 48)):
         good.refused(
             s.TDX_OPERAND_INVALID, f"{name} has {what}", name,
-            at={register: lambda world, change=change: change(operand(world))},  # type: ignore[misc]
+            at={register: lambda world, bit=bit: operand(world) | 1 << bit},  # type: ignore[misc]
+            bits={register: 1 << bit},
+        )  # fmt: skip
+    for level in range(_LEVELS):
+        if level in allowed:
+            continue
+        good.refused(
+            s.TDX_OPERAND_INVALID, f"{name} has level {level}", name,
+            at={register: lambda world, level=level: operand(world) & ~7 | level},  # type: ignore[misc]
         )  # fmt: skip
     if allowed[0]:
         good.refused(
@@ -173,12 +171,14 @@ def gpa_and_level(good: Good, register: str, allowed: range) -> None:
 
 def gpa(good: Good, register: str, alignment: int) -> None:
     """A private GPA, aligned, within the TD's width."""
-    for what, value in (
-        (f"not a multiple of {alignment}", FIRST + alignment // 2),
-        ("shared", 1 << 47),
-        ("too wide", 1 << 48),
+    for what, value, bits in (
+        (f"not a multiple of {alignment}", FIRST + alignment // 2, alignment // 2),
+        ("shared", 1 << 47, 1 << 47),
+        ("too wide", 1 << 48, 1 << 48),
     ):
-        good.refused(s.TDX_OPERAND_INVALID, what, register.upper(), at={register: value})
+        good.refused(
+            s.TDX_OPERAND_INVALID, what, register.upper(), at={register: value}, bits={register: bits}
+        )
 
 
 # ------------------------------------------------------------------ keys

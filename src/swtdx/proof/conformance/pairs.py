@@ -1,13 +1,15 @@
 """The order of checks: two neighbours at once, and the earlier one answers.
 
 Each pair is made from two cases: one is run as it is, and the defect of the other is put on top of its call
-(:class:`.registry.Defect`).  So it does not matter which of the two comes first in the leaf's table.
+(:class:`.registry.Defect`).  So it does not matter which of the two comes first in the table.  Or it is
+one case whose call has the other defect anyway, which shows when the first is put right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise, product
 from typing import Final
 
@@ -37,15 +39,27 @@ _APART: Final = {
         "a new VCPU has neither: the first one's case is the pair",
     ("not blocked yet (no error)", "an entry state that allows this leaf"):
         "an entry has one state at a time",
+    ("PCONFIG: the key table", "PCONFIG: entropy"): "PCONFIG gives one answer",
 }  # fmt: skip
+
+
+class Apart(Enum):
+    """Why two checks cannot be provoked at once."""
+
+    UNCASED = "one of the two cannot fail here at all"
+    SAME = "both give the same status"
+    ONE_VALUE = "both are about the value of one operand, or the state of what it names"
+    NO_OBJECT = "what the later one looks at is not there when the earlier one fails"
+    EXCLUSIVE = "no call can fail both"
+    PREPARED = "each needs a preparation that the other's does not allow"
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two checks that follow each other in a leaf's table, and what came of provoking both at once.
 
-    ``cases`` are the names of the cases that were put together; empty if none could be, and ``why`` says why
-    not.  ``wrong`` says what was not as it should be.
+    ``cases`` are the names of the cases that were put together; empty if none could be: ``apart`` is the kind
+    of the reason, and ``why`` says it.  ``wrong`` says what was not as it should be.
     """
 
     leaf: str
@@ -54,6 +68,7 @@ class Pair:
     cases: tuple[str, ...] = ()
     why: str = ""
     wrong: str | None = None
+    apart: Apart | None = None
 
 
 def run_pairs(leaves: Iterable[str], progress: Callable[[int], None] = lambda _done: None) -> list[Pair]:
@@ -78,14 +93,18 @@ def _run(
 ) -> Pair:
     for check, cases in ((first, earlier), (second, later)):
         if not cases:
-            return Pair(leaf, first, second, why=f"{check.text}: {uncased(leaf, check)}")
+            why = f"{check.text}: {uncased(leaf, check)}"
+            return Pair(leaf, first, second, why=why, apart=Apart.UNCASED)
     if first.value == second.value:
-        return Pair(leaf, first, second, why=f"both give {status_text(first.value)}")
+        return Pair(leaf, first, second, why=f"both give {status_text(first.value)}", apart=Apart.SAME)
     if apart := _APART.get((first.text, second.text)):
-        return Pair(leaf, first, second, why=apart)
+        return Pair(leaf, first, second, why=apart, apart=Apart.EXCLUSIVE)
+    if (pair := _nested(bench, leaf, first, second, earlier, later)) is not None:
+        return pair
     if register := _same_register(first, second):
-        return Pair(leaf, first, second, why=f"both are about what {register} is: it has one value at a time")
-    why = "neither is a single defect of a call that would succeed"
+        why = f"both are about what {register} is: it has one value at a time"
+        return Pair(leaf, first, second, why=why, apart=Apart.ONE_VALUE)
+    why, kind = "neither is a single defect of a call that would succeed", Apart.PREPARED
     combinations = sorted(product(earlier, later), key=lambda two: not (two[0].reusable and two[1].reusable))
     for one, other in combinations[:_TRIES]:
         for case, defect, name in ((other, one.defect, one.name), (one, other.defect, other.name)):
@@ -93,18 +112,46 @@ def _run(
                 continue
             clash = _clash(case, defect)
             if clash:
-                why = clash
+                why, kind = clash, Apart.ONE_VALUE
                 continue
             try:
                 wrong = bench.run_with(case, defect, one.value)
                 if wrong is not None and bench.run_with(case, defect, case.value, apply=False) is not None:
-                    why = "what one prepares undoes the other"
+                    why, kind = "what one prepares undoes the other", Apart.PREPARED
                     continue
             except Incompatible as difference:
                 why = str(difference)
+                kind = Apart.NO_OBJECT if difference.absent else Apart.PREPARED
                 continue
             return Pair(leaf, first, second, (case.name, name), wrong=wrong)
-    return Pair(leaf, first, second, why=why)
+    return Pair(leaf, first, second, why=why, apart=kind)
+
+
+def _nested(
+    bench: Bench, leaf: str, first: Check, second: Check, earlier: list[Case], later: list[Case]
+) -> Pair | None:
+    """A pair whose two checks look at the same thing: bits of the second's operand that the first refuses, or
+    a call whose second defect shows once the first is put right.  None: there is no such pair."""
+    for one, other in product(earlier, later):
+        if one.defect is None:
+            continue
+        try:
+            if one.defect.bits and other.defect is not None and one.defect.bits.keys() & other.defect.changes:
+                wrong = bench.run_with(other, Defect(bits=one.defect.bits), one.value)
+                return Pair(leaf, first, second, (other.name, one.name), wrong=wrong)
+        except Incompatible:
+            continue
+    for one in earlier:
+        if one.defect is None or one.defect.mend is None:
+            continue
+        try:
+            wrong = bench.run_mended(one, one.defect.mend, second.value)
+        except Incompatible:
+            continue
+        # Where the call has no second defect, it is none of a pair.
+        if wrong is None:
+            return Pair(leaf, first, second, (one.name, "what it was about put right"))
+    return None
 
 
 def uncased(leaf: str, check: Check) -> str:

@@ -48,7 +48,6 @@ _STATUSES: Final[dict[tuple[str, int], str]] = {
     ("TDG.VP.INVVPID", s.TDX_SUCCESS): _L2,
     ("TDG.VP.INVVPID", s.TDX_OPERAND_INVALID | 2): _L2,
     ("TDG.VP.INVVPID", s.TDX_GLA_NOT_CANONICAL): _L2,
-    ("TDH.VP.ENTER", s.TDX_NON_RECOVERABLE_TD): "needs a VM exit that no guest of the bench can cause",
 }
 _SERVTD: Final = "no service TD is bound, so that the call ends before it, or with CROSS_TD_TRAP"
 _METADATA_BUSY: Final = s.TDX_OPERAND_BUSY | 176

@@ -20,6 +20,8 @@ Action = Callable[["World"], object]
 Operand = int | Callable[["World"], int]
 #: What makes something wrong with the world for a while, given a call's operands.
 Hold = Callable[["World", dict[str, int]], AbstractContextManager[object]]
+#: What puts one thing right, given a call's operands.
+Mend = Callable[["World", dict[str, int]], object]
 _IDS: Final[dict[str, int]] = {name: value for value, name in OPERAND_NAMES.items()}
 
 
@@ -27,12 +29,16 @@ _IDS: Final[dict[str, int]] = {name: value for value, name in OPERAND_NAMES.item
 class Defect:
     """One thing that is wrong with a call that would succeed: operands that differ, or a state of the world.
 
-    It can be put on top of another case's call (see :mod:`.pairs`).  ``rax`` are further bits of RAX.
+    It can be put on top of another case's call (see :mod:`.pairs`).  ``rax`` are further bits of RAX;
+    ``bits`` are bits of an operand that are wrong whatever the rest of it says; ``mend`` takes away what is
+    wrong, given the call's operands, in a world where the next check of the leaf fails, too.
     """
 
     changes: Mapping[str, Operand] = field(default_factory=dict)
     hold: Hold | None = None
     rax: int = 0
+    bits: Mapping[str, int] = field(default_factory=dict)
+    mend: Mend | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from swtdx.proof.conformance.registry import Case, Defect
+from swtdx.proof.conformance.registry import Case, Defect, Mend
 from swtdx.proof.conformance.stages import STAGES, bring_up
 from swtdx.proof.conformance.world import Incompatible, World
 
@@ -64,6 +64,23 @@ class Bench:
             self.close()
             return f"{type(error).__name__}: {error}"
         if not case.reusable:
+            self.close()
+        return None
+
+    def run_mended(self, case: Case, mend: Mend, value: int) -> str | None:
+        """Run a case, put its defect right, and have the next check answer ``value``; what is wrong.
+
+        Raises:
+            Incompatible: that cannot be done.
+        """
+        self.close()
+        try:
+            self._at(case.stage, case.leaf).run_mended(case, mend, value)
+        except Incompatible:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
             self.close()
         return None
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from swtdx.arch import status
 from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaf import GUEST, HOST, Leaf
 from swtdx.arch.leaves import BY_NAME
@@ -23,7 +22,7 @@ from swtdx.proof.conformance import (
     cases_vp,
 )
 from swtdx.proof.conformance.reasons import reason
-from swtdx.proof.conformance.registry import CASES, Case, covers, status_text, statuses
+from swtdx.proof.conformance.registry import CASES, Case, covers, statuses
 from swtdx.proof.conformance.runner import Outcome
 from swtdx.proof.probe import implemented
 
@@ -84,27 +83,3 @@ def table(outcomes: Iterable[Outcome], names: Iterable[str] = ()) -> list[Row]:
         unreached = {value: reason(name, value) or "" for value, cases in provoked.items() if not cases}
         rows.append(Row(leaf, state(leaf), provoked, unreached, tuple(failed)))
     return rows
-
-
-def plain(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The table for JSON."""
-    return [
-        {
-            "leaf": row.leaf.name,
-            "number": row.leaf.number,
-            "side": row.leaf.side,
-            "state": row.state,
-            "statuses": [
-                {
-                    "status": status_text(value),
-                    "value": f"{value:#018x}",
-                    "error": status.is_error(value),
-                    "cases": list(cases),
-                    "reason": row.unreached.get(value, ""),
-                }
-                for value, cases in row.provoked.items()
-            ],
-            "failed": [{"case": each.case.name, "wrong": each.wrong} for each in row.failed],
-        }
-        for row in rows
-    ]

@@ -22,7 +22,7 @@ from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.machine import MachineConfig
 from swtdx.platform import Platform, PlatformConfig, module_image
 from swtdx.proof.conformance.registers import wrong_registers
-from swtdx.proof.conformance.registry import Case, Defect, status_text
+from swtdx.proof.conformance.registry import Case, Defect, Mend, status_text
 from swtdx.proof.probe import ModuleProbe, Place
 
 #: The one TDMR, its PAMTs, and the hypervisor's own buffers.
@@ -45,7 +45,11 @@ class Wrong(AssertionError):
 
 
 class Incompatible(Exception):
-    """A defect cannot be put on top of a case's call."""
+    """A defect cannot be put on top of a case's call; ``absent``: what it is about is not there."""
+
+    def __init__(self, why: str, *, absent: bool = False) -> None:
+        super().__init__(why)
+        self.absent = absent
 
 
 @dataclass(slots=True)
@@ -94,6 +98,7 @@ class World:
         self._case: Case | None = None
         #: What is wrong besides, with the operands that it changes, and the status that is to come.
         self._defect: Defect | None = None
+        self._mended: tuple[Mend, int] | None = None
         self._changes: dict[str, int] = {}
         self._value = 0
         self._answered = False
@@ -205,6 +210,26 @@ class World:
         if self._provoked != 1:
             raise Incompatible("one is not provoked by a call of its own")
 
+    def run_mended(self, case: Case, mend: Mend, value: int) -> None:
+        """Run a case, put its defect right, and make its call again, which must give ``value`` then.
+
+        Raises:
+            Wrong: it gives something else.
+            Incompatible: the defect could not be put right.
+        """
+
+        def mended(world: World, operands: dict[str, int]) -> None:
+            try:
+                mend(world, operands)
+            except Exception as error:
+                raise Incompatible(f"one cannot be put right: {error}") from error
+
+        self._mended = mended, value
+        try:
+            self.run(case)
+        finally:
+            self._mended = self._case = None
+
     @contextlib.contextmanager
     def _spoilt(self, operands: dict[str, int]) -> Iterator[int]:
         """The call with the defect on top: its operands change; the further bits of RAX."""
@@ -213,12 +238,15 @@ class World:
             yield 0
             return
         operands |= self._changes
+        for name, bits in defect.bits.items():
+            operands[name] |= bits
         with contextlib.ExitStack() as stack:
             if defect.hold is not None:
                 try:
                     stack.enter_context(defect.hold(self, operands))
                 except Exception as error:
-                    raise Incompatible("what the one check looks at is not there for the other") from error
+                    why = "what the one check looks at is not there for the other"
+                    raise Incompatible(why, absent=True) from error
             yield defect.rax
 
     def provoke(self, *, lp: int = 0, version: int = 0, rax: int = 0, **operands: int) -> list[int]:
@@ -236,6 +264,12 @@ class World:
             version, rax = version | more >> 16 & 0xFF, rax | more & ~0xFF0000
             after = self._seamcall(row.number, operands, lp=lp, version=version, rax=rax, outputs=outputs)
         self.expect(after[RAX])
+        if self._mended is not None:
+            mend, value = self._mended
+            mend(self, operands)
+            self._value = value
+            after = self._seamcall(row.number, operands, lp=lp, version=version, rax=rax, outputs=False)
+            self.expect(after[RAX])
         return after
 
     def expect(self, value: int) -> None:
