@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,27 +49,42 @@ class Booted:
     firmware: Firmware
     job: Exec
     guest: Guest
+    vcpus: str
     sections: dict[str, list[str]]
 
     def blob(self, name: str) -> bytes:
         return base64.b64decode("".join(self.sections[name]))
 
 
-def booted(suite: str | None, guest: Guest, *options: str) -> Booted:
+def booted(suite: str, guest: Guest, vcpus: str) -> Booted:
     firmware = image(suite)
     job = Exec(COMMAND)
     seen = watched(
-        "run", "--guest", guest.version, "--firmware", str(firmware.image), *options, "--exec", COMMAND
-    )
+        "run", "--guest", guest.version, "--firmware", str(firmware.image), "--vcpus", vcpus,
+        "--append", "swtdx.test=1", "--exec", COMMAND,
+    )  # fmt: skip
     assert seen.returncode == 0, (seen.stderr, seen.lines[-20:])
     sections = {name: seen.section(name) for name in ("kernel", "memory", "quote", "log", "dmesg")}
-    return Booted(firmware, job, guest, sections)
+    return Booted(firmware, job, guest, vcpus, sections)
+
+
+def predicted(boot: Booted, folder: Path, cmdline: str) -> dict[str, Any]:
+    """What `swtdx measure` finds out by executing firmware and kernel, without the guest's userspace."""
+    initrd = folder / "initrd"
+    initrd.write_bytes(boot.guest.initramfs(boot.job))
+    done = swtdx(
+        "measure", "--firmware", str(boot.firmware.image), "--kernel", str(boot.guest.kernel), "--initrd",
+        str(initrd), "--cmdline", cmdline, "--vcpus", boot.vcpus, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["entered"], found["end"]
+    return found
 
 
 @pytest.fixture(scope="module", params=["trixie", "sid"])
 def boot(request: pytest.FixtureRequest, guest: Guest) -> Booted:
-    vcpus = "1" if request.param == "trixie" else "3"
-    return booted(request.param, guest, "--vcpus", vcpus, "--append", "swtdx.test=1")
+    return booted(request.param, guest, "1" if request.param == "trixie" else "3")
 
 
 def test_the_kernel_runs_and_the_command_too(boot: Booted) -> None:
@@ -95,6 +113,26 @@ def test_the_log_replays_to_the_quote_s_registers(boot: Booted) -> None:
     assert {"EV_EFI_BOOT_SERVICES_APPLICATION", "EV_EFI_HANDOFF_TABLES2", "EV_SEPARATOR"} <= kinds
     initrd = hashlib.sha384(boot.guest.initramfs(boot.job)).digest()
     assert [event for event in events if event.digest == initrd and event.rtmr == 2]
+
+
+def test_registers_are_predicted_by_execution(boot: Booted, tmp_path: Path) -> None:
+    quote = ParsedQuote(boot.blob("quote")).body()
+    cmdline = f"{default_cmdline(boot.job)} swtdx.test=1"
+    found = predicted(boot, tmp_path, cmdline)
+    assert found["mrtd"] == quote["mrtd"].hex()
+    assert [found[f"rtmr{number}"] for number in range(4)] == [
+        quote[f"rtmr{number}"].hex() for number in range(4)
+    ]
+    events = parse(boot.blob("log"))
+    assert [event["digest"] for event in found["events"]] == [event.digest.hex() for event in events]
+    assert all(event["type"] and event["digest_is_of_data"] is not False for event in found["events"])
+
+    # One byte of the command line: the kernel's own measurement of it, and nothing else.
+    other = predicted(boot, tmp_path, cmdline[:-1] + "2")
+    differ = [name for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3") if found[name] != other[name]]
+    assert differ == ["rtmr2"]
+    [index] = [n for n, event in enumerate(found["events"]) if event != other["events"][n]]
+    assert "LoadOptions" in found["events"][index]["text"]
 
 
 def test_firmware_of_2022_that_passes_rbp(guest: Guest) -> None:

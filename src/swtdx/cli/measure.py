@@ -29,6 +29,11 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("image", type=_FILE, required=False)
+@click.option(
+    "--firmware",
+    type=_FILE,
+    help="Run this TDVF image in a TD until the kernel has taken over: all registers.",
+)
 @click.option("--kernel", type=_FILE, help="Measure what `swtdx run` builds of this kernel instead.")
 @click.option("--initrd", type=_FILE, help="With --kernel: the initial RAM disk.")
 @click.option("--append", help="With --kernel: add this to the kernel command line.")
@@ -48,6 +53,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def measure(
     image: Path | None,
+    firmware: Path | None,
     kernel: Path | None,
     initrd: Path | None,
     append: str | None,
@@ -64,7 +70,9 @@ def measure(
     IMAGE is a TDVF firmware image such as OVMF.fd. Its MRTD depends on the order in which the VMM adds and
     measures pages, and QEMU's versions differ: both values are shown, and --quote says which one a TD has.
     With --kernel it is the TD that `swtdx run` builds with the same kernel, initrd, command line, memory
-    and number of vCPUs: MRTD, and the RTMRs when the kernel starts.
+    and number of vCPUs: MRTD, and the RTMRs when the kernel starts. With --firmware and --kernel it is the
+    TD of `swtdx run --firmware`: the firmware is executed until the kernel has taken over, and each
+    extension is shown with the event that the firmware logged for it.
     """
     given = {
         "initrd": initrd,
@@ -75,10 +83,26 @@ def measure(
         "gpaw": gpaw,
     }
     extra = [f"--{name}" for name, value in given.items() if value is not None]
-    if (image is None) == (kernel is None):
+    if firmware is not None:
+        if image is not None or order is not None or gpaw is not None:
+            raise click.UsageError("--firmware goes without IMAGE, --order and --gpaw")
+        if kernel is None and (initrd is not None or cmdline is not None or append is not None):
+            raise click.UsageError("--initrd, --cmdline and --append go with --kernel")
+    elif (image is None) == (kernel is None):
         raise click.UsageError("give a firmware image, or --kernel and what goes with it")
     try:
-        if kernel is not None:
+        if firmware is not None:
+            from swtdx.cli.measure_boot import executed
+
+            summary = executed(
+                firmware,
+                kernel,
+                b"" if initrd is None else _read(initrd),
+                f"{OWN_INITRD_CMDLINE if cmdline is None else cmdline} {append or ''}".strip(),
+                memory or 512 << 20,
+                vcpus or 1,
+            )
+        elif kernel is not None:
             if order is not None:
                 raise click.UsageError("--order: only with a firmware image")
             summary = _direct_boot(
@@ -233,6 +257,9 @@ def _show(summary: dict[str, Any]) -> None:
     from swtdx.cli.consoles import PlainConsole as Console
 
     console = Console(highlight=False, soft_wrap=True)
+    if "entered" in summary:
+        _show_executed(summary, console)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     if "sections" in summary:
         console.print(
@@ -265,6 +292,22 @@ def _show(summary: dict[str, Any]) -> None:
     for number in range(4):
         if (key := f"rtmr{number}") in summary:
             console.print(f"RTMR{number}  {summary[key]}")
+    if "quote" in summary:
+        console.print("\n" + _quoted(summary), markup=False)
+
+
+def _show_executed(summary: dict[str, Any], console: Any) -> None:
+    for number, event in enumerate(summary["events"]):
+        doubt = "  DIGEST IS NOT OF THE DATA" if event["digest_is_of_data"] is False else ""
+        kind, text = event["type"] or "not in the log", event["text"] or ""
+        line = f"{number:>4} RTMR{event['rtmr']}  {kind:<34} {event['digest'][:16]} {text}{doubt}"
+        console.print(line, markup=False)
+    console.print()
+    console.print(f"MRTD   {summary['mrtd']}")
+    for number in range(4):
+        console.print(f"RTMR{number}  {summary[f'rtmr{number}']}")
+    if not summary["entered"]:
+        console.print(f"\nThe kernel was not seen to take over: {summary['end']}", markup=False)
     if "quote" in summary:
         console.print("\n" + _quoted(summary), markup=False)
 
