@@ -19,13 +19,12 @@ from tests.fetching import cannot_fetch
 pytestmark = [pytest.mark.boot, pytest.mark.qemu, pytest.mark.network]
 
 STRESSORS = ("cpu", "matrix", "vm", "fork")
-SECONDS = 20
 #: Where it lies in the guest, with the C library of its own release.
 PLACE = "/opt/stress-ng"
 COMMAND = (
     f"cd {PLACE} && mount -t proc proc proc && mount -t sysfs sys sys && mount -t devtmpfs dev dev && "
     f"mount -t tmpfs tmp tmp && chroot . /usr/bin/stress-ng --temp-path /tmp --vm-bytes 16M --verify "
-    f"--metrics-brief --timeout {SECONDS}s " + " ".join(f"--{name} 1" for name in STRESSORS)
+    "--metrics-brief " + " ".join(f"--{name} 1" for name in STRESSORS)
 )
 #: Of what stress-ng depends on: not needed for its start, and much.
 _LEFT_OUT = re.compile(r"mesa|llvm|x11-data|-common_", re.IGNORECASE)
@@ -54,31 +53,36 @@ def stress_ng(tmp_path_factory: pytest.TempPathFactory) -> Path:
             subprocess.run(["dpkg-deb", "-x", package, root], check=True)
     for useless in ("usr/share", "etc", "var"):
         shutil.rmtree(root / useless, ignore_errors=True)
+    for name in ("lib", "lib64"):
+        # Later releases have all below /usr, and the links are of a package that nothing depends on.
+        if not (root / name).exists():
+            (root / name).symlink_to(f"usr/{name}")
     for point in ("proc", "sys", "dev", "tmp"):
         (root / point).mkdir(exist_ok=True)
     return root
 
 
-def stressed(root: Path, *options: str) -> tuple[Watched, dict[str, int]]:
+def stressed(root: Path, seconds: int, *options: str) -> tuple[Watched, dict[str, int]]:
     """A TD that runs it: what was seen, and how much each stressor did."""
-    seen = watched("run", "--merge-stderr", *options, "--add", f"{root}:{PLACE}", "--exec", COMMAND)
+    command = f"{COMMAND} --timeout {seconds}s"
+    seen = watched("run", "--merge-stderr", *options, "--add", f"{root}:{PLACE}", "--exec", command)
     metrics = re.compile(r"\] (\w+) +(\d+) +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+")
     found = (metrics.search(line) for _, line in seen.lines)
     return seen, {match[1]: int(match[2]) for match in found if match}
 
 
 def test_nothing_fails(stress_ng: Path) -> None:
-    seen, done = stressed(stress_ng, "--vcpus", "2")
+    seen, done = stressed(stress_ng, 20, "--vcpus", "2")
     text = "\n".join(line for _, line in seen.lines)
     assert seen.returncode == 0, (seen.stderr, text)
     assert "successful run completed" in text
-    assert not re.search(r"fail:|error:|unexpected signal|untrustworthy", text), text
+    assert not re.search(r"fail:|error:|unexpected signal|(failed|untrustworthy): [1-9]", text), text
     assert set(STRESSORS) <= done.keys(), text
     assert all(done[name] for name in STRESSORS), text
 
 
 def test_a_part_of_p_cores_is_taken_at_its_word(stress_ng: Path) -> None:
     """Why the default is none: the guest sees no AVX-512 there, but a name that stands for it."""
-    seen, _ = stressed(stress_ng, "--model", "sapphire-rapids")
+    seen, _ = stressed(stress_ng, 5, "--model", "sapphire-rapids")
     if not any("SIGILL" in line for _, line in seen.lines):
         pytest.skip("this stress-ng has nothing compiled for arch=sapphirerapids")
