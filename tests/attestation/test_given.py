@@ -6,6 +6,7 @@ The forms are made by the tools that print them (od, xxd, hexdump, base64) where
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import shutil
 import struct
@@ -90,6 +91,20 @@ FORMS = {
     "in base64": python(lambda data: base64.b64encode(json.dumps({"quote": wrapped(data)}).encode())),
     "JSON text": python(lambda data: json.dumps(wrapped(data)).encode()),
     "numbers": python(lambda data: json.dumps({"quote": list(data)}).encode()),
+    # what is copied out of programs and their logs
+    "array in C": python(lambda data: ("{" + ", ".join(f"0x{each:x}" for each in data) + "};").encode()),
+    "escapes": python(lambda data: "".join(f"\\x{each:02x}" for each in data).encode()),
+    "Python": python(lambda data: repr(data).encode()),
+    "YAML": python(lambda data: f"quote: {wrapped(data)}\nother: 1\n".encode()),
+    "a log": python(lambda data: f"12:00:01 INFO quote={data.hex()} done\n".encode()),
+    "JSON lines": python(lambda data: dumped({"n": 1}) + b"\n" + dumped({"quote": wrapped(data)}) + b"\n"),
+    "armour": python(
+        lambda data: b"-----BEGIN QUOTE-----\n" + base64.encodebytes(data) + b"-----END QUOTE-----\n"
+    ),
+    "token": python(
+        lambda data: b"e30.%b." % base64.urlsafe_b64encode(dumped({"quote": wrapped(data)})).rstrip(b"=")
+    ),
+    "gzip": python(gzip.compress),
     # a GetQuote buffer, as old drivers hand it out; a QGS answer, bare and behind its length
     "buffer": python(lambda data: struct.pack("<QQII", 1, 0, 1024, len(data)) + data + bytes(100)),
     "QGS": python(messages.quote_response),

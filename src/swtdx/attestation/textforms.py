@@ -2,15 +2,18 @@
 
 What a quote comes in is not what it is: ``xxd -p`` and ``od`` print hex with line ends, HTTP APIs carry
 base64 or base64url, and evidence of confidential containers, dstack and others is JSON with the quote in
-one of its members.  Nothing here knows what the bytes mean; the caller says what it is looking for.
+one of its members.  Or it is copied out of a program or a log, or packed.  Nothing here knows what the bytes
+mean; the caller says what it is looking for.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -25,6 +28,15 @@ _XXD: Final = re.compile(rb"^[0-9a-fA-F]{6,8}:\s+((?:[0-9a-fA-F]{2,8} )+?)(?: .*
 _OTHER: Final = re.compile(rb"^[0-9a-fA-F]{7,8}((?:\s{1,2}[0-9a-fA-F]{2})+)\s*(?:\|.*)?$")
 _OFFSET: Final = re.compile(rb"^[0-9a-fA-F]{6,8}$")
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+#: The source of a byte array in C and its like: 0x12, 0x34 or \\x12\\x34.
+_ARRAY: Final = re.compile(rb"(?:0[xX]|\\x)([0-9a-fA-F]{1,2})(?![0-9a-fA-F])")
+_ARMOUR: Final = re.compile(rb"^-----(?:BEGIN|END)[^\n]*$", re.MULTILINE)
+#: A long word of hex or base64 inside other text (a line of a log, YAML, a token), and how many are tried.
+_WORD: Final = re.compile(rb"[A-Za-z0-9+/_\-]{600,}={0,2}")
+_WORDS: Final = 16
+#: Not None, which JSON has.
+_NOT_JSON: Final = object()
+_GZIP: Final = b"\x1f\x8b"
 _UTF16: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
@@ -34,6 +46,9 @@ def candidates(data: bytes) -> Iterator[tuple[bytes, str]]:
     The bytes themselves come first, as ``binary``.
     """
     yield data, "binary"
+    if data[:2] == _GZIP:
+        data = _unzip(data)
+        yield data, "gzip"
     if len(data) <= MOST:
         yield from _text(data, _DEPTH)
 
@@ -63,9 +78,11 @@ def _text(data: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
     text = data.removeprefix(b"\xef\xbb\xbf").strip().strip(b"\0").strip()
     if not text:
         return
-    if text[:1] in b'{["':
-        yield from _json(text, depth)
+    if text[:1] in b'{["' and (document := _parsed(text)) is not _NOT_JSON:
+        yield from _json(document, depth)
         return
+    if text[:2] in (b"b'", b'b"') and (literal := _literal(text)):
+        yield literal, "a Python literal"
     if _HEX.fullmatch(text):
         digits = re.sub(rb"[\s:,]", b"", text)
         digits = digits[2:] if digits[:2] in (b"0x", b"0X") else digits
@@ -73,7 +90,14 @@ def _text(data: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
     dump = _dump(text)
     if dump:
         yield dump, "hex dump"
-    if _BASE64.fullmatch(text):
+    array = _ARRAY.findall(text)
+    if len(array) > 64:
+        yield bytes(int(digits, 16) for digits in array), "hex, byte by byte"
+    if text.startswith(b"-----BEGIN"):
+        text = _ARMOUR.sub(b"", text).strip()
+    if not _BASE64.fullmatch(text):
+        yield from _words(text, depth)
+    else:
         joined = b"".join(text.split()).rstrip(b"=")
         name = "base64url" if b"-" in joined or b"_" in joined else "base64"
         try:
@@ -85,6 +109,24 @@ def _text(data: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
         yield plain, name
         for inner, form in _text(plain, depth - 1):
             yield inner, f"{form} in {name}"
+
+
+def _words(text: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
+    """What the longest words of a text stand for."""
+    if not text.isascii() or b"\0" in text:
+        return
+    words = sorted(_WORD.findall(text), key=len, reverse=True)
+    for word in words[:_WORDS]:
+        for inner, form in _text(word, depth - 1):
+            yield inner, f"{form} in other text"
+
+
+def _unzip(data: bytes) -> bytes:
+    """What gzip has packed, or as much of it as is looked at; b"" if it is damaged."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data, MOST)
+    except zlib.error:
+        return b""
 
 
 def _dump(text: bytes) -> bytes:
@@ -107,11 +149,23 @@ def _dump(text: bytes) -> bytes:
     return out
 
 
-def _json(text: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
+def _literal(text: bytes) -> bytes:
+    """The bytes that Python prints so, b"" if it does not."""
     try:
-        document = json.loads(text)
+        value = ast.literal_eval(text.decode("ascii"))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return b""
+    return value if isinstance(value, bytes) else b""
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return
+        return _NOT_JSON
+
+
+def _json(document: Any, depth: int) -> Iterator[tuple[bytes, str]]:
     for path, value in _members(document, ""):
         where = f"JSON, member {path}" if path else "JSON"
         if isinstance(value, str):
