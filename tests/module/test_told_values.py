@@ -216,3 +216,26 @@ def test_the_structure_that_came_before_metadata(world: World) -> None:
     assert struct.unpack_from("<I", data, 4) == (0x8086,)
     assert data[18] & 1 == 1, "TDH.SYS.RD and RDALL are there"
     assert struct.unpack_from("<HHH", data, 32) == (64, 16, 16), "TDMRs, reserved areas of each, PAMT entry"
+
+
+# ---------------------------------------------------------------------- parts
+@pytest.mark.parametrize(
+    ("part", "signatures"),
+    [
+        ("sierra-forest", [0xA06F3, 0xC06F2, 0x806F8]),
+        ("emerald-rapids", [0xC06F2, 0x806F8]),
+        ("sapphire-rapids", [0x806F8]),
+    ],
+)
+def test_parts_that_a_td_may_be_told_it_runs_on(part: str, signatures: list[int]) -> None:
+    """CPUID(1).EAX: this part with its own stepping, then those that came before it, newest first."""
+    with World(part=part) as made:
+        bring_up(made, "processors")
+
+        def read(name: str, index: int = 0) -> int:
+            identifier = by_name(Context.SYS, name).element_id(index)
+            return made.ok("TDH.SYS.RD", rdx=identifier)[8]
+
+        assert read("NUM_ALLOWED_FMS") == len(signatures)
+        assert [read("ALLOWED_FMS", index) for index in range(len(signatures) + 1)] == [*signatures, 0]
+        assert read("PKG_FMS") == made.lps[0].cpuid(1)[0]

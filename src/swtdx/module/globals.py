@@ -27,7 +27,6 @@ class SYS(Struct, size=PAGE):
     lps_initialised = Field(8, 4)
     num_packages = Field(12, 4)
     num_tdmrs = Field(16, 4)
-    num_cmrs = Field(20, 4)
     global_hkid = Field(24, 2)
     sys_lock = Field(26, 2, "sharex")
     kot_lock = Field(28, 2, "sharex")
@@ -48,11 +47,6 @@ class LP_DATA(Struct, size=64):
 
     initialised = Field(0, 1)
     last_tdvpr = Field(8, 8, "HPA of the TDVPR that ran here last")
-
-
-class CMR(Struct, size=16):
-    base = Field(0, 8)
-    size_ = Field(8, 8)
 
 
 class TDMR(Struct, size=512):
@@ -77,8 +71,7 @@ class KOT_ENTRY(Struct, size=8):
 
 
 _LP_AT: Final = PAGE
-_CMR_AT: Final = _LP_AT + MAX_LPS * LP_DATA.size
-_TDMR_AT: Final = _CMR_AT + PAGE
+_TDMR_AT: Final = _LP_AT + MAX_LPS * LP_DATA.size
 _KOT_AT: Final = _TDMR_AT + MAX_TDMRS * TDMR.size
 #: Bytes of SEAM range that the module's data takes.
 DATA_SIZE: Final = _KOT_AT + MAX_HKIDS * KOT_ENTRY.size
@@ -135,10 +128,6 @@ class ModuleData:
         at = _LP_AT + index * LP_DATA.size
         return self._page(at & -PAGE), at & PAGE - 1
 
-    def cmr(self, index: int) -> tuple[memoryview, int]:
-        """(page, byte offset) of :data:`CMR` ``index``."""
-        return self._page(_CMR_AT), index * CMR.size
-
     def tdmr(self, index: int) -> tuple[memoryview, int]:
         """(page, byte offset) of :data:`TDMR` ``index``."""
         at = _TDMR_AT + index * TDMR.size
@@ -169,11 +158,3 @@ class ModuleData:
         self._tdmrs = None
         self._global_hkid = None
         self.changes += 1
-
-    def cmrs(self) -> list[tuple[int, int]]:
-        """The convertible memory ranges as (base, size)."""
-        found = []
-        for index in range(SYS.num_cmrs.get(self.sys)):
-            view, at = self.cmr(index)
-            found.append((CMR.base.get(view, at), CMR.size_.get(view, at)))
-        return found

@@ -68,7 +68,8 @@ def buffer(vcpu: Vcpu, gpa: int, operand: int, *, write: bool, private_only: boo
         return GuestBuffer(vcpu.module, _shared(vcpu, gpa, wanted))
     entry = walk(vcpu.module.keyhole, td, gpa, 0)
     if not entry.raw & bits.LEAF or entry.raw & wanted != wanted:
-        qualification = wanted & ~entry.raw & 3 | (entry.raw & 7) << 3
+        # A private entry gives all rights or none: bits 5:3 are 0.
+        qualification = wanted
         if sept.state_of(entry.raw).flags & sept.ACCEPTABLE:
             if not TDCS.td_ctls.get(td.tdcs) & TD_CTLS_PENDING_VE_DISABLE:
                 inject_ve(vcpu, reason.EPT_VIOLATION, qualification, gpa)

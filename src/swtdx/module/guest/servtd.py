@@ -50,7 +50,8 @@ def _bound_target(vcpu: Vcpu) -> NoReturn:
     """
     gpr, module = vcpu.gpr, vcpu.module
     gpr[R8] = 0
-    own_uuid = int.from_bytes(TDR.td_uuid.get(vcpu.td.tdr)[:8], "little")
+    # Its first 8 bytes count; those behind them lie above bit 63.
+    own_uuid = int.from_bytes(TDR.td_uuid.get(vcpu.td.tdr), "little")
     handle = gpr[RCX] - own_uuid & MASK64
     slot, hpa = handle & _SLOT, handle & FRAME_MASK
     if slot >= _SLOTS:

@@ -36,7 +36,7 @@ from swtdx.module.register import host_leaf
 
 _EPT: Final = int(PageType.EPT)
 _MERGEABLE: Final = (sept.MAPPED, sept.PENDING_STATE)
-_IMPORTING: Final = 1 << OpState.MEMORY_IMPORT | 1 << OpState.STATE_IMPORT | 1 << OpState.POST_IMPORT
+_POST_IMPORT: Final = int(OpState.POST_IMPORT)
 
 
 @host_leaf("TDH.MEM.PAGE.ADD")
@@ -84,7 +84,8 @@ def page_remove(call: HostCall) -> int:
     if not page.ownable:
         raise LeafFailed(st.TDX_OPERAND_BUSY | OperandId.RCX)
     check_tracked(td, entry, entry.state, page.bepoch)
-    importing = _IMPORTING >> TDCS.op_state.get(td.tdcs) & 1
+    # Of the states of import, this is the only one in which pages can be removed.
+    importing = TDCS.op_state.get(td.tdcs) == _POST_IMPORT
     entry.store(sept.REMOVED.bits | bits.SUPPRESS_VE if importing else sept.FREE_ENTRY)
     td.add_children(-(SIZES[level] // PAGE))
     page.free()

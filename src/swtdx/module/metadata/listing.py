@@ -20,7 +20,6 @@ from swtdx.module.state import ModuleState
 SIZE: Final = 4096
 _HEADER: Final = 8
 _SIZE_CODE: Final = 3 << 32
-_MOST_FIELDS: Final = 512
 
 
 def _start_of_field(fields: Fields, identifier: int) -> MetadataField | None:
@@ -65,7 +64,8 @@ def _sequence(module: ModuleState, first: int, accessor: Accessor, room: int) ->
     assert row is not None
     values: list[int] = []
     identifier = first
-    while identifier != NULL_ID and len(values) < _MOST_FIELDS * row.elements:
+    # The header counts up to 512 fields; ``room`` ends before.
+    while identifier != NULL_ID:
         here = _start_of_field(module.fields, identifier)
         expected = (first & CODE_MASK) + len(values) * row.stride
         if here is None or here.class_code != row.class_code or identifier & CODE_MASK != expected:

@@ -8,7 +8,7 @@ from swtdx.arch import status as st
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS
 from swtdx.arch.metadata import Accessor, MetadataField
-from swtdx.arch.msrs import DEBUGCTL_BTS, DEBUGCTL_TR, DEBUGCTL_UNCORE_PMI
+from swtdx.arch.msrs import DEBUGCTL_UNCORE_PMI
 from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.arch.vmx_controls import PIN_PROCESS_POSTED, PROC2_PML
 from swtdx.arch.x86 import APIC_PPR
@@ -94,12 +94,9 @@ class VpFields:
         mask = wanted & allowed
         if not mask:
             raise LeafFailed(st.TDX_METADATA_FIELD_NOT_WRITABLE)
-        whole = mask == (1 << 8 * field.size) - 1
         encoding = field.code + index * field.stride if field.class_code == _VMCS_CLASS else -1
-        base = 0 if whole else old
-        if encoding in _SHARED_HPA and base == NULL_PA:
-            # An address that was never set: bits outside the mask become 0.
-            base &= allowed
+        # Of an address that was never set, bits that cannot be written become 0.
+        base = old & allowed if encoding in _SHARED_HPA and old == NULL_PA else old
         new = merged(base, value, wanted, allowed)
         if encoding in _SHARED_HPA:
             self._check_shared(new, _SHARED_HPA[encoding])
@@ -154,8 +151,7 @@ class VpFields:
             if new >= self._vp.td.shared_bit:
                 raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
         elif encoding == f.GUEST_DEBUGCTL:
-            if new & DEBUGCTL_TR and not new & DEBUGCTL_BTS and not self._vp.td.debug:
-                raise LeafFailed(st.TDX_METADATA_FIELD_VALUE_NOT_VALID)
+            # Only of a debug TD, which may have any: IA32_DEBUGCTL is not writable otherwise.
             return new & ~DEBUGCTL_UNCORE_PMI
         return new
 

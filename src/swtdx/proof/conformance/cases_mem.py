@@ -7,7 +7,7 @@ from typing import Final
 
 from swtdx.arch import status as s
 from swtdx.arch.control_structs import TDCS
-from swtdx.arch.regs import R8
+from swtdx.arch.regs import R8, R9, R10, R11
 from swtdx.arch.sept_bits import HPA, TDEL
 from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.proof.conformance import common
@@ -230,11 +230,11 @@ def _empty_table(world: World) -> Operands:
     return _blocked(world, TABLE, 1)
 
 
-def _full_table(world: World) -> Operands:
-    """A Secure EPT page with 512 pending pages that lie in order, blocked and tracked."""
+def _full_table(world: World, base: int = 0) -> Operands:
+    """A Secure EPT page with 512 pending pages that lie in order (from ``base``), blocked and tracked."""
     if (TABLE, 1) not in world.blocked:
         add_sept(world, world.td, TABLE, (1,))
-        base = world.large()
+        base = base or world.large()
         for offset in range(0, HUGE, PAGE):
             world.ok("TDH.MEM.PAGE.AUG", rcx=TABLE + offset, rdx=world.td.tdr, r8=base + offset)
     return _blocked(world, TABLE, 1)
@@ -347,6 +347,22 @@ def _table_in_use(world: World) -> None:
 )  # fmt: skip
 def _promote_holes(world: World) -> None:
     world.provoke(**_empty_table(world))
+
+
+@provokes("TDH.MEM.PAGE.PROMOTE", s.TDX_SUCCESS, "version 1: no pages of L2 VMs come back", stage="running")
+def _promote_version_1(world: World) -> None:
+    after = world.provoke(version=1, **_full_table(world))
+    assert [after[n] for n in (R9, R10, R11)] == [NULL_PA] * 3, "R9 to R11 name no page"
+
+
+@provokes(
+    "TDH.MEM.PAGE.PROMOTE", s.TDX_EPT_INVALID_PROMOTE_CONDITIONS, "pages in order from the middle of 2 MiB",
+    details="RCX", stage="running",
+)  # fmt: skip
+def _promote_unaligned(world: World) -> None:
+    base = world.large() + HUGE // 2
+    world.large()
+    world.provoke(**_full_table(world, base))
 
 
 # ------------------------------------------------------------------ looking

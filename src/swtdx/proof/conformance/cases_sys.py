@@ -308,6 +308,15 @@ for _what, _second in (
         rcx=lambda w, base=_second: tdmr_pointers(w, tdmr_info(), tdmr_info(tdmr_base=base)),  # type: ignore[misc]
     )  # fmt: skip
 
+for _status, _what, _size in (
+    (s.TDX_INVALID_TDMR, "an end at 64 bits is looked at before the order", (1 << 64) - TDMR),
+    (s.TDX_NON_ORDERED_TDMR, "an end far beyond memory is looked at behind the order", 1 << 63),
+):
+    CONFIG.refused(
+        _status, _what, 1, rdx=2,
+        rcx=lambda w, size=_size: tdmr_pointers(w, tdmr_info(), tdmr_info(tdmr_size=size)),  # type: ignore[misc]
+    )  # fmt: skip
+
 # ------------------------------------------------------------------ TDH.SYS.KEY.CONFIG
 KEY_CONFIG: Final = Good("TDH.SYS.KEY.CONFIG", "configured", lambda w: {})
 checked(KEY_CONFIG, early=True)
