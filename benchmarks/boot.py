@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.plain_vm import plain_vm
 from benchmarks.promise import Promise
 from swtdx.guests.fetch import fetch_guest
-from swtdx.guests.guest import Guest
+from swtdx.guests.guest import TESTED, Guest
 from swtdx.guests.initramfs import Exec, default_cmdline
 
 PROMISED_RATIO = 1.2
@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"boots of each side (default: {PAIRS})")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    guest = fetch_guest()
+    guest = fetch_guest(TESTED)
     with tempfile.TemporaryDirectory() as folder:
         boots = measure(guest, max(1, options.pairs), Path(folder))
     ratio = statistics.median(boots.ratios)

@@ -26,7 +26,7 @@ from tests.machine.guests import CODE, BareGuest, build_machine
 from benchmarks.promise import Promise
 from swtdx.cli.run import platform_config
 from swtdx.guests.fetch import fetch_guest
-from swtdx.guests.guest import Guest
+from swtdx.guests.guest import TESTED, Guest
 from swtdx.guests.initramfs import Exec, default_cmdline
 from swtdx.machine.engine.qemu.engine import QemuEngine
 from swtdx.platform import Platform
@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     bare_exits, probes = bare()
-    module, ve = in_linux(fetch_guest())
+    module, ve = in_linux(fetch_guest(TESTED))
     promises = [
         Promise(10, "exits that the module answers", statistics.median(module), PROMISED_MODULE, "/s"),
         Promise(10, "#VE, TDVMCALL and back", statistics.median(ve), PROMISED_VE, "/s"),

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.promise import Promise
 from swtdx.guests.fetch import fetch_guest
+from swtdx.guests.guest import TESTED
 
 PATIENCE = 240
 MB = 1_000_000
@@ -101,7 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    version = fetch_guest().version
+    version = fetch_guest(TESTED).version
     figures: dict[str, dict[str, Any]] = {}
     for name, trial in TRIALS.items():
         started = time.perf_counter()

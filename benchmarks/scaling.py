@@ -37,7 +37,7 @@ from typing import Any
 from benchmarks.plain_vm import plain_vm
 from benchmarks.promise import Promise
 from swtdx.guests.fetch import fetch_guest
-from swtdx.guests.guest import Guest
+from swtdx.guests.guest import TESTED, Guest
 from swtdx.guests.initramfs import Exec
 
 PARTS = ("vcpus", "six", "loaded")
@@ -192,10 +192,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"runs of each side (default: {PAIRS})")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part alone; may be repeated")
-    parser.add_argument("--guest", help="a kernel of `swtdx guest fetch`")
+    parser.add_argument(
+        "--guest", default=TESTED, help="a kernel of `swtdx guest fetch` (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    guest = fetch_guest(options.guest) if options.guest else fetch_guest()
+    guest = fetch_guest(options.guest)
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder) / "initrd"
         initrd.write_bytes(guest.initramfs(JOB))

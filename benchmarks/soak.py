@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.promise import Promise
 from swtdx.guests.fetch import fetch_guest
+from swtdx.guests.guest import TESTED
 
 BOOTS = 20
 PATIENCE = 150
@@ -42,7 +43,7 @@ def main() -> int:
     parser.add_argument("boots", type=int, nargs="?", default=BOOTS, help=f"how many (default: {BOOTS})")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    version = fetch_guest().version
+    version = fetch_guest(TESTED).version
     times: list[float] = []
     failures: dict[str, str] = {}
     for number in range(options.boots):

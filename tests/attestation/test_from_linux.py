@@ -24,7 +24,7 @@ from swtdx.attestation.world import World
 from swtdx.cli.quote_job import command
 from swtdx.guests.errors import CacheError, FetchError
 from swtdx.guests.fetch import fetch_guest
-from swtdx.guests.guest import Guest, newest_guest
+from swtdx.guests.guest import Guest, default_guest
 from swtdx.guests.initramfs import Exec, default_cmdline
 from tests.attestation.javascript import Judge
 from tests.fetching import cannot_fetch
@@ -49,7 +49,7 @@ def swtdx(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def guest() -> Guest:
     """Any kernel that can be fetched."""
     try:
-        return newest_guest() or fetch_guest()
+        return default_guest() or fetch_guest()
     except (FetchError, CacheError) as error:
         cannot_fetch(str(error))
 

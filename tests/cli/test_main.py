@@ -43,6 +43,21 @@ def test_help_loads_nothing_heavy() -> None:
     assert "platform" in done.stdout
 
 
+def test_no_threads_that_nothing_is_for() -> None:
+    """numpy's library for linear algebra would start one for each core."""
+    script = """
+import os, sys
+import swtdx.cli.main
+def threads():
+    import numpy
+    return len(os.listdir("/proc/self/task"))
+swtdx.cli.main.main = threads
+swtdx.cli.main.entry()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 1
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--version"]) == 0
     assert capsys.readouterr().out.split()[-1] == swtdx.__version__

@@ -153,6 +153,16 @@ def test_the_newest_cached_kernel_boots_unless_one_is_named(cache: Cache) -> Non
     assert said == []
 
 
+@pytest.mark.parametrize("newer", ["6.13.1-cloud-amd64", "6.120.1-cloud-amd64", "7.2.13+deb14-cloud-amd64"])
+def test_a_kernel_fetched_for_a_try_does_not_become_the_default(newer: str, cache: Cache) -> None:
+    for version in (OLD, NEW, newer):
+        put(cache, version, busybox())
+    assert choose(Wishes(), Demo(), "", pytest.fail).label == NEW
+    assert choose(Wishes(version=newer), Demo(), "", pytest.fail).label == newer
+    cache.remove("guests", f"linux-{NEW}")
+    assert choose(Wishes(), Demo(), "", pytest.fail).label == newer, "there is nothing else but an older one"
+
+
 def test_an_exec_job_is_in_the_initrd_and_a_shell_knows_its_terminal(cache: Cache) -> None:
     put(cache, NEW, busybox())
     boot = choose(Wishes(), Exec("echo 'a  b'"), "vt220", lambda _: None)

@@ -31,7 +31,7 @@ from swtdx.attestation.quote import ParsedQuote
 from swtdx.guests import cpio
 from swtdx.guests.errors import CacheError, FetchError
 from swtdx.guests.fetch import fetch_guest
-from swtdx.guests.guest import Guest, newest_guest
+from swtdx.guests.guest import Guest, default_guest
 from tests.fetching import cannot_fetch
 
 pytestmark = [
@@ -47,7 +47,7 @@ RUN = [sys.executable, "-m", "swtdx.cli.main", "run"]
 def guests() -> list[Guest]:
     try:
         # The one that a run takes which names none.
-        return [newest_guest() or fetch_guest()]
+        return [default_guest() or fetch_guest()]
     except (FetchError, CacheError) as error:
         cannot_fetch(str(error))
 

@@ -24,7 +24,7 @@ from swtdx.devices.power import (
 )
 from swtdx.guests.errors import CacheError, FetchError
 from swtdx.guests.fetch import fetch_guest
-from swtdx.guests.guest import newest_guest
+from swtdx.guests.guest import default_guest
 from tests.fetching import cannot_fetch
 
 TABLES = 0x800_0000
@@ -42,7 +42,7 @@ pytestmark = [
 def kernel() -> Path:
     """The kernel that ``swtdx run`` boots."""
     try:
-        return (newest_guest() or fetch_guest()).kernel
+        return (default_guest() or fetch_guest()).kernel
     except (FetchError, CacheError) as error:
         cannot_fetch(str(error))
 

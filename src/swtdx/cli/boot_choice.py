@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swtdx.guests.added import Addition, entries
-from swtdx.guests.cache import Cache
 from swtdx.guests.cpio import Entry
-from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import CacheError, FetchError, GuestError
-from swtdx.guests.guest import KIND, Guest, newest_guest
+from swtdx.guests.guest import Guest, default_guest, default_version
 from swtdx.guests.initramfs import WRAPPED_INIT, Exec, Job, default_cmdline, wrapped_initrd
 from swtdx.guests.kernel import KernelImage, load_kernel
 from swtdx.guests.tdx_support import config_beside, require_tdx_support
@@ -93,10 +91,9 @@ def _fetched(version: str | None, say: Callable[[str], None]) -> Guest:
     guest = None
     if version is None:
         try:
-            guest = newest_guest()
+            guest = default_guest()
         except CacheError as error:
-            damaged = next(iter(sorted(Cache().names(KIND), key=version_key, reverse=True)))
-            version = damaged.removeprefix("linux-")
+            version = default_version()
             say(f"{error}\nFetching {version} again.")
     if guest is None:
         from swtdx.guests.fetch import fetch_guest

@@ -31,8 +31,8 @@ def guest() -> None:
 def guest_fetch(version: str | None, again: bool, ovmf: bool, as_json: bool) -> None:
     """Fetch a kernel, its modules and busybox.
 
-    VERSION is a kernel's release or its beginning, such as 6.12; without it: the newest one in the cache,
-    else the newest to be had.
+    VERSION is a kernel's release or its beginning, such as 7.2; without it: what `swtdx run` boots, which is
+    the newest 6.12 in the cache, else the newest kernel there, else what can be had, in the same order.
     """
     if ovmf:
         if version is not None:

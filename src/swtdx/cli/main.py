@@ -76,6 +76,9 @@ def entry() -> None:
     """The console script."""
     from swtdx.cli.descriptors import fill_standard_streams
 
+    # Of numpy's library for linear algebra nothing is used, but as soon as it is loaded, it starts a thread
+    # for each core, and those poll for work: some 0.05 s of every command, beside a QEMU that starts up.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     fill_standard_streams()
     sys.exit(main())
 

@@ -17,7 +17,7 @@ from swtdx.guests.cache import Cache
 from swtdx.guests.deb import read_deb
 from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import CacheError, FetchError, GuestError
-from swtdx.guests.guest import Guest, cached_guests, newest_guest, open_guest, store_guest
+from swtdx.guests.guest import TESTED, Guest, cached_guests, default_guest, open_guest, store_guest
 from swtdx.guests.host import own_kernel_advice
 from swtdx.guests.kernel import parse_kernel
 from swtdx.guests.modules import CONSOLE, WANTED, load_order
@@ -44,10 +44,10 @@ class KernelFlavour:
     modules: str = ""
 
 
-#: In order of preference.  Debian's cloud kernel is small and has virtio and HVC built in; 6.12 is the
-#: version that swtdx is tested with.  Older kernels than 6.7 have no configfs-tsm.
+#: In order of preference.  Debian's cloud kernel is small and has virtio and HVC built in.
+#: Older kernels than 6.7 have no configfs-tsm.
 FLAVOURS: Final = (
-    KernelFlavour(re.compile(r"linux-image-(6\.12\.\d+\S*-cloud-amd64)")),
+    KernelFlavour(re.compile(rf"linux-image-({re.escape(TESTED)}\.\d+\S*-cloud-amd64)")),
     KernelFlavour(re.compile(r"linux-image-((?:6\.(?:[7-9]|[1-9]\d)|[7-9]|\d\d)\.\d+\S*-cloud-amd64)")),
     KernelFlavour(
         re.compile(r"linux-image-((?:6\.(?:[7-9]|[1-9]\d)|[7-9]|\d\d)\.\d+-\d+-generic)"), "linux-modules-"
@@ -66,7 +66,7 @@ def fetch_guest(
 
     Args:
         version: a kernel release ("6.12.107+deb12-cloud-amd64") or its beginning ("6.12.107"); by default
-            the newest cached one, else the newest available.
+            the newest of the tested series, from the cache if it has any, else the newest.
         progress: told what happens.
         cache: by default the user's.
         again: fetch even if the cache has it.
@@ -101,7 +101,7 @@ def available_kernels(*, progress: Reporter | None = None, cache: Cache | None =
 
 
 def _from_cache(version: str | None, cache: Cache) -> Guest | None:
-    """The newest cached guest of that version (or beginning of a version)."""
+    """The newest cached guest of that version (or beginning of a version), or the default one."""
     if version is not None:
         try:
             return open_guest(version, cache)
@@ -109,7 +109,7 @@ def _from_cache(version: str | None, cache: Cache) -> Guest | None:
             pass
     if version is None:
         try:
-            return newest_guest(cache)
+            return default_guest(cache)
         except CacheError:
             return None
     return next((guest for guest in cached_guests(cache) if _is_version(guest.version, version)), None)

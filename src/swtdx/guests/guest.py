@@ -16,6 +16,8 @@ from swtdx.guests.kernel import KernelImage, load_kernel
 from swtdx.guests.modules import Module
 
 KIND: Final = "guests"
+#: The series of kernels that swtdx is tested and measured with: the default where there is a choice.
+TESTED: Final = "6.12"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +106,25 @@ def cached_guests(cache: Cache | None = None) -> list[Guest]:
     return list(_newest_first(cache or Cache()))
 
 
-def newest_guest(cache: Cache | None = None) -> Guest | None:
-    """The guest in the cache with the newest kernel; None if there is none.
+def default_version(cache: Cache | None = None) -> str | None:
+    """The release in the cache that runs where none is named; None if the cache is empty.
+
+    The newest of the tested series, else the newest of all: that another kernel was fetched for a try does
+    not change what runs, and what is measured, from then on.
+    """
+    versions = [name.removeprefix("linux-") for name in (cache or Cache()).names(KIND)]
+    tested = [version for version in versions if version.startswith(f"{TESTED}.")]
+    return max(tested or versions, key=version_key, default=None)
+
+
+def default_guest(cache: Cache | None = None) -> Guest | None:
+    """The guest with the release of :func:`default_version`; None if the cache is empty.
 
     Raises:
-        CacheError: it is damaged: an older one in its place would be a surprise.
+        CacheError: it is damaged: another one in its place would be a surprise.
     """
-    cache = cache or Cache()
-    names = sorted(cache.names(KIND), key=version_key)
-    return _guest(cache.open(KIND, names[-1])) if names else None
+    version = default_version(cache)
+    return None if version is None else open_guest(version, cache)
 
 
 def _newest_first(cache: Cache) -> Iterator[Guest]:

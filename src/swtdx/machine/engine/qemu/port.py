@@ -30,9 +30,10 @@ NAP: Final = 0.25
 #: Kinds of stops are the values of Stop; undefined instructions (TDCALL) are told apart by RAX[3:0].
 CALL: Final = 32
 #: How often the stub polls (some 7 ns each) for the answer to a stop before its processor sleeps, on a host
-#: with cores to spare and on one without.
+#: with cores to spare and on one without.  Half of the latter and most answers, which take 0.1 ms or so, come
+#: when it has just gone to sleep: that costs both sides more than the polling.
 _STUB_POLLS: Final = 300_000
-_STUB_POLLS_SCARCE: Final = 15_000
+_STUB_POLLS_SCARCE: Final = 30_000
 #: Runs between two looks at the host's load (a mask).
 LOOK_EVERY: Final = 63
 #: The least time that a guest is given before its timer is due, in nanoseconds.
