@@ -123,6 +123,8 @@ def find_or_none(text: str) -> list:  # type: ignore[type-arg]
         ("dcap 8", "TDX_ATTEST_ERROR_QUOTE_FAILURE"),
         ("tee_att_get_quote return 0x11001", "TEE_ATT_ERROR_UNEXPECTED"),
         ("0xe0fe", "0xe0fe: nothing in the TDX ABI"),
+        # MSRs of the host that the module looks at: Intel SDM, volume 4
+        ("0x1401", "MSR 0x1401, IA32_SEAMRR_PHYS_MASK"),
         ("0xc0000b0b", "upper half of TDX_PAGE_SIZE_MISMATCH"),
         ("c0000b0b", "upper half of TDX_PAGE_SIZE_MISMATCH"),
         ("0x80000200", "upper half of TDX_OPERAND_BUSY"),

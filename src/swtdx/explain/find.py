@@ -216,7 +216,7 @@ def _msr(text: str, value: int | None, asked: bool) -> list[Explanation]:
     address = registers.msr_by_name(text) if value is None else value
     if address is None or address >> 32:
         return []
-    known = any(rule.first <= address <= rule.last for rule in RULES)
+    known = bool(registers.msr_name(address)) or any(rule.first <= address <= rule.last for rule in RULES)
     return [registers.explain_msr(address)] if asked or known else []
 
 
