@@ -100,8 +100,8 @@ def memory_of(pid: int) -> int:
                 if os.readlink(link).startswith("/memfd:"):
                     about = os.stat(link)
                     files[about.st_ino] = about.st_blocks * 512
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it has ended, and what a zombie had is root's
     return total + sum(files.values())
 
 
