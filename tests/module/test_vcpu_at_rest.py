@@ -8,18 +8,40 @@ event at VM entry, and nothing else of it).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from swtdx.arch import vmcs as f
 from swtdx.arch.metadata import Context, by_name
-from swtdx.machine.engine.scripted import GuestFault, Hlt, Rdmsr, Script, Tdcall, Wrmsr, Xsetbv
+from swtdx.machine.engine.scripted import (
+    GuestFault,
+    Hlt,
+    Rdmsr,
+    Read,
+    Script,
+    Tdcall,
+    Undefined,
+    Wrmsr,
+    Xsetbv,
+)
+from swtdx.machine.vmx.unit import VmxUnit
 from swtdx.machine.vmx.vmcs import Vmcs
-from swtdx.proof.conformance.stages import PRODUCTION, TD_STEPS, bring_up, make_td, td_params
+from swtdx.proof.conformance.stages import (
+    FIRST,
+    PRODUCTION,
+    TD_STEPS,
+    block,
+    bring_up,
+    make_td,
+    td_params,
+    track,
+)
 from swtdx.proof.conformance.world import World
 
-TDCALL_EXIT, HLT = 77, 12
+TDCALL_EXIT, EPT_VIOLATION, HLT = 77, 48, 12
 CROSS_TD_TRAP, NOT_BOUND = 0x90000009_00000000, 0xC0000D05_00000000
 HP_TIMEOUT, BUSY_RCX = 0x90000205_00000000, 0x80000200_00000001
 SERVTD_RD, ACCEPT, VEINFO_GET = 18, 6, 3
@@ -157,6 +179,61 @@ def test_an_event_that_was_delivered_is_over(world: World) -> None:
     vmcs_of(world).controls[f.ENTRY_INTERRUPTION_INFO] = 3 << 8 | 8
     assert enter(world)[0] == TDCALL_EXIT
     assert seen == [20, HLT]
+
+
+def test_a_suspicion_of_stepping_is_told_whatever_event_came_before(world: World) -> None:
+    """NOTIFY_ENABLES: a #VE once the page is there.  What was delivered before does not hold it back."""
+    notify = by_name(Context.TD, "NOTIFY_ENABLES").id
+    world.ok("TDH.MNG.WR", rcx=world.td.tdr, rdx=notify, r8=1, r9=1)
+    seen: list[int] = []
+
+    def guest(_cpu: Script) -> Any:
+        for _ in range(2):
+            try:
+                yield Read(FIRST)
+                seen.append(0)
+            except GuestFault as fault:
+                seen.append(fault.vector)
+                info = yield Tdcall(rax=VEINFO_GET)
+                assert info.rcx == EPT_VIOLATION
+        yield Tdcall(rax=0, rcx=0)
+
+    world.guest(guest)
+    block(world, world.td, FIRST)
+    track(world, world.td)
+    for _ in range(8):
+        assert enter(world)[0] & 0xFFFFFFFF == EPT_VIOLATION
+    world.ok("TDH.MEM.RANGE.UNBLOCK", rcx=FIRST, rdx=world.td.tdr)
+    vmcs_of(world).controls[f.ENTRY_INTERRUPTION_INFO] = 3 << 8 | 14
+    assert enter(world)[0] == TDCALL_EXIT
+    assert seen == [20, 0]
+
+
+def test_an_exception_at_an_instruction_that_exited_has_the_resume_flag(world: World) -> None:
+    """RFLAGS.RF in the image that the handler finds: no breakpoint again (SDM volume 3, 18.3.1.1)."""
+    entries: list[tuple[int, int]] = []
+    real = VmxUnit.enter
+
+    def watched(unit: VmxUnit) -> Any:
+        vmcs = unit.current
+        assert vmcs is not None
+        event = vmcs.controls[f.ENTRY_INTERRUPTION_INFO]
+        entries.append((event & 0xFF if event >> 31 else 0, vmcs.read(f.GUEST_RFLAGS) >> 16 & 1))
+        return real(unit)
+
+    def guest(_cpu: Script) -> Any:
+        for operation in (Hlt(), Wrmsr(0x8B, 1), Undefined(b"\x0f\x01\xc1")):
+            with suppress(GuestFault):
+                yield operation
+            yield Tdcall(rax=VEINFO_GET)
+        yield Tdcall(rax=0, rcx=0)
+
+    world.guest(guest)
+    with mock.patch.object(VmxUnit, "enter", watched):
+        assert enter(world)[0] == TDCALL_EXIT
+    events = [entry for entry in entries if entry[0]]
+    assert events[0] == (20, 1)
+    assert all(flag for _, flag in events)
 
 
 def test_xsetbv_looks_at_32_bits_of_each_register(world: World) -> None:
