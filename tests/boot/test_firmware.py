@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from swtdx.guests.firmware import Firmware, fetch_firmware
 from swtdx.guests.guest import Guest
 from swtdx.guests.initramfs import Exec, default_cmdline
 from swtdx.measure.tdvf import parse_tdvf
-from tests.boot.process import swtdx, watched
+from tests.boot.process import SWTDX, swtdx, watched
 from tests.fetching import cannot_fetch
 
 pytestmark = [pytest.mark.boot, pytest.mark.qemu, pytest.mark.network, pytest.mark.slow]
@@ -143,6 +145,27 @@ def test_firmware_of_2022_that_passes_rbp(guest: Guest) -> None:
     assert done.returncode == 0, done.stderr
     mrtd = parse_tdvf(firmware.image.read_bytes()).measure().digest()
     assert done.stdout.split() == [guest.version, mrtd.hex()]
+
+
+@pytest.mark.parametrize("suite", [None, "trixie"])
+def test_a_restart_builds_a_new_td(guest: Guest, suite: str | None) -> None:
+    """Each boot of Linux has an id of its own; Ctrl-C ends the series."""
+    firmware = () if suite is None else ("--firmware", str(image(suite).image))
+    job = "cat /proc/sys/kernel/random/boot_id; reboot -f; sleep 1000"
+    with subprocess.Popen(
+        [*SWTDX, "run", "--guest", guest.version, *firmware, "--restart", "--no-stdin", "--exec", job],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first, second = process.stdout.readline(), process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert len(first) == len(second) == 37
+    assert first != second
+    assert "the guest restarts: it is a new TD now" in said
 
 
 def test_secure_boot_refuses_and_the_tool_says_so(guest: Guest) -> None:

@@ -135,6 +135,7 @@ class Options:
     merge_stderr: bool
     no_stdin: bool
     timeout: float | None
+    restart: bool
     seed: bytes
     debug: bool
     td: TdWishes
@@ -183,6 +184,7 @@ class Options:
     metavar="SECONDS",
     help="End after, whatever happens.",
 )
+@click.option("--restart", is_flag=True, help="When the guest restarts, go on with a new TD [end, status 0].")
 @click.option("--seed", type=Seed(), default="swtdx", show_default=True, help="The machine's identity: keys.")
 @click.option("--debug", is_flag=True, help="A debug TD (ATTRIBUTES.DEBUG), into which the host can look.")
 @td_options
@@ -466,6 +468,7 @@ def _launch(
         quotes = ToldQuotes(Quoting(platform, options.qgs), options.qgs, told)
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.launch import Launch, LaunchConfig
+        from swtdx.vmm.result import EndReason
         from swtdx.vmm.td_params import TdConfig
 
         launch_config = LaunchConfig(
@@ -482,15 +485,22 @@ def _launch(
             log=messages.take if command is not None else None,
             serial=serial,
             quote_service=quotes,
-            teardown=False,
+            teardown=options.restart,
         )
+        console = _console(job, starting)
         with building:
-            launch = Launch(platform.host, launch_config, _console(job, starting))
+            launch = Launch(platform.host, launch_config, console)
         # What there is now stays to the end: collections need not look at it while the guest runs.
         gc.freeze()
         gc.enable()
         try:
-            return launch.finish(launch.run(deadline.left())), quotes.document()
+            result = launch.finish(launch.run(deadline.left()))
+            while options.restart and result.reason is EndReason.RESTART and result.exit_status is None:
+                # A TD cannot be reset: as on real hosts another one takes its place.
+                told("the guest restarts: it is a new TD now")
+                launch = Launch(launch.hypervisor, launch_config, console)
+                result = launch.finish(launch.run(deadline.left()))
+            return result, quotes.document()
         except BaseException:
             launch.close()
             raise
