@@ -67,14 +67,11 @@ class Runner:
         clock = self.td.clock
         started = time.perf_counter()
         self.control.start(None if timeout is None else clock.now() + int(timeout * clock.tsc_hz))
-        if len(self.workers) == 1:
-            self.workers[0].run()
-        else:
-            self.td.hypervisor.host.together(
-                {worker.cpu.index: worker.run for worker in self.workers},
-                # Ctrl-C, say: no vCPU may run when the caller goes on.
-                lambda error: self.stop(EndReason.STOPPED, type(error).__name__),
-            )
+        self.td.hypervisor.host.together(
+            {worker.cpu.index: worker.run for worker in self.workers},
+            # Ctrl-C, say: no vCPU may run when the caller goes on.
+            lambda error: self.stop(EndReason.STOPPED, type(error).__name__),
+        )
         self._seconds += time.perf_counter() - started
         reason, detail = self.control.outcome or (EndReason.ERROR, "the run ended without a reason")
         return RunResult(reason, detail, stats=self.stats())

@@ -52,6 +52,7 @@ class Wakeup(threading.Event):
             told()
 
 
+@enum.unique
 class Stop(enum.IntEnum):
     """Why an engine stopped."""
 
@@ -81,6 +82,7 @@ class Stop(enum.IntEnum):
     IRET = 23  #: an IRET, not executed yet, while NMIs are blocked
     STEP = 24  #: the one instruction, or the event, that was asked for by :meth:`GuestContext.step` is done
     XSETBV = 25  #: of an engine that can intercept it
+    PAUSE = 26  #: the guest waits for another processor, and the engine is short of cores
 
 
 class Access(enum.IntFlag):

@@ -27,12 +27,25 @@ def run_threads(programs: Mapping[int, Callable[[], None]], failed: Callable[[Ba
     ]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
+    waiting = True
+    while waiting:
+        # Nothing is outside of the try that Ctrl-C could hit.
         try:
             for thread in threads:
                 thread.join()
+            waiting = False
         except BaseException as error:  # Ctrl-C, say: they have to end in order
             failures.append(error)
             failed(error)
     if failures:
         raise failures[0]
+
+
+def run_alone(programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]) -> None:
+    """Run the one program that there is on the caller's thread; otherwise as :func:`run_threads`."""
+    (program,) = programs.values()
+    try:
+        program()
+    except BaseException as error:
+        failed(error)
+        raise

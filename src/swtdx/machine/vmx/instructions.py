@@ -22,6 +22,10 @@ from swtdx.machine.vmx.vmcs import Vmcs
 #: Returns the VM exit, or None when the guest goes on.
 Handler = Callable[[Vmcs, Event], VmExit | None]
 
+#: How long a processor that waits leaves its core to others, in seconds, and how often that is doubled.
+_SHORTEST_PAUSE: Final = 20e-6
+_LONGEST_PAUSE: Final = 8
+
 _HAS_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
 
 
@@ -32,6 +36,9 @@ class Instructions:
         self._unit = unit
         self._debug = DebugRegisters(unit)
         self._msrs = msrs
+        #: The run of the processor that ended in the latest PAUSE, and how many before it did so in a row.
+        self._paused_at = 0
+        self._pauses = 0
         self.handlers: dict[Stop, Handler] = {
             Stop.UNDEFINED: self._undefined,
             Stop.CPUID: self._plain(reason.CPUID, b"\x0f\xa2"),
@@ -52,6 +59,7 @@ class Instructions:
             Stop.TASK_SWITCH: self._task_switch,
             Stop.DR_ACCESS: self._debug.access,
             Stop.ICEBP: self._debug.int1,
+            Stop.PAUSE: self._pause,
             Stop.DEAD: self._dead,
             Stop.UNLOADABLE: self._unloadable,
         }
@@ -134,6 +142,20 @@ class Instructions:
             context.rip += self._unit.length(vmcs, b"\x0f\x01\xf9")
         else:
             context.rip += self._unit.length(vmcs, b"\x0f\x31")
+        return None
+
+    def _pause(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        """PAUSE, which does nothing: others have the core for a while, and longer each time in a row."""
+        unit = self._unit
+        lp = unit.lp
+        vmcs.context.rip += unit.length(vmcs, b"\xf3\x90")
+        self._pauses = self._pauses + 1 if lp.runs == self._paused_at + 1 else 0
+        self._paused_at = lp.runs
+        unit.memory.lock.release()
+        try:
+            lp.halt(_SHORTEST_PAUSE * (1 << min(self._pauses, _LONGEST_PAUSE)))
+        finally:
+            unit.memory.lock.acquire()
         return None
 
     def _shutdown(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:

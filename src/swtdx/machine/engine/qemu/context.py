@@ -139,6 +139,7 @@ class QemuContext:
         "saved",
         "unpaged",
         "virq",
+        "yields",
     )  # fmt: skip
     #: Instructions are in guest memory.
     code: Final[bytes | None] = None
@@ -168,6 +169,8 @@ class QemuContext:
         self._dr7 = at.DR7_OFF
         self._exceptions = 0
         self._tsc = False
+        #: Whether PAUSE stops the guest.
+        self.yields = False
         self._nmi_blocked = False
         #: DR6 of a guest whose IRET is being stepped over, else None.
         self._stepping: int | None = None
@@ -346,10 +349,17 @@ class QemuContext:
         self._tsc = on
         self._apply_intercepts()
 
+    def yield_at_pause(self, on: bool) -> None:
+        """Whether the guest stops where it waits for another processor (PAUSE)."""
+        self.yields = on
+        self._apply_intercepts()
+
     def _apply_intercepts(self) -> None:
         extra = vmcb.intercept(vmcb.EXIT_RDTSC, vmcb.EXIT_RDTSCP) if self._tsc else 0
         if self._nmi_blocked:
             extra |= vmcb.intercept(vmcb.EXIT_IRET)
+        if self.yields:
+            extra |= vmcb.intercept(vmcb.EXIT_PAUSE)
         _U64.pack_into(self._b, vmcb.INTERCEPT, vmcb.INTERCEPTS | extra)
 
     def intercept_exceptions(self, bitmap: int) -> None:

@@ -27,6 +27,11 @@ class Cores:
         self._looked = 0.0
         self._wanted = 0.0
 
+    @staticmethod
+    def count() -> int:
+        """How many cores this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
     def scarce(self) -> bool:
         """Whether a thread that only polls takes its core from one that has work."""
         now = time.monotonic()
@@ -37,8 +42,7 @@ class Cores:
 
     def _look(self) -> bool:
         """Whether at this moment more threads are ready to run than there are cores."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if cores < _OURS:
+        if self.count() < _OURS:
             return True
         if self._file < 0:
             return False

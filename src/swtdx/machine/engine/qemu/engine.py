@@ -18,6 +18,8 @@ from swtdx.machine.engine.qemu.npt import IDENTITY_GPA, NestedTable, PagePool, g
 from swtdx.machine.engine.qemu.ordering import IN_ORDER
 from swtdx.machine.engine.qemu.port import CALL, LOOK_EVERY, Port
 from swtdx.machine.engine.qemu.process import QemuProcess
+from swtdx.machine.engine.qemu.slices import short_slices
+from swtdx.machine.engine.threads import run_alone
 
 #: Words and quadwords of the mailbox.
 _KICKED: Final = at.MB_KICKED >> 2
@@ -47,6 +49,7 @@ _SIMPLE: Final = {
     vmcb.EXIT_SHUTDOWN: Stop.SHUTDOWN,
     vmcb.EXIT_TASK_SWITCH: Stop.TASK_SWITCH,
     vmcb.EXIT_ICEBP: Stop.ICEBP,
+    vmcb.EXIT_PAUSE: Stop.PAUSE,
     vmcb.EXIT_IRET: Stop.IRET,
     vmcb.EXIT_INTR: Stop.INTERRUPT,
     vmcb.EXIT_NMI: Stop.INTERRUPT,
@@ -93,6 +96,8 @@ class QemuEngine:
         with self._lock:
             if not self._ports:
                 self._process.wait_ready()
+                # Guests are threads of their own by now.
+                self._process.answer_soon()
                 ports = [Port(self._process, index) for index in range(self._process.cpus)]
                 self._calibrate(ports[0])
                 for port in ports:
@@ -319,6 +324,8 @@ class QemuEngine:
                 event.tsc = self.tsc()
                 context.nothing_undelivered()
                 return event
+            if context.yields is not port.crowded:
+                context.yield_at_pause(port.crowded)
             context.q[_NESTED_CR3] = space.root
             context.saved = False
             self.runs += 1
@@ -438,7 +445,12 @@ class QemuEngine:
         self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
     ) -> None:
         """Run the software of several processors; see the protocol."""
-        Hub().run(self._ready(), programs, failed)
+        ports = self._ready()
+        with short_slices():
+            if len(programs) == 1:
+                run_alone(programs, failed)
+            else:
+                Hub().run(ports, programs, failed)
 
     def acquire(self, lp: int, lock: threading.Lock) -> None:
         """Take a lock that programs share: one that has it may be waiting for its guest."""

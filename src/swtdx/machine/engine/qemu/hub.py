@@ -97,6 +97,8 @@ class Hub:
         try:
             for program in programs:
                 program.port.program = program
+                program.port.guests = len(programs)
+                program.port.look()
             for program in programs:
                 self._resume(program, failed)
             while alive := [program for program in programs if not program.dead]:
@@ -108,6 +110,7 @@ class Hub:
         finally:
             for program in programs:
                 program.port.program = None
+                program.port.guests = 1
             self._ear.close()
             self._mouth.close()
         if self._failure is not None:

@@ -76,7 +76,9 @@ class Port:
         "armed",
         "base",
         "bell",
+        "crowded",
         "fence",
+        "guests",
         "index",
         "last",
         "live",
@@ -112,6 +114,10 @@ class Port:
         self.spins = [SPIN] * (CALL + 16)
         self.runs = 0
         self.stub_polls = _STUB_POLLS
+        #: Whether more threads want to run than there are cores: ours, and those of all guests here.
+        self.crowded = False
+        #: Guests that run side by side with this one's, and it.
+        self.guests = 1
 
     def set_times(self, tsc_hz: float) -> None:
         """Tell the stub how long a tick is, and the least time that a guest is given."""
@@ -145,8 +151,10 @@ class Port:
         self.wait()
 
     def look(self) -> None:
-        """Look at the host's load: how long the stub may poll."""
-        self.stub_polls = _STUB_POLLS_SCARCE if CORES.scarce() else _STUB_POLLS
+        """Look at the host's load: how long the stub may poll, and whether a guest may that only waits."""
+        scarce = CORES.scarce()
+        self.stub_polls = _STUB_POLLS_SCARCE if scarce else _STUB_POLLS
+        self.crowded = scarce or self.guests >= CORES.count()
 
     def park(self) -> None:
         """There will be nothing to do for a while: the stub need not poll for it."""

@@ -19,6 +19,7 @@ from typing import Final
 from swtdx.arch.units import PAGE
 from swtdx.machine.engine.protocol import EngineError
 from swtdx.machine.engine.qemu import layout as at
+from swtdx.machine.engine.qemu.slices import SHORT, set_slice
 
 #: The oldest QEMU whose SVM emulation this engine was tested with.
 MINIMUM_VERSION: Final = (7, 2)
@@ -213,6 +214,10 @@ class QemuProcess:
             if time.monotonic() > end:
                 raise EngineError(f"QEMU's processors did not start within {timeout:g} s")
             time.sleep(0.002)
+
+    def answer_soon(self) -> None:
+        """Let QEMU's main loop, which wakes and kicks processors, have a core as soon as it is asked to."""
+        set_slice(SHORT, self._process.pid)
 
     def check_alive(self) -> None:
         """Raises EngineError with QEMU's own words if it has ended."""

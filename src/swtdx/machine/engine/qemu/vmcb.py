@@ -79,6 +79,7 @@ EXIT_CPUID: Final = 0x072
 EXIT_RSM: Final = 0x073
 EXIT_IRET: Final = 0x074
 EXIT_INVD: Final = 0x076
+EXIT_PAUSE: Final = 0x077
 EXIT_HLT: Final = 0x078
 EXIT_INVLPGA: Final = 0x07A
 EXIT_IOIO: Final = 0x07B
