@@ -44,6 +44,8 @@ from swtdx.module.vcpu import Vcpu
 
 __all__ = ["TDVMCALL", "dispatch"]
 
+_pend_nmi: Final = TDVPS.pend_nmi.get
+
 #: A handler moves RIP itself if the instruction is done; it returns TDVMCALL or None.
 Handler = Callable[[Vcpu, VmExit], object]
 
@@ -166,24 +168,26 @@ def dispatch(vcpu: Vcpu, out: VmExit) -> object:
         _revector(vcpu, out)
     if out.reason & BUS_LOCK_PREEMPTED:
         return _with_bus_lock(vcpu, out)
-    return _handle(vcpu, out)
-
-
-def _handle(vcpu: Vcpu, out: VmExit) -> object:
     done = _HANDLERS.get(out.reason & 0xFFFF, _unexpected)(vcpu, out)
-    if done is None and not vcpu.vmcs.controls[f.ENTRY_INTERRUPTION_INFO] & INTERRUPTION_VALID:
-        request_nmi_window(vcpu)
+    if done is None and _pend_nmi(vcpu.main):
+        _look_for_nmi_window(vcpu)
     return done
+
+
+def _look_for_nmi_window(vcpu: Vcpu) -> None:
+    if not vcpu.vmcs.controls[f.ENTRY_INTERRUPTION_INFO] & INTERRUPTION_VALID:
+        request_nmi_window(vcpu)
 
 
 def _with_bus_lock(vcpu: Vcpu, out: VmExit) -> object:
     """A bus lock came with the exit: the host is told with this TD exit, or else by one of its own."""
     try:
-        done = _handle(vcpu, out)
+        done = _HANDLERS.get(out.reason & 0xFFFF, _unexpected)(vcpu, out)
     except TdExit as leaving:
         leaving.reason |= BUS_LOCK_PREEMPTED
         raise
     if done is None:
+        _look_for_nmi_window(vcpu)
         raise TdExit(st.TDX_SUCCESS, ExitReason.BUS_LOCK | BUS_LOCK_PREEMPTED)
     return done
 
