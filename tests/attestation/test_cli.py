@@ -146,7 +146,7 @@ def test_verify_through_the_collateral_service(files: Path) -> None:
             ["verify", "quote.bin", "--collateral", "collateral.json", "--root", "quote.bin"],
             "neither PEM nor DER",
         ),
-        (["verify", "quote.bin", "--collateral", "collateral.json", "--now", "soon"], "'soon' is no time"),
+        (["verify", "quote.bin", "--collateral", "collateral.json", "--now", "soon"], "'soon' is not a time"),
         (["verify", "quote.bin", "--collateral", "collateral.json", "--nonce", "xy"], "is not hex"),
         (["verify", "quote.bin", "--collateral", "collateral.json", "--nonce", "00" * 65], "64 bytes"),
         (

@@ -173,7 +173,7 @@ def test_what_is_written_is_read(contents: list[tuple[int, int, bytes]]) -> None
         (FIRST + struct.pack("<IIIH", 1, 4, 1, 0x99) + bytes(60), "algorithm 0x99"),
         (FIRST + struct.pack("<IIIH", 1, 4, 1, 0xB) + bytes(36), "no SHA-384 digest"),
         (FIRST + struct.pack("<IIIH", 1, 4, 1, 0xC) + bytes(48) + b"\xff\xff\0\0", "ends in event 0"),
-        (write([]) + bytes(8) + b"trailer", "are no filler"),
+        (write([]) + bytes(8) + b"trailer", "are not filler"),
     ],
 )
 def test_malformed_logs_are_named(log: bytes, complaint: str) -> None:

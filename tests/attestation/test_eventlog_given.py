@@ -268,7 +268,7 @@ def test_a_log_in_text(form: Any) -> None:
         (write(LOG).hex()[:-6].encode(), "truncated"),
         (b'[{"imr": 0, "digest"', "truncated"),
         (b'{"a": [1, 2]}', "no event log in it"),
-        (b'[{"imr": 9, "event_type": 4, "digest": "' + b"00" * 48 + b'"}]', "no measurement register"),
+        (b'[{"imr": 9, "event_type": 4, "digest": "' + b"00" * 48 + b'"}]', "not a measurement register"),
         (b'[{"imr": 0, "event_type": 4, "digest": "00"}]', "not 48 bytes"),
         (b'[{"event_type": 4, "digest": "' + b"00" * 48 + b'"}]', "which register"),
         (struct.pack("<II20sI", 0, 8, bytes(20), 4) + bytes(40), "TPM 1.2"),

@@ -230,7 +230,7 @@ class ParsedQuote:
             raise QuoteFormatError(f"quote version {self.version}: a TD quote has version 4 or 5")
         tee = HEADER.tee_type.get(data)
         if tee != TEE_TYPE_TDX:
-            raise QuoteFormatError(f"TEE type {tee:#x}: this is no TDX quote, which has {TEE_TYPE_TDX:#x}")
+            raise QuoteFormatError(f"TEE type {tee:#x}: this is not a TDX quote, which has {TEE_TYPE_TDX:#x}")
         self.body_type = BodyType.TD_1_0
         if self.version == 5:
             kind = self._number("body type", 2)

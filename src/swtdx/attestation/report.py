@@ -161,7 +161,7 @@ def render(verdict: Verdict) -> str:
         ]
     parsed = verdict.parsed
     if parsed is None:
-        return "\n".join([*lines, "", "The bytes are no TD quote; nothing more can be read from them."])
+        return "\n".join([*lines, "", "The bytes are not a TD quote; nothing more can be read from them."])
     body = parsed.body()
     doubt = "" if verdict.authentic else "; UNVERIFIED, as the quote claims it"
     if not verdict.claims:

@@ -69,7 +69,7 @@ def show(data: bytes) -> Shown:
         if shown is not None:
             return shown
     raise AttestationError(
-        f"{len(data)} bytes that are no quote, TDREPORT, certificate, revocation list, collateral or "
+        f"{len(data)} bytes that are not a quote, TDREPORT, certificate, revocation list, collateral or "
         "event log"
     )
 

@@ -130,7 +130,7 @@ def sign_token(claims: dict[str, Any], key_pem: bytes) -> str:
     try:
         key = load_pem_private_key(key_pem, None)
     except (ValueError, TypeError) as error:
-        raise AttestationError(f"the token key is no unencrypted private key in PEM: {error}") from None
+        raise AttestationError(f"the token key is not an unencrypted private key in PEM: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise AttestationError(
             "the token key must be a P-256 key: openssl ecparam -name prime256v1 -genkey -noout"

@@ -54,7 +54,7 @@ def parse_moment(text: str) -> int:
     try:
         moment = dt.datetime.fromisoformat(text)
     except ValueError:
-        raise AttestationError(f"{text!r} is no time: give Unix seconds or 2025-06-01T00:00:00Z") from None
+        raise AttestationError(f"{text!r} is not a time: give Unix seconds or 2025-06-01T00:00:00Z") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
     return int(moment.timestamp())
@@ -107,7 +107,7 @@ class Url(_UrlBase):
         """The URL without a slash at its end."""
         text = str(value).rstrip("/")
         if not text.startswith(("http://", "https://")) or len(text) < 9 or not text.isascii():
-            self.fail(f"{value!r} is no http:// or https:// URL", param, ctx)
+            self.fail(f"{value!r} is not an http:// or https:// URL", param, ctx)
         return text
 
 

@@ -272,7 +272,7 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
     messages = _Messages(outputs.writer(options.log_file, "the log"))
     serial = outputs.writer(options.serial_file, "the serial port's output")
     firmware_log = outputs.writer(options.firmware_log, "the firmware's log")
-    trace = outputs.open(options.trace, "the trace")
+    trace = outputs.writer(options.trace, "the trace")
     summary = None if options.json_file in (None, "-") else outputs.open(options.json_file, "the summary")
     brought = [
         outputs.writer(file, f"{path} of the guest", empty=False) or _nowhere
@@ -296,7 +296,7 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
         try:
             result, quotes = _launch(
                 _Started(boot, firmware, firmware_log),
-                job, options, command, messages, serial, trace is not None, deadline, starting,
+                job, options, command, messages, serial, trace, deadline, starting,
             )  # fmt: skip
         finally:
             gc.enable()
@@ -444,7 +444,7 @@ def _launch(
     command: CommandIo | None,
     messages: _Messages,
     serial: Callable[[bytes], None] | None,
-    traced: bool,
+    trace: Callable[[bytes], None] | None,
     deadline: Deadline,
     starting: Starting,
 ) -> tuple[RunResult, dict[str, Any]]:
@@ -463,7 +463,7 @@ def _launch(
     building = deadline.watched("the TD was being built")
     with (
         Platform.boot(config) as platform,
-        tracing(platform, options.trace if traced else None),
+        tracing(platform, trace),
     ):
         quotes = ToldQuotes(Quoting(platform, options.qgs), options.qgs, told)
         # Imported only now: QEMU comes up meanwhile.

@@ -55,7 +55,7 @@ _QUOTE: Final[tuple[Row, ...]] = (
         "QUOTE_CERTIFICATION_DATA_UNSUPPORTED",
         "the quote's certification data is of an unsupported type",
     ),
-    (0x1D, "QUOTE_FORMAT_UNSUPPORTED", "the bytes are no quote of a supported version"),
+    (0x1D, "QUOTE_FORMAT_UNSUPPORTED", "the bytes are not a quote of a supported version"),
     (0x1E, "UNABLE_TO_GENERATE_REPORT", "no report could be made"),
     (0x1F, "QE_REPORT_INVALID_SIGNATURE", "the PCK's signature over the quoting enclave's report is wrong"),
     (0x20, "QE_REPORT_UNSUPPORTED_FORMAT", "the quoting enclave's report has an unknown form"),

@@ -194,7 +194,7 @@ def parse(data: bytes) -> list[Event]:
         if len(head) < 8 or head in (b"\xff" * 8, bytes(8)):
             if any(cursor.data[start:]) and cursor.data[start:].strip(b"\xff"):
                 cut = "; the log is truncated in an event" if len(head) < 8 else ""
-                raise EventLogError(f"bytes after the last event, from byte {start}, are no filler{cut}")
+                raise EventLogError(f"bytes after the last event, from byte {start}, are not filler{cut}")
             return events
         register = cursor.number(4, "an event")
         kind = cursor.number(4, "an event")

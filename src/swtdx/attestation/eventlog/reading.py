@@ -167,7 +167,7 @@ def _register(entry: dict[str, Any], where: str) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
             register = value + 1 - first
             if not 0 <= register <= 4:
-                raise EventLogError(f"{where}: {member} {value} is no measurement register of a TD")
+                raise EventLogError(f"{where}: {member} {value} is not a measurement register of a TD")
             return register
     raise EventLogError(f"{where} does not say which register it extends (imr, index, pcr ...)")
 

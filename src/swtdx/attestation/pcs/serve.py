@@ -62,7 +62,7 @@ class Tls:
         except (ssl.SSLError, OSError, ValueError) as error:
             why = getattr(error, "reason", None) or str(error)
             raise AttestationError(
-                f"{self.certificate} and {self.key} are no certificate and key in PEM that fit together: "
+                f"{self.certificate} and {self.key} do not fit together as a certificate in PEM and its key: "
                 f"{why}"
             ) from None
 

@@ -77,7 +77,7 @@ def chains(sound: Sound) -> Iterator[Vector]:
         ),
         (
             "garbled",
-            "The first certificate's base64 is no base64.",
+            "The first certificate's base64 is not valid.",
             pck.replace("MII", "M!I", 1) + ca + root,
             "Failed to extract PCK certificates from quote",
             False,

@@ -101,7 +101,7 @@ _HEAD = """# Every bit of a quote and its collateral, flipped once
 Written by `swtdx vectors flips`; the test `tests/attestation/test_bitflips.py` makes it anew and compares.
 The verifier is `swtdx verify`, on dcap-qvl {version}, with the default policy, under the simulated root.
 
-*Rejected*: the verifier refuses. *No text*: the flip makes a text field something that is no UTF-8, so that
+*Rejected*: the verifier refuses. *No text*: the flip makes a text field something that is not UTF-8, so that
 it cannot even be handed over. *Unnoticed*: accepted, with claims, verdict and report byte for byte the
 same. *Harmful* would be: accepted with anything else.
 """
