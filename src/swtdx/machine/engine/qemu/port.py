@@ -37,8 +37,8 @@ _STUB_POLLS_SCARCE: Final = 60_000
 #: Where even so it is asleep when answers come, more than so many between two looks, we do not get a core in
 #: time: it then polls less for so many looks.
 _STUB_POLLS_IN_VAIN: Final = 15_000
-_IN_VAIN: Final = 20
-_RESIGNED_LOOKS: Final = 16
+_IN_VAIN: Final = 40
+_RESIGNED_LOOKS: Final = 4
 #: Runs between two looks at the host's load (a mask).
 LOOK_EVERY: Final = 63
 #: The least time that a guest is given before its timer is due, in nanoseconds.
