@@ -62,7 +62,7 @@ def test_a_python_without_venv_is_told_and_leaves_nothing(checkout: Path, tmp_pa
     """As Debian's is: venv can be imported, ensurepip cannot."""
     python = tmp_path / "python"
     python.write_text(
-        f'#!/bin/sh\ncase "$*" in *ensurepip*|*venv*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *ensurepip*|*venv*) exit 1;; esac\nexec "{sys.executable}" "$@"\n'
     )
     python.chmod(0o755)
     for _ in range(2):
