@@ -39,6 +39,9 @@ _STUB_POLLS_SCARCE: Final = 60_000
 _STUB_POLLS_IN_VAIN: Final = 15_000
 _IN_VAIN: Final = 40
 _RESIGNED_LOOKS: Final = 4
+#: And where a machine's guests and we are more threads than cores: whoever polls keeps the core from those it
+#: waits for, and a wake-up is answered at once (``slices.py``).
+_STUB_POLLS_CROWDED: Final = 2_000
 #: Runs between two looks at the host's load (a mask).
 LOOK_EVERY: Final = 63
 #: The least time that a guest is given before its timer is due, in nanoseconds.
@@ -164,8 +167,12 @@ class Port:
     def look(self) -> None:
         """Look at the host's load: how long the stub may poll, and whether a guest may that only waits."""
         scarce = CORES.scarce()
-        self.crowded = scarce or self.guests >= CORES.count()
+        many = self.guests >= max(CORES.count(), 2)
+        self.crowded = scarce or many
         wakes, self.wakes = self.wakes, 0
+        if many:
+            self.stub_polls = _STUB_POLLS_CROWDED
+            return
         if not scarce:
             self.resigned = 0
             self.stub_polls = _STUB_POLLS
