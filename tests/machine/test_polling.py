@@ -1,38 +1,33 @@
-"""How long the stub polls for an answer, on hosts with cores to spare and without."""
+"""How long the stub and we poll for each other, on hosts with cores to spare and without."""
 
 from __future__ import annotations
 
 import pytest
 
 from swtdx.machine.engine.qemu.cores import Cores
-from swtdx.machine.engine.qemu.port import LOOK_EVERY, Port
+from swtdx.machine.engine.qemu.port import Port
 
 
-def looks(port: Port, wakes: int, number: int = 1) -> int:
-    """What the stub polls after so many looks, with ``wakes`` of the stops before each answered too late."""
-    for _ in range(number):
-        port.wakes = wakes
-        port.look()
-    return port.stub_polls
-
-
-def test_polling_follows_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("side", ["stub_polls", "most_spins"])
+def test_polling_follows_the_host(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = Port.__new__(Port)
-    port.wakes = port.resigned = 0
-    port.guests = 1
     scarce = False
+    cores = 4
     monkeypatch.setattr(Cores, "scarce", lambda _: scarce)
-    spare = looks(port, LOOK_EVERY, 100)
+    monkeypatch.setattr(Cores, "count", staticmethod(lambda: cores))
+
+    def polls(guests: int) -> int:
+        port.guests = guests
+        port.look()
+        return int(getattr(port, side))
+
+    spare = polls(1)
+    assert polls(3) == spare, "three guests and we have a core each"
+    assert polls(4) < spare
+    cores = 1
+    assert polls(1) == spare, "it is for the load to say whether one guest and we have one core"
+    cores = 4
     scarce = True
-    paying = looks(port, 0)
-    assert paying < spare
-    assert looks(port, 5, 100) == paying, "that few come late by chance"
-    in_vain = looks(port, LOOK_EVERY)
-    assert in_vain < paying
-    assert looks(port, LOOK_EVERY, 5) == in_vain
-    assert looks(port, 0, 20) == paying, "it is tried again"
-    looks(port, LOOK_EVERY)
+    assert polls(1) < spare
     scarce = False
-    assert looks(port, LOOK_EVERY) == spare
-    scarce = True
-    assert looks(port, 0) == paying
+    assert polls(1) == spare, "it is looked at again"

@@ -30,18 +30,12 @@ NAP: Final = 0.25
 #: Kinds of stops are the values of Stop; undefined instructions (TDCALL) are told apart by RAX[3:0].
 CALL: Final = 32
 #: How often the stub polls (some 7 ns each) for the answer to a stop before its processor sleeps, on a host
-#: with cores to spare and on one without.  Most answers take 0.1 or 0.2 ms, and one that comes when it has
-#: just gone to sleep costs both sides more than the polling.
+#: with cores to spare and on one without.  There, whoever polls keeps a core from those it waits for, and a
+#: wake-up is answered at once (``slices.py``).
 _STUB_POLLS: Final = 300_000
-_STUB_POLLS_SCARCE: Final = 60_000
-#: Where even so it is asleep when answers come, more than so many between two looks, we do not get a core in
-#: time: it then polls less for so many looks.
-_STUB_POLLS_IN_VAIN: Final = 15_000
-_IN_VAIN: Final = 40
-_RESIGNED_LOOKS: Final = 4
-#: And where a machine's guests and we are more threads than cores: whoever polls keeps the core from those it
-#: waits for, and a wake-up is answered at once (``slices.py``).
-_STUB_POLLS_CROWDED: Final = 2_000
+_STUB_POLLS_SCARCE: Final = 2_000
+#: Our own polls there, at most.
+_SPIN_SCARCE: Final = 100
 #: Runs between two looks at the host's load (a mask).
 LOOK_EVERY: Final = 63
 #: The least time that a guest is given before its timer is due, in nanoseconds.
@@ -91,15 +85,14 @@ class Port:
         "last",
         "live",
         "lock",
+        "most_spins",
         "program",
         "q",
-        "resigned",
         "runs",
         "seq",
         "spins",
         "stub_polls",
         "w",
-        "wakes",
     )
 
     def __init__(self, process: QemuProcess, index: int) -> None:
@@ -128,9 +121,8 @@ class Port:
         self.crowded = False
         #: Guests that run side by side with this one's, and it.
         self.guests = 1
-        #: Wake-ups since the last look, and looks for which the stub polls little.
-        self.wakes = 0
-        self.resigned = 0
+        #: Our own polls, at most.
+        self.most_spins = SPIN
 
     def set_times(self, tsc_hz: float) -> None:
         """Tell the stub how long a tick is, and the least time that a guest is given."""
@@ -156,7 +148,6 @@ class Port:
 
     def wake(self) -> None:
         """Wake the processor from its sleep."""
-        self.wakes += 1
         self._process.wake(self.index, kick=False)
 
     def command(self, command: int) -> None:
@@ -166,22 +157,9 @@ class Port:
 
     def look(self) -> None:
         """Look at the host's load: how long the stub may poll, and whether a guest may that only waits."""
-        scarce = CORES.scarce()
-        many = self.guests >= max(CORES.count(), 2)
-        self.crowded = scarce or many
-        wakes, self.wakes = self.wakes, 0
-        if many:
-            self.stub_polls = _STUB_POLLS_CROWDED
-            return
-        if not scarce:
-            self.resigned = 0
-            self.stub_polls = _STUB_POLLS
-            return
-        if self.resigned:
-            self.resigned -= 1
-        elif wakes > _IN_VAIN:
-            self.resigned = _RESIGNED_LOOKS
-        self.stub_polls = _STUB_POLLS_IN_VAIN if self.resigned else _STUB_POLLS_SCARCE
+        self.crowded = CORES.scarce() or self.guests >= max(CORES.count(), 2)
+        self.stub_polls = _STUB_POLLS_SCARCE if self.crowded else _STUB_POLLS
+        self.most_spins = _SPIN_SCARCE if self.crowded else SPIN
 
     def park(self) -> None:
         """There will be nothing to do for a while: the stub need not poll for it."""
@@ -193,7 +171,7 @@ class Port:
         words = self.w
         after, spins = self.last, self.spins
         spin = spins[after]
-        for _ in range(spin):
+        for _ in range(min(spin, self.most_spins)):
             if words[_DONE] == self.seq:
                 if not IN_ORDER:
                     with self.fence:
