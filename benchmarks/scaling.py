@@ -55,6 +55,14 @@ MEMORY_MIB = 512
 PATIENCE = 600
 #: Its last line: words to know it by, soft lockups in the kernel's log, seconds since 1970.
 JOB = Exec("echo guest: $(dmesg | grep -ci 'soft lockup') $(date +%s)")
+#: It ends when whoever started it has gone.
+_LOOP = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
 _LINE = re.compile(rb"guest: (\d+) (\d+)")
 
 
@@ -164,10 +172,7 @@ def pairs(guest: Guest, initrd: Path, vcpus: int, number: int, count: int = 1) -
 @contextlib.contextmanager
 def busy_loops(count: int) -> Iterator[None]:
     """``count`` processes that do nothing else, each in a session of its own."""
-    loops = [
-        subprocess.Popen([sys.executable, "-Sc", "while True: pass"], start_new_session=True)
-        for _ in range(count)
-    ]
+    loops = [subprocess.Popen([sys.executable, "-Sc", _LOOP], start_new_session=True) for _ in range(count)]
     try:
         time.sleep(1)
         yield
