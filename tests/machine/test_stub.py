@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from swtdx.machine.engine.qemu import layout, process
+from tests.padding import assert_same_code, filled
 
 STUB = Path(process.__file__).with_name("stub.S")
 BINARY = STUB.with_suffix(".bin")
@@ -18,12 +19,17 @@ BINARY = STUB.with_suffix(".bin")
 def test_the_binary_is_the_assembled_source(tmp_path: Path) -> None:
     if not (shutil.which("as") and shutil.which("ld")):
         pytest.skip("binutils (as, ld) is not installed")
-    subprocess.run(["as", "--64", "-o", tmp_path / "stub.o", STUB], check=True)
-    linker = ["ld", "-m", "elf_x86_64", "-Ttext=0xF0000", "--oformat", "binary"]
-    subprocess.run([*linker, "-o", tmp_path / "stub.img", tmp_path / "stub.o"], check=True)
-    image = (tmp_path / "stub.img").read_bytes()
-    assert process.compact_stub(image) == BINARY.read_bytes(), "assemble it again: make stub"
-    assert process.stub_image() == image
+
+    def image(fill: int) -> bytes:
+        source, linked = tmp_path / "stub.S", tmp_path / "stub.img"
+        source.write_text(filled(STUB.read_text(), fill))
+        subprocess.run(["as", "--64", "-o", tmp_path / "stub.o", source], check=True)
+        linker = ["ld", "-m", "elf_x86_64", "-Ttext=0xF0000", "--oformat", "binary"]
+        subprocess.run([*linker, "-o", linked, tmp_path / "stub.o"], check=True)
+        return linked.read_bytes()
+
+    assert_same_code(process.stub_image(), image)
+    assert process.compact_stub(process.stub_image()) == BINARY.read_bytes()
 
 
 def test_both_sides_declare_the_same_numbers() -> None:

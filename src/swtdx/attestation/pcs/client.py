@@ -68,6 +68,7 @@ class PcsClient:
                 body = answer.read(_LIMIT + 1)
                 headers = {name.lower(): value for name, value in answer.headers.items()}
         except urllib.error.HTTPError as error:
+            error.close()  # it is the answer too, with its connection
             raise AttestationError(f"no collateral from {self.url}: {error.code} for {path}") from None
         except (urllib.error.URLError, OSError, ValueError) as error:
             problem = getattr(error, "reason", error)
