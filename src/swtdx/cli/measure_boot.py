@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from swtdx.arch.report_structs import NUM_RTMRS
 from swtdx.arch.units import LARGE_PAGE, PAGE
 from swtdx.attestation.errors import EventLogError
 from swtdx.attestation.eventlog.format import Event, parse
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 #: edk2's last words before the operating system has the machine (``EFI_EXIT_BOOT_SERVICES_SUCCEEDED``).
 _LAST_WORDS: Final = b"Exit Boot Services Returned with Success"
 _ENTERED: Final = hashlib.sha384(_LAST_WORDS).digest()
-_RTMRS: Final = 4
 #: Seconds for firmware that never gets there.
 _PATIENCE: Final = 300
 #: Where a log's first event has its signature, and what firmware reserves for a log (edk2: 64 KiB).
@@ -49,7 +49,9 @@ class Seen:
     @property
     def rtmrs(self) -> list[bytes]:
         """The four registers after all that."""
-        return [replay_digests([digest for rtmr, digest in self.extends if rtmr == n]) for n in range(_RTMRS)]
+        return [
+            replay_digests([digest for rtmr, digest in self.extends if rtmr == n]) for n in range(NUM_RTMRS)
+        ]
 
 
 def executed(

@@ -158,10 +158,10 @@ class Translator:
         """Cache the 2 MiB pages of adjacent ``entries``, whose frames are adjacent, too."""
         core = self._core
         first = int(entries[run[0]])
-        hpa, keyid = core.split(first & FRAME_MASK | keyid)
+        hpa, number_of_key = core.split(first & FRAME_MASK | keyid)
         size = len(run) * LARGE_PAGE
         try:
-            core.memory.acquire(hpa, size, keyid, core.guest)
+            core.memory.acquire(hpa, size, number_of_key, core.guest)
         except MemoryFault:
             # What is wrong with one of them is not wrong with the others, nor with this access.
             if len(run) > 1:
