@@ -92,17 +92,11 @@ def td_command(guest: Guest, summary: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def measure(guest: Guest, pairs: int, folder: Path) -> Boots:
-    """Boot both, in turn; who goes first changes with every pair."""
-    initrd = folder / "initrd"
-    initrd.write_bytes(guest.initramfs(JOB))
+def in_turns(pairs: int, ours: list[str], theirs: list[str], summary: Path) -> Boots:
+    """Boot a TD, which writes ``summary``, and a plain VM in turn; who goes first changes with every pair."""
     boots = Boots()
+    sides = [(boots.td, ours), (boots.plain, theirs)]
     for number in range(pairs):
-        summary = folder / "summary.json"
-        sides = [
-            (boots.td, td_command(guest, summary)),
-            (boots.plain, plain_vm(guest, initrd, JOB, MEMORY_MIB)),
-        ]
         for times, command in sides if number % 2 == 0 else reversed(sides):
             times.append(until_word(command))
         boots.summaries.append(json.loads(summary.read_text()))
@@ -113,6 +107,13 @@ def measure(guest: Guest, pairs: int, folder: Path) -> Boots:
             flush=True,
         )
     return boots
+
+
+def measure(guest: Guest, pairs: int, folder: Path) -> Boots:
+    """Boot both, in turn."""
+    initrd, summary = folder / "initrd", folder / "summary.json"
+    initrd.write_bytes(guest.initramfs(JOB))
+    return in_turns(pairs, td_command(guest, summary), plain_vm(guest, initrd, JOB, MEMORY_MIB), summary)
 
 
 # ------------------------------------------------------------------ where the time goes

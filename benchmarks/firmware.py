@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.boot import JOB, MEMORY_MIB, Boots, medians, td_command, until_word
+from benchmarks.boot import JOB, MEMORY_MIB, Boots, in_turns, medians, td_command
 from benchmarks.plain_vm import plain_vm
 from benchmarks.promise import Promise
 from swtdx.guests.fetch import fetch_guest
@@ -29,27 +29,14 @@ PAIRS = 3
 
 
 def measure(suite: str, pairs: int, folder: Path) -> Boots:
-    """Boot both, in turn; who goes first changes with every pair."""
+    """Boot both, in turn."""
     guest = fetch_guest()
     image = str(fetch_firmware(suite).image)
-    initrd = folder / "initrd"
+    initrd, summary = folder / "initrd", folder / "summary.json"
     initrd.write_bytes(guest.initramfs(JOB))
-    boots = Boots()
-    for number in range(pairs):
-        summary = folder / "summary.json"
-        ours = [*td_command(guest, summary), "--firmware", image]
-        theirs = [*plain_vm(guest, initrd, JOB, MEMORY_MIB), "-machine", "q35", "-bios", image]
-        sides = [(boots.td, ours), (boots.plain, theirs)]
-        for times, command in sides if number % 2 == 0 else reversed(sides):
-            times.append(until_word(command))
-        boots.summaries.append(json.loads(summary.read_text()))
-        print(
-            f"pair {number + 1}: TD {boots.td[-1]:.2f} s, plain VM {boots.plain[-1]:.2f} s, "
-            f"ratio {boots.ratios[-1]:.3f}",
-            file=sys.stderr,
-            flush=True,
-        )
-    return boots
+    ours = [*td_command(guest, summary), "--firmware", image]
+    theirs = [*plain_vm(guest, initrd, JOB, MEMORY_MIB), "-machine", "q35", "-bios", image]
+    return in_turns(pairs, ours, theirs, summary)
 
 
 def main() -> int:

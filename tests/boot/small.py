@@ -27,6 +27,17 @@ DATA_END: Final = DATA + 4 * PAGE
 RAM: Final = 2 << 20
 RAM_END: Final = 16 << 20
 
+#: Gates for #GP and #VE, to the guest's labels fault_13 and fault_20, in the table that RDI points to.
+FAULT_GATES: Final = """
+    .irp vector, 13, 20
+    mov eax, offset fault_\\vector
+    mov [rdi + 16 * \\vector], ax
+    mov word ptr [rdi + 16 * \\vector + 2], BOOT_CS
+    mov word ptr [rdi + 16 * \\vector + 4], 0x8e00
+    shr eax, 16
+    mov [rdi + 16 * \\vector + 6], ax
+    .endr
+"""
 #: From reset to 64-bit mode with the macros of our own shim; then the guest's own code, and calls for it.
 _FRAME: Final = f"""
     .include "{SHIM}/abi.inc"

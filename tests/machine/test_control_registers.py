@@ -37,7 +37,7 @@ from swtdx.vmm.machine_io import MachineIo
 from swtdx.vmm.result import EndReason
 from swtdx.vmm.td import InitialPage, Td
 from swtdx.vmm.td_params import TdConfig
-from tests.boot.small import SmallTd
+from tests.boot.small import FAULT_GATES, SmallTd
 
 EFER = 0xC0000080
 #: Bits of CR0 that mean nothing.
@@ -92,16 +92,6 @@ _WRITE = {
 }
 #: An entry is a byte for the outcome and 8 for the value; R13 is where the next one goes.
 _NOTE = "mov [r13], bl; mov [r13 + 1], rax; add r13, 9;"
-_FAULTS = """
-    .irp vector, 13, 20
-    mov eax, offset fault_\\vector
-    mov [rdi + 16 * \\vector], ax
-    mov word ptr [rdi + 16 * \\vector + 2], BOOT_CS
-    mov word ptr [rdi + 16 * \\vector + 4], 0x8e00
-    shr eax, 16
-    mov [rdi + 16 * \\vector + 6], ax
-    .endr
-"""
 #: A fault goes on where R12 says, with the outcome in BL.
 _HANDLERS = """
 fault_13:
@@ -181,7 +171,7 @@ CODE = f"""
     .set idt, data + 0x800
     .set notes, data + 0x1000
     mov edi, offset idt
-    {_FAULTS}
+    {FAULT_GATES}
     mov edi, offset data
     mov word ptr [rdi], 0x14f
     mov eax, offset idt; mov [rdi + 2], rax

@@ -22,7 +22,7 @@ from swtdx.vmm.machine_io import MachineIo
 from swtdx.vmm.result import EndReason
 from swtdx.vmm.td import InitialPage, Td
 from swtdx.vmm.td_params import TdConfig
-from tests.boot.small import SmallTd
+from tests.boot.small import FAULT_GATES, SmallTd
 
 BITS = range(29)
 #: CR4 bit: CPUID leaf, subleaf, register (EAX, EBX, ECX, EDX as 0 to 3), bit.
@@ -33,17 +33,10 @@ FEATURE = {
     21: (7, 0, 1, 20), 22: (7, 0, 2, 3), 23: (7, 0, 2, 7), 24: (7, 0, 2, 31), 25: (7, 0, 3, 5),
 }  # fmt: skip
 #: Bytes of the leaves that the guest sends: leaf 1, then leaf 7, four registers each.
-CODE = """
+CODE = f"""
     .set idt, data + 0x800
     mov edi, offset idt
-    .irp vector, 13, 20
-    mov eax, offset fault_\\vector
-    mov [rdi + 16 * \\vector], ax
-    mov word ptr [rdi + 16 * \\vector + 2], BOOT_CS
-    mov word ptr [rdi + 16 * \\vector + 4], 0x8e00
-    shr eax, 16
-    mov [rdi + 16 * \\vector + 6], ax
-    .endr
+    {FAULT_GATES}
     mov edi, offset data
     mov word ptr [rdi], 0x14f
     mov eax, offset idt; mov [rdi + 2], rax

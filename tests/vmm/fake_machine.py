@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, cast
 
 from swtdx.arch import status as st
-from swtdx.machine.engine.threads import run_alone, run_threads
+from swtdx.machine.engine.threads import run_threads
 from swtdx.machine.host import Host
 from tests.vmm.fake_module import FakeModule
 
@@ -177,7 +177,7 @@ class FakeMachine:
     def together(
         self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
     ) -> None:
-        (run_alone if len(programs) == 1 else run_threads)(programs, failed)
+        run_threads(programs, failed)
 
     def wbinvd(self, package: int) -> None:
         self.wbinvds += 1

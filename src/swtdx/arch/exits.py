@@ -172,6 +172,11 @@ TYPE_HARDWARE_EXCEPTION: Final = InterruptionType.HARDWARE_EXCEPTION.value
 TYPE_NMI: Final = InterruptionType.NMI.value
 
 
+def is_nmi(information: int) -> bool:
+    """Whether interruption (or IDT-vectoring) information is of an NMI."""
+    return information & INTERRUPTION_TYPE == TYPE_NMI << 8
+
+
 class ExtendedQualification(IntEnum):
     """RDX[3:0] after TDH.VP.ENTER."""
 

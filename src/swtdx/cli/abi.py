@@ -47,14 +47,15 @@ def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, order: bool, as
             close = [each for each in near(name) if each in BY_NAME]
             hint = f"; did you mean {', '.join(close)}?" if close else ""
             raise click.UsageError(f"there is no leaf {name}{hint}")
+    chosen = [row.leaf.name for row in suite.table([], names)]
     if order:
-        pairs = _run_pairs(names)
-        _show_order(pairs, names)
+        pairs = _run_pairs(chosen)
+        _show_order(pairs, chosen)
         _show_pairs(pairs)
     else:
         with Counting("cases") as counting:
             outcomes = [] if only_list else run_all(suite.select(names), counting)
-        pairs = [] if only_list else _run_pairs(names)
+        pairs = [] if only_list else _run_pairs(chosen)
         rows = suite.table(outcomes, names)
         if as_json:
             click.echo(json.dumps(plain(rows, pairs), indent=2))
@@ -66,21 +67,19 @@ def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, order: bool, as
         sys.exit(1)
 
 
-def _run_pairs(names: list[str]) -> list[Pair]:
-    from swtdx.proof.conformance import suite
+def _run_pairs(leaves: list[str]) -> list[Pair]:
     from swtdx.proof.conformance.pairs import run_pairs
 
     with Counting("pairs of checks") as counting:
-        return run_pairs([row.leaf.name for row in suite.table([], names)], counting)
+        return run_pairs(leaves, counting)
 
 
-def _show_order(found: list[Pair], names: list[str]) -> None:
-    from swtdx.proof.conformance import suite
+def _show_order(found: list[Pair], leaves: list[str]) -> None:
     from swtdx.proof.conformance.checks import by_check
     from swtdx.proof.conformance.registry import CASES, status_text
 
     pairs = {(pair.leaf, pair.first): pair for pair in found}
-    for leaf in [row.leaf.name for row in suite.table([], names)]:
+    for leaf in leaves:
         click.echo(leaf)
         for check, cases in by_check(leaf, CASES.values()).items():
             click.echo(f"  {status_text(check.value):<45} {len(cases):>3}  {check.text}")

@@ -24,6 +24,7 @@ from swtdx.guests.errors import GuestError
 from swtdx.vmm.errors import VmmError
 
 if TYPE_CHECKING:
+    from swtdx.vmm.console import Console
     from swtdx.vmm.firmware_boot import FirmwareBoot
 
 #: edk2's last words before the operating system has the machine (``EFI_EXIT_BOOT_SERVICES_SUCCEEDED``).
@@ -127,10 +128,10 @@ def _run(boot: FirmwareBoot, memory: int, vcpus: int) -> Seen:
             None,
             boot=boot,
             must_boot=True,
-            td=TdConfig(vcpus=vcpus, rbp_mod=_passes_rbp(boot)),
+            td=TdConfig(vcpus=vcpus, rbp_mod=boot.passes_rbp),
             teardown=False,
         )
-        launch = Launch(platform.host, config, _Silent())
+        launch = Launch(platform.host, config, _silent())
         private, keyid = launch.td.private, launch.td.hkid
         assert keyid is not None
         memory_of = platform.machine.memory
@@ -160,27 +161,15 @@ def _run(boot: FirmwareBoot, memory: int, vcpus: int) -> Seen:
     return seen
 
 
-def _passes_rbp(boot: FirmwareBoot) -> bool:
-    from swtdx.guests.tdvf_boot import passes_rbp
+def _silent() -> Console:
+    """A console that shows nothing; Ctrl-C ends the run."""
+    from swtdx.vmm.console import Stream
 
-    return passes_rbp(boot.image)
+    class Silent(Stream):
+        def write(self, data: bytes) -> None:
+            """Nowhere."""
 
-
-class _Silent:
-    """A console that shows nothing."""
-
-    size = None
-
-    def write(self, data: bytes) -> None:
-        """Nowhere."""
-
-    def attached(self, guest: Any) -> Any:
-        """Ctrl-C ends the run."""
-        import os
-
-        from swtdx.vmm.console import Stream
-
-        return Stream(os.open(os.devnull, os.O_WRONLY)).attached(guest)
+    return Silent()
 
 
 def _log(pages: Sequence[int], read: Callable[[int, int], bytes]) -> list[Event]:

@@ -416,15 +416,6 @@ class _Started:
     firmware: TdvfImage | None
     firmware_log: Callable[[bytes], None] | None
 
-    @property
-    def passes_rbp(self) -> bool:
-        """Whether the firmware needs a TD that may change the hypervisor's RBP."""
-        if self.firmware is None:
-            return False
-        from swtdx.guests.tdvf_boot import passes_rbp
-
-        return passes_rbp(self.firmware)
-
     def by_firmware(self, memory: int) -> FirmwareBoot | None:
         """How, if by firmware."""
         if self.firmware is None:
@@ -471,15 +462,18 @@ def _launch(
         from swtdx.vmm.result import EndReason
         from swtdx.vmm.td_params import TdConfig
 
+        firmware = started.by_firmware(options.memory)
         launch_config = LaunchConfig(
             kernel=started.boot.kernel,
             initrd=started.boot.initrd,
             cmdline=started.boot.cmdline,
             memory=options.memory,
-            boot=started.by_firmware(options.memory),
-            must_boot=started.firmware is not None,
+            boot=firmware,
+            must_boot=firmware is not None,
             td=TdConfig(
-                vcpus=options.vcpus, rbp_mod=started.passes_rbp, **options.td.settings(debug=options.debug)
+                vcpus=options.vcpus,
+                rbp_mod=firmware is not None and firmware.passes_rbp,
+                **options.td.settings(debug=options.debug),
             ),
             command=command,
             log=messages.take if command is not None else None,

@@ -29,8 +29,6 @@ SEAMRR_LARGEST: Final = GIB
 SMRR_UNIT: Final = PAGE
 MINIMUM: Final = 128 * MIB
 
-#: (base, size) in bytes.
-
 
 def dram_ranges(memory_bytes: int) -> list[Range]:
     """The DRAM ranges of a machine with ``memory_bytes`` of memory.

@@ -14,7 +14,7 @@ from swtdx.devices.part import Part
 from swtdx.devices.parts import DebugConsole
 from swtdx.guests.kernel import KernelImage
 from swtdx.guests.plan import GuestPlan
-from swtdx.guests.tdvf_boot import TdvfImage, build_tdvf_boot, q35_ram
+from swtdx.guests.tdvf_boot import TdvfImage, build_tdvf_boot, passes_rbp, q35_ram
 from swtdx.vmm.td_params import TdConfig
 
 _E820_RAM = 1
@@ -40,6 +40,11 @@ class FirmwareBoot:
     initrd: bytes = b""
     cmdline: str = ""
     log: Callable[[bytes], None] | None = None
+
+    @property
+    def passes_rbp(self) -> bool:
+        """Whether it needs a TD that may change the hypervisor's RBP (``TdConfig.rbp_mod``)."""
+        return passes_rbp(self.image)
 
     def board(self, td: TdConfig) -> BoardConfig:
         """A q35's."""

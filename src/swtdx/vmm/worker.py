@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from swtdx.arch import status as st
-from swtdx.arch.exits import INTERRUPTION_TYPE, TYPE_NMI, ExitReason, ExtendedQualification
+from swtdx.arch.exits import ExitReason, ExtendedQualification, is_nmi
 from swtdx.arch.guest_map import GUEST_MAP
 from swtdx.arch.host_leaves import HOST_BY_NAME
 from swtdx.arch.regs import R8, R9, R10, R11, R12, RAX, RCX, RDX
@@ -312,7 +312,7 @@ class Worker:
                 self._violation(vcpu, EptViolation(gpr[RCX], gpr[RDX], gpr[R8]))
             elif reason not in exits.HARMLESS:
                 control.end(*exits.end_of(rax))
-            if reason == _EXCEPTION_OR_NMI and gpr[R9] & INTERRUPTION_TYPE == TYPE_NMI << 8:
+            if reason == _EXCEPTION_OR_NMI and is_nmi(gpr[R9]):
                 self.cpu.handle_nmi()
             if reason == _EXTERNAL_INTERRUPT:
                 self.cpu.taken |= 1 << (gpr[R9] & 0xFF)  # acknowledged by the exit

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -312,29 +313,26 @@ _CR4: Final = (
 _CR4_ALWAYS: Final = 1 << 8
 
 
+def _word(leaf: int, subleaf: int, register: str, wanted: Callable[[str, By], bool]) -> int:
+    rows = _ROWS.get((leaf, subleaf, register), ())
+    return sum(1 << bit for bit, name, by, _ in rows if wanted(name, by))
+
+
 def feature_word(leaf: int, subleaf: int, register: str) -> int:
     """The shown feature bits of one CPUID register (0 if it holds none)."""
-    word = 0
-    for bit, _, by, _ in _ROWS.get((leaf, subleaf, register), ()):
-        if by not in _HIDDEN:
-            word |= 1 << bit
-    return word
+    return _word(leaf, subleaf, register, lambda _, by: by not in _HIDDEN)
 
 
 def host_word(leaf: int, subleaf: int, register: str) -> int:
     """The bits of one CPUID register that only the machine's own software sees."""
-    return sum(1 << bit for bit, _, by, _ in _ROWS.get((leaf, subleaf, register), ()) if by is By.HOST)
+    return _word(leaf, subleaf, register, lambda _, by: by is By.HOST)
 
 
 def absent_word(leaf: int, subleaf: int, register: str, core: Core) -> int:
     """The bits of one CPUID register that a part of such cores has and that are hidden from the module."""
     if leaf in ABSENT_LEAVES:
         return 0xFFFFFFFF
-    word = 0
-    for bit, name, by, _ in _ROWS.get((leaf, subleaf, register), ()):
-        if by in _HIDDEN and _ONLY.get(name, core) is core:
-            word |= 1 << bit
-    return word
+    return _word(leaf, subleaf, register, lambda name, by: by in _HIDDEN and _ONLY.get(name, core) is core)
 
 
 def has(name: str) -> bool:

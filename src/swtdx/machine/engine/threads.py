@@ -7,11 +7,21 @@ from collections.abc import Callable, Mapping
 
 
 def run_threads(programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]) -> None:
-    """Run ``programs``, by index of the processor, each on a thread, until all have returned.
+    """Run ``programs``, by index of the processor, until all have returned.
+
+    Each has a thread, and a single one the caller's.
 
     ``failed`` is told of an exception in one of them, or in the caller's wait for them, and has to make the
     others return; then the first one is raised.
     """
+    if len(programs) == 1:
+        (program,) = programs.values()
+        try:
+            program()
+        except BaseException as error:
+            failed(error)
+            raise
+        return
     failures: list[BaseException] = []
 
     def run(program: Callable[[], None]) -> None:
@@ -39,13 +49,3 @@ def run_threads(programs: Mapping[int, Callable[[], None]], failed: Callable[[Ba
             failed(error)
     if failures:
         raise failures[0]
-
-
-def run_alone(programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]) -> None:
-    """Run the one program that there is on the caller's thread; otherwise as :func:`run_threads`."""
-    (program,) = programs.values()
-    try:
-        program()
-    except BaseException as error:
-        failed(error)
-        raise

@@ -36,7 +36,6 @@ from swtdx.machine.vmx.miss import Misses
 from swtdx.machine.vmx.msrs import GuestMsrs
 from swtdx.machine.vmx.vmcs import Vmcs
 
-#: MSRs that an engine runs natively when the MSR bitmap lets them through.
 #: Address spaces of which a processor keeps translations.
 MOST_SPACES: Final = 64
 _TSC_UNIT: Final = 1 << 48

@@ -60,11 +60,11 @@ class Vmcs:
         self.offset_set: int | None = None
         self.exceptions_set = False
         self.scaled = False
-        #: RIP and RSP of the IRET that the guest is at and that has ended blocking by NMI.
         #: Control registers were written, which VM entry has to check.
         self.unchecked = True
         #: The guest's pending debug exceptions: a #DB to come at the next entry.
         self.debug_exceptions = 0
+        #: RIP and RSP of the IRET that the guest is at and that has ended blocking by NMI.
         self.unblocking: tuple[int, int] | None = None
 
     @property

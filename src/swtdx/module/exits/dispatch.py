@@ -17,16 +17,15 @@ from swtdx.arch.exit_policy import EXIT_POLICY, Outcome
 from swtdx.arch.exits import (
     BUS_LOCK_PREEMPTED,
     INTERRUPTION_INJECTABLE,
-    INTERRUPTION_TYPE,
     INTERRUPTION_VALID,
     NOTIFICATION_CONTEXT_INVALID,
     NOTIFICATION_NMI_UNBLOCKING,
     SMI_MSMI,
-    TYPE_NMI,
     ExitReason,
+    is_nmi,
 )
 from swtdx.arch.vmx_controls import PROC_NMI_WINDOW_EXITING
-from swtdx.arch.x86 import VECTOR_MC, VECTOR_NMI
+from swtdx.arch.x86 import VECTOR_MC
 from swtdx.machine.vmx import exit as reason
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import TdExit
@@ -87,9 +86,9 @@ def _triple_fault(_vcpu: Vcpu, out: VmExit) -> None:
 
 
 def _exception(vcpu: Vcpu, out: VmExit) -> None:
-    if out.intr_info & INTERRUPTION_TYPE != TYPE_NMI << 8 and out.intr_info & 0xFF == VECTOR_MC:
+    if not is_nmi(out.intr_info) and out.intr_info & 0xFF == VECTOR_MC:
         case = st.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE
-    elif out.intr_info & INTERRUPTION_TYPE == TYPE_NMI << 8 or vcpu.td.debug:
+    elif is_nmi(out.intr_info) or vcpu.td.debug:
         case = st.TDX_SUCCESS
     else:
         case = st.TDX_NON_RECOVERABLE_TD
@@ -105,7 +104,7 @@ def _nmi_window(vcpu: Vcpu, _out: VmExit) -> None:
     """The guest can take the NMI that the host asked for."""
     controls = vcpu.vmcs.controls
     if TDVPS.pend_nmi.get(vcpu.main) and not VE_INFO.valid.get(vcpu.main):
-        controls[f.ENTRY_INTERRUPTION_INFO] = INTERRUPTION_VALID | TYPE_NMI << 8 | VECTOR_NMI
+        controls[f.ENTRY_INTERRUPTION_INFO] = reason.NMI_INFO
         TDVPS.pend_nmi.set(vcpu.main, 0)
     controls[f.PROC_BASED_CONTROLS] &= ~PROC_NMI_WINDOW_EXITING
 
@@ -195,7 +194,7 @@ def _with_bus_lock(vcpu: Vcpu, out: VmExit) -> object:
 def _revector(vcpu: Vcpu, out: VmExit) -> None:
     """The exit interrupted an event's delivery: deliver it again at the next entry."""
     controls = vcpu.vmcs.controls
-    if out.idt_info & INTERRUPTION_TYPE == TYPE_NMI << 8:
+    if is_nmi(out.idt_info):
         # It is delivered again, which is not possible while NMIs are blocked.
         unblock_nmis(vcpu)
     controls[f.ENTRY_INTERRUPTION_INFO] = out.idt_info & INTERRUPTION_INJECTABLE

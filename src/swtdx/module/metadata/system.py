@@ -96,12 +96,9 @@ def _handoff(name: str) -> Callable[[ModuleState, int], int]:
 def _allowed_signatures(module: ModuleState) -> list[int]:
     """CPUID(1).EAX of the parts that a TD that migrates may be told: this one, and known ones before it."""
     here = module.sysinfo.package_signature(0)
+    family = here & ~CPUID_1_EAX_STEPPING
     known = [part & ~CPUID_1_EAX_STEPPING for part in KNOWN_SIGNATURES]
-    older = (
-        KNOWN_SIGNATURES[known.index(here & ~CPUID_1_EAX_STEPPING) + 1 :]
-        if here & ~CPUID_1_EAX_STEPPING in known
-        else ()
-    )
+    older = KNOWN_SIGNATURES[known.index(family) + 1 :] if family in known else ()
     return [here, *older]
 
 

@@ -19,7 +19,7 @@ from swtdx.machine.engine.qemu.ordering import IN_ORDER
 from swtdx.machine.engine.qemu.port import CALL, LOOK_EVERY, Port
 from swtdx.machine.engine.qemu.process import QemuProcess
 from swtdx.machine.engine.qemu.slices import short_slices
-from swtdx.machine.engine.threads import run_alone
+from swtdx.machine.engine.threads import run_threads
 
 #: Words and quadwords of the mailbox.
 _KICKED: Final = at.MB_KICKED >> 2
@@ -448,7 +448,7 @@ class QemuEngine:
         ports = self._ready()
         with short_slices():
             if len(programs) == 1:
-                run_alone(programs, failed)
+                run_threads(programs, failed)
             else:
                 Hub().run(ports, programs, failed)
 

@@ -17,7 +17,7 @@ from swtdx.machine.engine.scripted.faults import GuestFault, ScriptError
 from swtdx.machine.engine.scripted.operation import Core
 from swtdx.machine.engine.scripted.script import WINDOW, Program, Script
 from swtdx.machine.engine.scripted.space import GuestMemory, Lock, ScriptedSpace
-from swtdx.machine.engine.threads import run_alone, run_threads
+from swtdx.machine.engine.threads import run_threads
 
 #: Code addresses of scripts: below 4 GiB, and away from where BIOSes and reset vectors are.
 _CODE: Final = 0x1000_0000
@@ -232,10 +232,7 @@ class ScriptedEngine:
         self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
     ) -> None:
         """Run the software of several processors, each on a thread; see the protocol."""
-        if len(programs) == 1:
-            run_alone(programs, failed)
-        else:
-            run_threads(programs, failed)
+        run_threads(programs, failed)
 
     def acquire(self, lp: int, lock: threading.Lock) -> None:
         """Take a lock."""
