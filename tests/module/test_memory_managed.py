@@ -19,6 +19,7 @@ TDMR_OUTSIDE_CMRS, INVALID_PAMT, PAMT_OVERLAP, INVALID_RESERVED = (
     0xC0000A12,
     0xC0000A20,
 )
+INVALID_TDMR, NON_ORDERED_TDMR, OPERAND_RDX = 0xC0000A00, 0xC0000A01, 0xC0000100_00000002
 
 
 def state(world: World) -> Any:
@@ -165,3 +166,38 @@ def test_pamts_of_two_tdmrs(world: World) -> None:
         status = config(world, tdmr_info(pamt_1g_base=TDMR + GIB), tdmr_info(**second))
         assert status >> 32 == PAMT_OVERLAP
         assert config(world, tdmr_info(), tdmr_info(**second)) == 0
+
+
+def test_no_tdmr_at_all_is_refused(world: World) -> None:
+    pointers = tdmr_pointers(world, tdmr_info())
+    assert world.call("TDH.SYS.CONFIG", rcx=pointers, rdx=0, r8=world.first_hkid)[0] == OPERAND_RDX
+    assert config(world, tdmr_info()) == 0, "one is enough"
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [((1 << 63), NON_ORDERED_TDMR), ((1 << 64) - GIB, NON_ORDERED_TDMR), (1 << 64, INVALID_TDMR)],
+    ids=hex,
+)
+def test_a_tdmr_whose_end_wraps_is_invalid_before_it_is_out_of_order(
+    world: World, end: int, status: int
+) -> None:
+    """Base plus size must fit into 64 bits; only then is the order looked at, and the size last."""
+    wrong = tdmr_info(tdmr_base=GIB, tdmr_size=end - GIB)
+    assert config(world, tdmr_info(), wrong) == status << 32 | 1
+
+
+def test_pages_beside_a_pamt_stay_the_hosts(world: World) -> None:
+    """TDH.SYS.TDMR.INIT writes the tables and nothing else; here a free page lies before and behind each."""
+    tables = {"pamt_4k": 4 * MIB, "pamt_2m": 2 * PAGE, "pamt_1g": PAGE}
+    places = {name: PAMT_4K + number * 16 * MIB for number, name in enumerate(tables)}
+    info = tdmr_info(**{f"{name}_base": at for name, at in places.items()})
+    beside = [at for name, base in places.items() for at in (base - PAGE, base + tables[name])]
+    assert config(world, info) == 0
+    for lp in world.lps:
+        world.ok("TDH.SYS.KEY.CONFIG", lp=lp.index)
+    for at in beside:
+        world.memory.write(at, b"the host's own".ljust(PAGE, b"."))
+    ready(world)
+    for at in beside:
+        assert world.memory.read(at, PAGE) == b"the host's own".ljust(PAGE, b"."), hex(at)

@@ -12,7 +12,7 @@ from swtdx.arch.cpuid_table import TOPOLOGY_CPUID
 from swtdx.arch.metadata import Context, by_name
 from swtdx.machine.engine.scripted import Cpuid, Tdcall, read_bytes, write_bytes
 from swtdx.module.virtual_msrs import arch_capabilities
-from swtdx.proof.conformance.stages import FIRST, bring_up, make_td, td_params
+from swtdx.proof.conformance.stages import FIRST, add_page, add_sept, bring_up, make_td, td_params
 from swtdx.proof.conformance.world import World
 
 NOT_READABLE, OPERAND_INVALID = 0xC0000C02, 0xC000010000000000
@@ -239,3 +239,15 @@ def test_parts_that_a_td_may_be_told_it_runs_on(part: str, signatures: list[int]
         assert read("NUM_ALLOWED_FMS") == len(signatures)
         assert [read("ALLOWED_FMS", index) for index in range(len(signatures) + 1)] == [*signatures, 0]
         assert read("PKG_FMS") == made.lps[0].cpuid(1)[0]
+
+
+def test_a_page_is_added_only_where_none_is() -> None:
+    """EPT_ENTRY_STATE_INCORRECT, and what was there stays."""
+    with bring_up(World(), "built") as world:
+        add_sept(world, world.td)
+        add_page(world, world.td, FIRST)
+        before = world.ok("TDH.MEM.SEPT.RD", rcx=FIRST, rdx=world.td.tdr)[1:3]
+        page, source = world.page(), world.buffer(bytes(4096))
+        after = world.call("TDH.MEM.PAGE.ADD", rcx=FIRST, rdx=world.td.tdr, r8=page, r9=source)
+        assert after[0] == 0xC0000B0D_00000001
+        assert world.ok("TDH.MEM.SEPT.RD", rcx=FIRST, rdx=world.td.tdr)[1:3] == before

@@ -300,3 +300,24 @@ def test_a_guests_clock_runs_as_td_params_say(world: World) -> None:
     multiplier = world.ok("TDH.MNG.RD", rcx=world.td.tdr, rdx=identifier)[8]
     below, above, crystal, _ = world.lps[0].cpuid(0x15, 0)
     assert multiplier / (1 << 48) * (crystal * above / below) == pytest.approx(2_000_000_000, abs=1)
+
+
+def test_a_new_vcpu_has_no_posted_interrupt_vector(world: World) -> None:
+    """All ones until the host of a TD sets one (TD VMCS: posted-interrupt notification vector, 16 bits)."""
+    assert read(world, "POSTED_INTERRUPT_NOTIFICATION_VECTOR") == 0xFFFF
+
+
+def test_the_host_of_a_debug_td_reads_extended_state_as_it_is_now(world: World) -> None:
+    """XBUFF, while the vCPU is still on its processor: XMM0 is at byte 160 of the XSAVE area (SDM)."""
+    values = 0x5EC2E7_0000_0001, 0x5EC2E7_0000_0002
+
+    def guest(cpu: Script) -> Any:
+        for value in values:
+            cpu.set_xmm(0, value)
+            yield Tdcall(rax=0, rcx=0)
+
+    world.guest(guest)
+    identifier = by_name(Context.VP, "XBUFF").element_id(160 // 8)
+    for value in values:
+        assert enter(world)[0] == TDCALL_EXIT
+        assert world.ok("TDH.VP.RD", rcx=world.td.tdvpr, rdx=identifier)[8] == value

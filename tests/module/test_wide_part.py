@@ -16,7 +16,7 @@ import pytest
 
 from swtdx.arch.metadata import Context, by_name
 from swtdx.arch.platform_structs import TD_PARAMS
-from swtdx.machine.engine.scripted import GuestFault, MovToCr, Rdmsr, Tdcall
+from swtdx.machine.engine.scripted import GuestFault, MovToCr, Rdmsr, Tdcall, Wrmsr
 from swtdx.machine.vmx import control_registers
 from swtdx.proof.conformance.stages import TD_STEPS, bring_up, make_td, td_params
 from swtdx.proof.conformance.world import Td, World
@@ -38,6 +38,9 @@ CET, UINTR, VMXE, MCE, PAE = 1 << 23, 1 << 25, 1 << 13, 1 << 6, 1 << 5
 PG, WP, NE, PE = 1 << 31, 1 << 16, 1 << 5, 1
 TME_CAPABILITY, TME_ACTIVATE, KEYID_PARTITIONING = 0x981, 0x982, 0x87
 VEINFO_GET = 3
+XSS = 0xDA0
+#: CPUID.(EAX=0DH,ECX=1):EAX[4]; CPUID.(EAX=07H,ECX=0):ECX[4], which is 1 while the host has CR4.PKE.
+XFD, OSPKE = 1 << 4, 1 << 4
 #: The steps behind TDH.MNG.INIT.
 AFTER_INIT = [step for name, step in TD_STEPS if name in ("vcpu", "vpcx", "vpinit", "running")]
 
@@ -52,14 +55,14 @@ def wide(native: Callable[..., Quad]) -> Callable[..., Quad]:
         if leaf == 0xD and subleaf == 0:
             return USER | UNKNOWN, 11008, 11008, d
         if leaf == 0xD and subleaf == 1:
-            return a, b, c | SUPERVISOR, d
+            return a | XFD, b, c | SUPERVISOR, d
         if leaf == 0xD and subleaf in COMPONENTS:
             return (*COMPONENTS[subleaf], 0)
         if leaf == 7 and subleaf == 0:
             return (
                 a,
                 b | 1 << 4 | 1 << 11 | 1 << 16,
-                c | 1 << 5 | 1 << 7 | 1 << 13,
+                c | OSPKE | 1 << 5 | 1 << 7 | 1 << 13,
                 d | 1 << 5 | 1 << 18 | 1 << 20,
             )
         return a, b, c, d
@@ -238,3 +241,42 @@ def test_a_td_with_waitpkg_waits(world: World, configured: bool) -> None:
     td = running(world, 3, {(LEAF_7, 2): WAITPKG if configured else 0})
     controls = by_name(Context.VP, "SECONDARY_CONTROLS").id
     assert world.ok("TDH.VP.RD", rcx=td.tdvpr, rdx=controls)[8] >> 26 & 1 == configured
+
+
+def cpuid_values(world: World, td: Td, leaf: int, half: int, subleaf: int) -> int:
+    """TDCS.CPUID_VALUES as the host reads them: EAX and EBX (half 0), ECX and EDX (1)."""
+    code = leaf << 9 | subleaf << 1 | half
+    after = world.call("TDH.MNG.RD", rcx=td.tdr, rdx=by_name(Context.TD, "CPUID_VALUES").id | code)
+    assert after[0] == 0, hex(after[0])
+    return after[8]
+
+
+def test_no_td_is_told_of_xfd_or_of_the_hosts_protection_keys(world: World) -> None:
+    """This processor has XFD, and its host runs with CR4.PKE: neither is the TD's."""
+    native = world.lps[0].cpuid
+    assert native(0xD, 1)[0] & XFD
+    assert native(7, 0)[2] & OSPKE
+    td = make_td(world, "tdcs")
+    assert init(world, td, xfam=3 | PKRU) == 0
+    assert not cpuid_values(world, td, 0xD, 0, 1) & XFD
+    assert not cpuid_values(world, td, 7, 1, 0) & OSPKE
+
+
+def test_xss_has_only_supervisor_components_of_xfam(world: World) -> None:
+    """A component that the TD has not, or one that is no supervisor component, is #GP."""
+    running(world, 3 | CET_STATE)
+    seen: list[int] = []
+
+    def guest(_cpu: Any) -> Any:
+        for value in (CET_STATE, 1 << 11, UINTR_STATE, 1, 2, 0):
+            try:
+                yield Wrmsr(XSS, value)
+                seen.append(0)
+            except GuestFault as fault:
+                seen.append(fault.vector)
+        yield Tdcall(rax=0, rcx=0)
+
+    script = world.guest(guest)
+    world.enter()
+    assert script.error is None, script.error
+    assert seen == [0, 0, 13, 13, 13, 0]

@@ -160,7 +160,7 @@ def _execution_controls(vmcs: Vmcs, tdcs: memoryview) -> None:
     vmcs.write(f.PROC_BASED_CONTROLS, proc)
     vmcs.write(f.SECONDARY_CONTROLS, secondary)
     vmcs.write(f.PROCBASED_CTLS3, _TERTIARY | (PROC3_GPAW if TDCS.gpaw.get(tdcs) else 0))
-    exit_controls, entry_controls = _EXIT & ~EXIT_PERF, _ENTRY & ~(ENTRY_PERF | ENTRY_PKRS)
+    exit_controls, entry_controls = _EXIT, _ENTRY & ~(ENTRY_PERF | ENTRY_PKRS)
     attributes = TDCS.attributes.get(tdcs)
     debug = attributes & 1
     if attributes >> 63 or debug:

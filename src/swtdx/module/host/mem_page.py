@@ -12,7 +12,7 @@ from swtdx.arch import sept_bits as bits
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import TDCS
 from swtdx.arch.operands import OperandId
-from swtdx.arch.regs import R8, R9, R10, R11, RCX, RDX
+from swtdx.arch.regs import R8, R9, RCX, RDX
 from swtdx.arch.states import OpState, PageType
 from swtdx.arch.units import NULL_PA, PAGE
 from swtdx.machine.memory import SEAM
@@ -190,9 +190,6 @@ def page_promote(call: HostCall) -> int:
     table.free()
     td.add_children(-1)
     call.gpr[RCX] = table_hpa
-    if call.version:
-        for register in (R9, R10, R11):
-            call.gpr[register] = NULL_PA
     return st.TDX_SUCCESS
 
 
