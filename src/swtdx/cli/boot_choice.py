@@ -11,7 +11,7 @@ from swtdx.guests.added import Addition, entries
 from swtdx.guests.cpio import Entry
 from swtdx.guests.errors import CacheError, FetchError, GuestError
 from swtdx.guests.guest import Guest, default_guest, default_version
-from swtdx.guests.initramfs import WRAPPED_INIT, Exec, Job, default_cmdline, wrapped_initrd
+from swtdx.guests.initramfs import WRAPPED_INIT, Exec, Job, Serve, default_cmdline, wrapped_initrd
 from swtdx.guests.kernel import KernelImage, load_kernel
 from swtdx.guests.tdx_support import config_beside, require_tdx_support
 
@@ -74,7 +74,7 @@ def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> B
     try:
         guest = _fetched(wishes.version, say)
     except (FetchError, CacheError) as error:
-        if wishes.version is not None or isinstance(job, Exec):
+        if wishes.version is not None or isinstance(job, Exec | Serve):
             raise
         say(f"{error}\nSo this is only the tiny guest that swtdx carries with it.")
         return TINY
@@ -114,7 +114,7 @@ def _own_kernel(wishes: Wishes, path: Path, job: Job, term: str, extra: list[Ent
         initrd = initramfs_for(kernel, job, extra)
         return Boot(kernel, initrd, _cmdline(wishes, default_cmdline(job, term)), label)
     initrd = _read(wishes.initrd)
-    if not isinstance(job, Exec):
+    if not isinstance(job, Exec | Serve):
         return Boot(kernel, initrd, _cmdline(wishes, OWN_INITRD_CMDLINE), label)
     from swtdx.guests.host import find_busybox, modules_for
 

@@ -30,12 +30,12 @@ several_ports() {
     return 1
 }
 
-# Wait for the control channel, which is announced last; the driver names its ports a little after it
+# Wait for a control channel, which is announced last; the driver names its ports a little after it
 # has found the device.
 control_channel() {
     several_ports || return 1
     tries=0
-    while ! channel swtdx.ctl; do
+    while ! channel "$1"; do
         tries=$((tries + 1))
         [ $tries -lt 200 ] || return 1
         usleep 10000
@@ -146,7 +146,7 @@ run_command() {
 "
     done </swtdx/command
     command=$command$line
-    if control=$(control_channel); then
+    if control=$(control_channel swtdx.ctl); then
         run_on_channels "$control" "$1"
     else
         run_on_console "$1"

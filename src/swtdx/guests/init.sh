@@ -1,6 +1,6 @@
 #!/bin/sh
 # The first process of swtdx's own guests (PID 1).  What to do comes in /swtdx/, which the hypervisor
-# appends to the initrd as a second archive: mode (shell, exec or demo), and what the mode needs.  See
+# appends to the initrd as a second archive: mode (shell, exec, serve or demo), and what the mode needs.  See
 # guests/initramfs.py for the files.
 
 export PATH=/bin HOME=/root
@@ -40,6 +40,14 @@ exec)
     . /swtdx/exec.sh
     cd /root
     run_command "$PATH" sh
+    off
+    ;;
+serve)
+    base=
+    . /swtdx/exec.sh
+    . /swtdx/serve.sh
+    cd /root
+    serve "$PATH" sh
     off
     ;;
 demo)

@@ -85,7 +85,12 @@ class Exec:
         return self.token or default_token(self.command)
 
 
-Job = Shell | Demo | Exec
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Runs one command after another, and carries files, as the hypervisor asks (see ``agent``)."""
+
+
+Job = Shell | Demo | Exec | Serve
 
 
 def base_archive(busybox: bytes, modules: Iterable[Module] = (), extra: Iterable[cpio.Entry] = ()) -> bytes:
@@ -161,6 +166,8 @@ def job_archive(job: Job, extra: Iterable[cpio.Entry] = ()) -> bytes:
             files = {"mode": b"demo\n", "demo": _ours("demo.sh")}
         case Exec():
             files = {"mode": b"exec\n", **_exec_files(job)}
+        case Serve():
+            files = {"mode": b"serve\n", "exec.sh": _ours("exec.sh"), "serve.sh": _ours("serve.sh")}
     entries = [cpio.directory("swtdx", 0o700)]
     entries += [cpio.regular(f"swtdx/{name}", data, 0o600) for name, data in files.items()]
     entries += extra
@@ -189,17 +196,17 @@ def wrapped_initrd(
     initrd: bytes,
     busybox: bytes,
     modules: Iterable[Module],
-    job: Exec,
+    job: Exec | Serve,
     extra: Iterable[cpio.Entry] = (),
     rdinit: str = "/init",
 ) -> bytes:
-    """An initrd of the user's own that also runs a command.
+    """An initrd of the user's own that also runs a command, or one after another.
 
     Args:
         initrd: the user's, in any form that the kernel takes.
         busybox: a statically linked x86-64 busybox.
         modules: kernel modules in load order, without which the console's ports may be missing.
-        job: the command.
+        job: the command, or to wait for commands.
         extra: more files for the guest.
         rdinit: the user's init in there.
 

@@ -35,7 +35,12 @@ before=${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
     cd /root 2>/dev/null || cd /
     shell=sh
     [ -x /bin/sh ] && shell=/bin/sh
-    run_command "$before:/swtdx/bin" $shell
+    if [ -r /swtdx/serve.sh ]; then
+        . /swtdx/serve.sh
+        serve "$before:/swtdx/bin" $shell
+    else
+        run_command "$before:/swtdx/bin" $shell
+    fi
     poweroff -f
 ) &
 

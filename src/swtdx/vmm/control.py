@@ -57,7 +57,7 @@ class RunControl:
         self.outcome = None
 
     def start(self, deadline: int | None) -> None:
-        """A run begins, or goes on after it came back with TIMEOUT; whatever else has ended it stays."""
+        """A run begins, or goes on after TIMEOUT or PAUSED; whatever else has ended it stays."""
         self.deadline = deadline
-        if self.outcome is not None and self.outcome[0] is EndReason.TIMEOUT:
+        if self.outcome is not None and self.outcome[0] in (EndReason.TIMEOUT, EndReason.PAUSED):
             self.outcome = None

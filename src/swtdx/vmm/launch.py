@@ -55,6 +55,7 @@ class LaunchConfig:
             prints besides then goes to ``log`` instead of the console.
         log: what the guest prints besides a command's output; nowhere by default.
         serial: what goes to the serial port; to the console by default.
+        ports: more channels to the guest: virtio console ports, announced behind a command's.
         quote_service: answers GetQuote.
         preaugment: give the guest all its private memory before it starts, which saves a TD exit for each
             2 MiB; otherwise it comes on demand.
@@ -74,6 +75,7 @@ class LaunchConfig:
     command: CommandIo | None = None
     log: Callable[[bytes], None] | None = None
     serial: Callable[[bytes], None] | None = None
+    ports: tuple[PortConfig, ...] = ()
     quote_service: QuoteService | None = None
     preaugment: bool = True
     teardown: bool = True
@@ -94,6 +96,7 @@ class _Output:
         self._console = console
         self._control = control
         self._log = config.log
+        self._ports = config.ports
         self._tail = bytearray()
         self.command = (
             None if config.command is None else CommandStreams(config.command, self._pass_on, self._broken)
@@ -101,8 +104,8 @@ class _Output:
 
     @property
     def channels(self) -> tuple[PortConfig, ...]:
-        """The ports that a command's streams need."""
-        return () if self.command is None else self.command.ports()
+        """The ports that a command's streams need, and the others."""
+        return (() if self.command is None else self.command.ports()) + self._ports
 
     def _broken(self, why: str) -> None:
         self._control.end(EndReason.STOPPED, why)
@@ -180,8 +183,8 @@ class Launch:
     """:func:`launch` in steps, for those who want to do something to the TD between two runs.
 
     Made, the TD is built and its devices are there; :meth:`run` may be called again after it came back
-    with TIMEOUT; :meth:`finish`, or at least :meth:`close`, comes last.  Arguments and errors are those of
-    :func:`launch`; ``processors`` says where the vCPUs run, all of the hypervisor's by default.
+    with TIMEOUT or PAUSED; :meth:`finish`, or at least :meth:`close`, comes last.  Arguments and errors are
+    those of :func:`launch`; ``processors`` says where the vCPUs run, all of the hypervisor's by default.
     """
 
     def __init__(

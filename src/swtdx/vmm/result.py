@@ -22,6 +22,7 @@ class EndReason(enum.Enum):
     DEVICE_ACCESS = "the guest used a device's address as private memory"
     TIMEOUT = "the time was over"
     STOPPED = "stopped from outside"
+    PAUSED = "paused: what it was run for is done"
     ERROR = "the hypervisor cannot go on"
 
 

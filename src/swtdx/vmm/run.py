@@ -22,7 +22,7 @@ from swtdx.vmm.worker import Worker
 
 
 class Runner:
-    """Runs one TD.  :meth:`run` may be called again after it came back with TIMEOUT.
+    """Runs one TD.  :meth:`run` may be called again after it came back with TIMEOUT or PAUSED.
 
     Args:
         processors: where the vCPUs run; one for each vCPU is used at most.

@@ -21,6 +21,7 @@ from swtdx.vmm.private_memory import Verdict
 from swtdx.vmm.processor import TIMER_VECTOR, WAKE_VECTOR, Processor
 from swtdx.vmm.result import EndReason
 from swtdx.vmm.td import Td
+from swtdx.vmm.td_exit import Hook, TdExit
 from swtdx.vmm.tdvmcall import Action, TdvmcallServer
 from swtdx.vmm.vcpu import Vcpu, VcpuState
 
@@ -68,6 +69,8 @@ class Worker:
         self.vcpus: list[Vcpu] = []
         self.queue: deque[Vcpu] = deque()
         self.idle = False
+        #: Sees each TD exit before it is handled (:mod:`swtdx.vmm.td_exit`).
+        self.hook: Hook | None = None
         #: TD exits by VM exit reason.
         self.exits = [0] * 128
         self._slice_end: int | None = None
@@ -254,6 +257,10 @@ class Worker:
                 raise SeamcallError(0, st.SW_ERROR | fault.vector) from fault
             if cpu.trace is not None:
                 cpu.trace(cpu.index, passed, gpr[:])
+            if self.hook is not None:
+                if self._hooked(self.hook, vcpu, passed, answered):
+                    continue
+                break
             rax = gpr[RAX]
             if rax == _TDCALL:
                 exit_counts[_TDCALL] += 1
@@ -272,6 +279,23 @@ class Worker:
         vcpu.regs = gpr[:]
         if vcpu.state is VcpuState.RUNNABLE and vcpu not in self.queue:
             self.queue.appendleft(vcpu)
+
+    def _hooked(self, hook: Hook, vcpu: Vcpu, passed: list[int], answered: bool) -> bool:
+        """An exit that ``hook`` is shown first; whether ``vcpu`` goes on here and now."""
+
+        def serve() -> bool:
+            rax = self.cpu.gpr[RAX]
+            if rax == _TDCALL:
+                self.exits[_TDCALL] += 1
+                return self._late_call(vcpu)
+            if not answered:
+                raise SeamcallError(0, st.SW_VMFAILINVALID)
+            return self._exit(vcpu, rax, passed)
+
+        found = TdExit(vcpu.index, self.cpu.gpr, serve, lambda why: self._control.end(EndReason.STOPPED, why))
+        hook(found)
+        found.serve()
+        return found.goes_on and self._control.outcome is None
 
     def _stay_awake(self, vcpu: Vcpu) -> bool:
         """HLT: whether the guest goes on at once; otherwise it is put to sleep.  Keeps ``gpr``."""
