@@ -136,6 +136,19 @@ def test_registers_are_predicted_by_execution(boot: Booted, tmp_path: Path) -> N
     [index] = [n for n, event in enumerate(found["events"]) if event != other["events"][n]]
     assert "LoadOptions" in found["events"][index]["text"]
 
+    # And so says the comparison; with the guest's own log there is nothing to say.
+    for name, data in (("ccel", boot.blob("log")), ("found", found), ("other", other)):
+        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    same = swtdx("eventlog", "diff", str(tmp_path / "ccel"), str(tmp_path / "found"))
+    assert (same.returncode, same.stdout.count("is the same")) == (0, 4)
+    changed = swtdx("eventlog", "diff", str(tmp_path / "found"), str(tmp_path / "other"))
+    assert changed.returncode == 1
+    assert "'swtdx.test=1' in A is 'swtdx.test=2' in B" in changed.stdout
+    # What the digests are of; among them OVMF's Authenticode hash of the kernel, and ours of the file.
+    named = {event.get("measured") for event in found["events"]}
+    assert {"TD HOB", "etc/acpi/tables", "etc/table-loader", "CFV section of the image"} <= named
+    assert {"kernel (Authenticode)", "kernel command line", "initrd"} <= named
+
 
 def test_firmware_of_2022_that_passes_rbp(guest: Guest) -> None:
     """Bookworm's has no event log yet: all that can be seen are MRTD and that it boots."""

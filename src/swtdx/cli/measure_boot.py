@@ -20,6 +20,7 @@ from swtdx.attestation.errors import EventLogError
 from swtdx.attestation.eventlog.format import Event, parse
 from swtdx.attestation.eventlog.replay import replay_digests
 from swtdx.cli.inputs import Unusable
+from swtdx.cli.measured import Known
 from swtdx.guests.errors import GuestError
 from swtdx.vmm.errors import VmmError
 
@@ -40,10 +41,11 @@ _LOG_BYTES: Final = (64 << 10, 16 << 10)
 
 @dataclass(slots=True)
 class Seen:
-    """What the firmware did: (RTMR, 48 bytes) of each extension, and its event log."""
+    """What the firmware did: (RTMR, 48 bytes) of each extension, its event log, and fw_cfg's files."""
 
     extends: list[tuple[int, bytes]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
     entered: bool = False
     end: str = ""
 
@@ -77,6 +79,7 @@ def executed(
         loaded = None if kernel is None else load_kernel(kernel)
         boot = FirmwareBoot(image, memory, loaded, initrd, cmdline)
         seen = _run(boot, memory, vcpus)
+        known = Known(boot, seen.files)
     except (GuestError, VmmError) as error:
         raise Unusable(str(error)) from None
     return {
@@ -89,11 +92,11 @@ def executed(
         "end": seen.end,
         "mrtd": image.measure().digest().hex(),
         **{f"rtmr{number}": value.hex() for number, value in enumerate(seen.rtmrs)},
-        "events": _events(seen),
+        "events": _events(seen, known),
     }
 
 
-def _events(seen: Seen) -> list[dict[str, Any]]:
+def _events(seen: Seen, known: Known) -> list[dict[str, Any]]:
     """Each extension with the event in the log that it was made for."""
     left = [event for event in seen.events if event.rtmr is not None]
     found = []
@@ -108,7 +111,9 @@ def _events(seen: Seen) -> list[dict[str, Any]]:
                 "digest": digest.hex(),
                 "type": "EV_EFI_ACTION" if last else event.kind_name if event else None,
                 "text": _LAST_WORDS.decode() if last else event.text() if event else None,
+                "data": _LAST_WORDS.hex() if last else event.data.hex() if event else "",
                 "digest_is_of_data": True if last else event.data_matches if event else None,
+                **known.of(digest),
             }
         )
     return found
@@ -157,6 +162,8 @@ def _run(boot: FirmwareBoot, memory: int, vcpus: int) -> Seen:
         seen.end = str(result)
         pages = [*private.small, *(base + at for base in private.large for at in range(0, LARGE_PAGE, PAGE))]
         seen.events = _log(sorted(pages), read)
+        fw_cfg = launch.io.board.fw_cfg
+        seen.files = {} if fw_cfg is None else fw_cfg.contents()
         launch.finish(result)
     return seen
 

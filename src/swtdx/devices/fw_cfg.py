@@ -108,6 +108,10 @@ class FwCfg:
         self._files = dict(sorted({**self._files, name: data}.items()))
         self._items |= dict(enumerate(self._files.values(), FIRST_FILE))
 
+    def contents(self) -> dict[str, bytes]:
+        """Every file by its name, as a guest that selects it now would read it."""
+        return {name: _made(item) for name, item in self._files.items()}
+
     def _numbers(self) -> range:
         """The files' numbers."""
         return range(FIRST_FILE, FIRST_FILE + len(self._files))
@@ -156,9 +160,7 @@ class FwCfg:
     def _select(self, key: int) -> None:
         key &= _ARCHITECTURE | _NUMBER  # bit 14 asked for writing in old versions
         found = self._directory() if key == FILE_DIRECTORY else self._items.get(key, b"")
-        if isinstance(found, MadeFile):
-            found = found.make()[: found.size].ljust(found.size, b"\0")
-        self._selected = found
+        self._selected = _made(found)
         self._offset = 0
 
     def _take(self, length: int) -> bytes:
@@ -212,6 +214,10 @@ class FwCfg:
 
 def _size(item: bytes | MadeFile) -> int:
     return item.size if isinstance(item, MadeFile) else len(item)
+
+
+def _made(item: bytes | MadeFile) -> bytes:
+    return item.make()[: item.size].ljust(item.size, b"\0") if isinstance(item, MadeFile) else item
 
 
 def _swap32(value: int) -> int:

@@ -87,9 +87,8 @@ def build_tdvf_boot(image: TdvfImage, memory: int, places: GuestMap) -> GuestPla
     ram = q35_ram(memory, places)
     for section in image.sections:
         _check_place(section, ram)
-    added = [(str(section), _range(section)) for section in image.sections if _counts_as_added(section, ram)]
     hob_section = next(section for section in image.sections if section.type is SectionType.TD_HOB)
-    hob = encode_td_hob(hob_section.gpa, hob_section.size, ram_entries(ram, added))
+    hob = td_hob(image, memory, places)
     pages: list[PrivatePage] = []
     for section in image.sections:
         if section.added and section.size:
@@ -100,6 +99,18 @@ def build_tdvf_boot(image: TdvfImage, memory: int, places: GuestMap) -> GuestPla
         if not section.added and not any(_inside(section, part) for part in ram)
     )
     return GuestPlan(pages=tuple(pages), ram=ram + beside, vp_init_rdx=hob_section.gpa)
+
+
+def td_hob(image: TdvfImage, memory: int, places: GuestMap) -> bytes:
+    """The TD HOB for ``image``: the memory map of a TD, as :func:`build_tdvf_boot` writes it.
+
+    Raises:
+        DoesNotFit: a section of the image lies where it cannot.
+    """
+    ram = q35_ram(memory, places)
+    added = [(str(section), _range(section)) for section in image.sections if _counts_as_added(section, ram)]
+    section = next(section for section in image.sections if section.type is SectionType.TD_HOB)
+    return encode_td_hob(section.gpa, section.size, ram_entries(ram, added))
 
 
 def _range(section: Section) -> Range:

@@ -14,7 +14,7 @@ from swtdx.devices.part import Part
 from swtdx.devices.parts import DebugConsole
 from swtdx.guests.kernel import KernelImage
 from swtdx.guests.plan import GuestPlan
-from swtdx.guests.tdvf_boot import TdvfImage, build_tdvf_boot, passes_rbp, q35_ram
+from swtdx.guests.tdvf_boot import TdvfImage, build_tdvf_boot, passes_rbp, q35_ram, td_hob
 from swtdx.vmm.td_params import TdConfig
 
 _E820_RAM = 1
@@ -71,6 +71,14 @@ class FirmwareBoot:
             GuestError: the image and the memory do not fit together.
         """
         return build_tdvf_boot(self.image, self.memory, q35_map(self.memory))
+
+    def td_hob(self) -> bytes:
+        """The memory map that the firmware gets.
+
+        Raises:
+            GuestError: the image and the memory do not fit together.
+        """
+        return td_hob(self.image, self.memory, q35_map(self.memory))
 
     def _contents(self, td: TdConfig) -> FwCfgContents:
         ram = q35_ram(self.memory, q35_map(self.memory))

@@ -34,8 +34,8 @@ _SHOWN: Final = 32
 _WORDS: Final = 200
 
 
-def words(data: bytes) -> str:
-    """Text out of UTF-16 or ASCII bytes on one line, "" if they are none."""
+def words(data: bytes, *, whole: bool = False) -> str:
+    """Text out of UTF-16 or ASCII bytes on one line, "" if they are none; ``whole``: however long it is."""
     for encoding in ("utf-16-le", "ascii"):
         try:
             text = data.decode(encoding).rstrip("\0")
@@ -43,7 +43,7 @@ def words(data: bytes) -> str:
             continue
         text = " ".join(text.split())
         if text and text.isascii() and text.isprintable():
-            return text if len(text) <= _WORDS else text[: _WORDS - 3] + "..."
+            return text if whole or len(text) <= _WORDS else text[: _WORDS - 3] + "..."
     return ""
 
 
@@ -128,9 +128,9 @@ def load_option(data: bytes) -> str | None:
     return description + (f", {path}" if path else "")
 
 
-def signature_lists(data: bytes) -> str | None:
-    """EFI_SIGNATURE_LISTs counted by what they hold."""
-    counts: dict[str, int] = {}
+def _signature_lists(data: bytes) -> list[tuple[str, list[bytes]]] | None:
+    """EFI_SIGNATURE_LISTs: what each holds, and its entries (a GUID of 16 bytes, and the signature)."""
+    found: list[tuple[str, list[bytes]]] = []
     at = 0
     while at < len(data):
         if len(data) < at + 28:
@@ -140,8 +140,32 @@ def signature_lists(data: bytes) -> str | None:
             return None
         kind = guid(data[at : at + 16])
         name = {_X509: "certificate", _SHA256: "SHA-256 hash"}.get(kind, f"entry of type {kind}")
-        counts[name] = counts.get(name, 0) + (size - 28 - header) // each
+        entries = [data[start : start + each] for start in range(at + 28 + header, at + size, each)]
+        found.append((name, entries))
         at += size
+    return found
+
+
+def signatures(data: bytes) -> list[str] | None:
+    """The entries of EFI_SIGNATURE_LISTs, a certificate by its subject; None if it is no such list."""
+    lists = _signature_lists(data)
+    if lists is None:
+        return None
+    return [
+        f"{name} {_certificate(entry[16:]) or plain(entry[16:])}"
+        for name, entries in lists
+        for entry in entries
+    ]
+
+
+def signature_lists(data: bytes) -> str | None:
+    """EFI_SIGNATURE_LISTs counted by what they hold."""
+    lists = _signature_lists(data)
+    if lists is None:
+        return None
+    counts: dict[str, int] = {}
+    for name, entries in lists:
+        counts[name] = counts.get(name, 0) + len(entries)
     parts = []
     for name, count in counts.items():
         plural = "es" if name.endswith("sh") else "s"
@@ -199,31 +223,70 @@ def _node(kind: int, sub: int, body: bytes) -> str:
     return f"Node({kind},{sub})"
 
 
-def image_load(data: bytes) -> str | None:
-    """UEFI_IMAGE_LOAD_EVENT: where a PE image lies, its size, and the path it came from."""
+def _image(data: bytes) -> tuple[int, int, bytes] | None:
+    """UEFI_IMAGE_LOAD_EVENT: (address, bytes, device path)."""
     if len(data) < 32:
         return None
     base, size, _link, path_size = struct.unpack_from("<QQQQ", data)
-    if 32 + path_size != len(data):
+    return (base, size, data[32:]) if 32 + path_size == len(data) else None
+
+
+def image_load(data: bytes) -> str | None:
+    """Where a PE image lies, its size, and the path it came from."""
+    found = _image(data)
+    if found is None:
         return None
-    path = device_path(data[32:])
+    base, size, raw = found
+    path = device_path(raw)
     return f"PE image at {base:#x}, {size} bytes" + (f", {path}" if path else "")
 
 
-def gpt(data: bytes) -> str | None:
-    """UEFI_GPT_DATA: the disk and its partitions."""
+def image_path(data: bytes) -> str | None:
+    """The path that a PE image came from; None if the data is no UEFI_IMAGE_LOAD_EVENT."""
+    found = _image(data)
+    return None if found is None else device_path(found[2])
+
+
+def image_size(data: bytes) -> int | None:
+    """Bytes of a PE image; None if the data is no UEFI_IMAGE_LOAD_EVENT."""
+    found = _image(data)
+    return None if found is None else found[1]
+
+
+def _gpt_entries(data: bytes) -> list[bytes] | None:
+    """The entries of UEFI_GPT_DATA."""
     if len(data) < 100 or data[:8] != b"EFI PART":
         return None
     (count,) = struct.unpack_from("<Q", data, 92)
     (each,) = struct.unpack_from("<I", data, 84)
     if each < 128 or 100 + count * each != len(data):
         return None
-    names = []
-    for number in range(count):
-        entry = data[100 + number * each :][:each]
-        name = words(entry[56:128]) or str(guid(entry[:16]))
-        names.append(name)
-    return f"GPT of disk {guid(data[56:72])}, {count} partitions" + (f": {', '.join(names)}" if names else "")
+    return [data[100 + number * each :][:each] for number in range(count)]
+
+
+def gpt(data: bytes) -> str | None:
+    """UEFI_GPT_DATA: the disk and its partitions."""
+    entries = _gpt_entries(data)
+    if entries is None:
+        return None
+    names = [words(entry[56:128]) or str(guid(entry[:16])) for entry in entries]
+    disk = f"GPT of disk {guid(data[56:72])}, {len(names)} partitions"
+    return disk + (f": {', '.join(names)}" if names else "")
+
+
+def partitions(data: bytes) -> list[str] | None:
+    """The disk of UEFI_GPT_DATA, and each partition with its id, type and blocks."""
+    entries = _gpt_entries(data)
+    if entries is None:
+        return None
+    found = [f"disk {guid(data[56:72])}"]
+    for entry in entries:
+        start, end = struct.unpack_from("<QQ", entry, 32)
+        found.append(
+            f"partition {words(entry[56:128]) or 'without a name'}, id {guid(entry[16:32])}, type "
+            f"{guid(entry[:16])}, blocks {start} to {end}"
+        )
+    return found
 
 
 def tables(data: bytes, *, described: bool) -> str | None:

@@ -80,6 +80,8 @@ class Event:
         offset: byte of the log at which the event starts.
         known: False where a log (in JSON) has the digest and not the data.
         name: what a log in JSON calls the event.
+        content: the bytes that were measured, where a log in JSON has them beside the data.
+        content_name: what those are: a file of fw_cfg, the kernel's command line.
     """
 
     index: int
@@ -90,6 +92,8 @@ class Event:
     offset: int = 0
     known: bool = True
     name: str = ""
+    content: bytes | None = None
+    content_name: str = ""
 
     @property
     def rtmr(self) -> int | None:
@@ -117,6 +121,11 @@ class Event:
         if self.kind not in SELF_DESCRIBING:
             return None
         return hashlib.sha384(self.data).digest() == self.digest
+
+    @property
+    def measured(self) -> bytes | None:
+        """The bytes whose hash the digest is, if the log has them."""
+        return self.data if self.content is None and self.data_matches else self.content
 
     def text(self) -> str:
         """The data in a few readable words."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -149,7 +150,21 @@ def _event(place: int, entry: dict[str, Any]) -> Event | None:
     if digest is None:
         raise EventLogError(f"{where} has no SHA-384 digest")
     data, known, name = _data({**content, **entry})
-    return Event(place, _register(entry, where), kind, digest, data, 0, known, name)
+    register = _register(entry, where)
+    measured, what = _measured(entry, digest, where)
+    return Event(place, register, kind, digest, data, 0, known, name, measured, what)
+
+
+def _measured(entry: dict[str, Any], digest: bytes, where: str) -> tuple[bytes | None, str]:
+    """What `swtdx measure --firmware --json` adds: the bytes that were measured, and their name."""
+    name = entry.get("measured")
+    value = entry.get("measured_bytes")
+    if not isinstance(value, str):
+        return None, name if isinstance(name, str) else ""
+    raw = _bytes(value)
+    if raw is None or hashlib.sha384(raw).digest() != digest:
+        raise EventLogError(f"{where}: the hash of measured_bytes is not the event's digest")
+    return raw, name if isinstance(name, str) else ""
 
 
 def _register(entry: dict[str, Any], where: str) -> int:
