@@ -10,12 +10,12 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from swtdx.devices.board import Board, BoardConfig, build_board
-from swtdx.devices.dma import BufferDma, DmaError
+from swtdx.devices.dma import BufferDma, DmaError, Segment, T
 from swtdx.devices.virtio.ports import PortConfig
 
 RAM_SIZE = 8 << 20
@@ -61,6 +61,12 @@ class SharedMemory(BufferDma):
     def write(self, gpa: int, data: bytes) -> None:
         self._refuse(gpa, len(data))
         super().write(gpa, data)
+
+    def transfer(self, segments: Iterable[Segment], move: Callable[[list[memoryview]], T]) -> T:
+        pieces = list(segments)
+        for piece in pieces:
+            self._refuse(*piece)
+        return super().transfer(pieces, move)
 
 
 class BoardMachine:

@@ -18,6 +18,7 @@ import click
 from swtdx.arch.units import MIB
 from swtdx.cli.boot_choice import TINY, Boot, Wishes, choose
 from swtdx.cli.deadline import Deadline, TimeIsOver
+from swtdx.cli.device_options import device_options
 from swtdx.cli.failures import complain, explanation
 from swtdx.cli.outputs import Outputs
 from swtdx.cli.quote_service import ToldQuotes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from swtdx.vmm.command_io import CommandIo
     from swtdx.vmm.console import Console
     from swtdx.vmm.firmware_boot import FirmwareBoot
+    from swtdx.vmm.peripherals.config import Peripherals
     from swtdx.vmm.result import RunResult
 
 #: What the machine has besides the guest's memory: firmware ranges, PAMTs (1/256 of all), Secure EPT and
@@ -139,6 +141,7 @@ class Options:
     seed: bytes
     debug: bool
     td: TdWishes
+    peripherals: Peripherals
     qgs: str | None
     json_file: str | None
     serial_file: str | None
@@ -188,6 +191,7 @@ class Options:
 @click.option("--seed", type=Seed(), default="swtdx", show_default=True, help="The machine's identity: keys.")
 @click.option("--debug", is_flag=True, help="A debug TD (ATTRIBUTES.DEBUG), into which the host can look.")
 @td_options
+@device_options
 @click.option("--qgs", metavar="ADDRESS", help="Quotes from this service: unix:PATH or vsock:CID[:PORT].")
 @click.option("--json", "json_file", metavar="FILE", help="Write a summary for programs; - is stdout.")
 @click.option("--serial", "serial_file", metavar="FILE", help="The guest's serial port goes to FILE.")
@@ -443,6 +447,7 @@ def _launch(
     from swtdx.cli.tracing import tracing
     from swtdx.platform import Platform
     from swtdx.quoting import Quoting
+    from swtdx.vmm.peripherals.attach import attach
 
     def told(message: str) -> None:
         starting.erase()
@@ -455,6 +460,7 @@ def _launch(
     with (
         Platform.boot(config) as platform,
         tracing(platform, trace),
+        attach(options.peripherals) as attached,
     ):
         quotes = ToldQuotes(Quoting(platform, options.qgs), options.qgs, told)
         # Imported only now: QEMU comes up meanwhile.
@@ -469,6 +475,7 @@ def _launch(
             cmdline=started.boot.cmdline,
             memory=options.memory,
             boot=firmware,
+            peripherals=attached,
             must_boot=firmware is not None,
             td=TdConfig(
                 vcpus=options.vcpus,

@@ -8,7 +8,17 @@ hypervisor's knowledge.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Segment(NamedTuple):
+    """A piece of guest memory: guest-physical address and length in bytes."""
+
+    gpa: int
+    length: int
 
 
 class DmaError(Exception):
@@ -39,6 +49,17 @@ class Dma(Protocol):
         """
         ...
 
+    def transfer(self, segments: Iterable[Segment], move: Callable[[list[memoryview]], T]) -> T:
+        """Call ``move`` with writable views of all of ``segments``, in order; its result.
+
+        For what is too much to copy twice.  A segment may be several views, and neighbours may be one.  The
+        memory stays there meanwhile: ``move`` must not wait for a thread that uses memory, nor keep a view.
+
+        Raises:
+            DmaError: any of the bytes cannot be reached; ``move`` was not called.
+        """
+        ...
+
 
 class BufferDma:
     """Guest memory that is one writable buffer starting at GPA ``base``: for tests and plain VMs."""
@@ -62,3 +83,8 @@ class BufferDma:
         """See :meth:`Dma.write`."""
         start, end = self._span(gpa, len(data))
         self._view[start:end] = data
+
+    def transfer(self, segments: Iterable[Segment], move: Callable[[list[memoryview]], T]) -> T:
+        """See :meth:`Dma.transfer`."""
+        spans = [self._span(*segment) for segment in segments]
+        return move([self._view[start:end] for start, end in spans if start < end])

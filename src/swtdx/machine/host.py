@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from swtdx.arch.x86 import CR4_VMXE
 from swtdx.machine.cpu.features import host_word
@@ -19,6 +19,8 @@ from swtdx.machine.memory import Requestor, ReservedBitFault
 if TYPE_CHECKING:
     from swtdx.machine.machine import Machine
     from swtdx.machine.processor import LogicalProcessor
+
+T = TypeVar("T")
 
 __all__ = [
     "GeneralProtection",
@@ -56,6 +58,18 @@ class HostMemory:
     def write_u64(self, pa: int, value: int) -> None:
         """Store 8 bytes, little-endian."""
         self._memory.write(pa, value.to_bytes(8, "little"), Requestor.HOST)
+
+    def transfer(self, ranges: Sequence[tuple[int, int]], move: Callable[[list[memoryview]], T]) -> T:
+        """Call ``move`` with writable views of (physical address, bytes) ranges; its result.
+
+        What a device that is a bus master does with much data.  The views are good during the call only, and
+        no other access to memory comes in between: ``move`` must not wait for a thread that makes one.
+
+        Raises:
+            ReservedBitFault: an address carries a private KeyID.
+            BusAbort, MachineCheck: there is no memory, or it is poisoned.
+        """
+        return self._memory.transfer(ranges, move, Requestor.HOST)
 
     def clear(self, pa: int, size: int) -> None:
         """Zero whole 4 KiB pages with MOVDIR64B, which also cures poisoned lines."""

@@ -26,6 +26,7 @@ from swtdx.vmm.errors import VmmError
 from swtdx.vmm.firmware_words import FirmwareWords
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.machine_io import MachineIo
+from swtdx.vmm.peripherals.attach import Attached
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteService
 from swtdx.vmm.result import EndReason, RunResult
@@ -61,6 +62,8 @@ class LaunchConfig:
             2 MiB; otherwise it comes on demand.
         boot: how the TD is started instead; ``kernel``, ``initrd``, ``cmdline`` and ``memory`` are then not
             looked at.
+        peripherals: disks, networks and what else it gets (:func:`swtdx.vmm.peripherals.attach.attach`); they
+            stay open at the end.
         must_boot: end the run when firmware says on the serial port that it has found nothing to boot.
         teardown: give all pages and the key back at the end; a machine that is thrown away then does not
             need that.
@@ -80,6 +83,7 @@ class LaunchConfig:
     preaugment: bool = True
     teardown: bool = True
     boot: Boot | None = None
+    peripherals: Attached | None = None
     must_boot: bool = False
 
     def direct(self) -> DirectKernel | TinyGuest:
@@ -203,8 +207,12 @@ class Launch:
         self._output = _Output(config, self._console, control)
         with _phase(self._phases, "build"):
             start = config.boot or config.direct()
+            board = start.board(config.td)
             board = replace(
-                start.board(config.td), console_size=self._console.size, channels=self._output.channels
+                board,
+                console_size=self._console.size,
+                channels=self._output.channels,
+                more=board.more + (() if config.peripherals is None else config.peripherals.parts),
             )
             plan = start.plan(config.td, describe_board(board))
             self.td = build(self.hypervisor, config.td, plan, processors, preaugment=config.preaugment)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 
 from swtdx.arch.units import PAGE
 from swtdx.devices.board import Board, BoardConfig, build_board
-from swtdx.devices.dma import DmaError
+from swtdx.devices.dma import DmaError, Segment, T
 from swtdx.devices.msi import MsiRouter
 from swtdx.machine.host import HostMemory
 from swtdx.vmm.control import RunControl
+from swtdx.vmm.memory import BLOCK
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteRequests, QuoteService
 from swtdx.vmm.result import EndReason
@@ -25,23 +26,44 @@ class SharedDma:
     def __init__(self, memory: HostMemory, shared: SharedEpt) -> None:
         self._memory = memory
         self._translate = shared.translate
+        self._small = shared.small
+        self._large = shared.large
 
-    def _pieces(self, gpa: int, length: int) -> list[tuple[int, int]]:
-        """(HPA, bytes) of the pages that a range touches.
+    def _pieces(self, segments: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(HPA, bytes) of what ``segments`` touch, as few as possible.
 
         Raises:
-            DmaError: one of them is not shared.
+            DmaError: some of it is not shared.
         """
-        pieces = []
-        at, left = gpa, length
-        while left > 0:
-            hpa = self._translate(at)
-            if hpa is None:
-                raise DmaError(gpa, length)
-            part = min(left, PAGE - at % PAGE)
-            pieces.append((hpa, part))
-            at += part
-            left -= part
+        pieces: list[tuple[int, int]] = []
+        small, large = self._small, self._large
+        start = end = 0
+        for gpa, length in segments:
+            at, left = gpa, length
+            while left > 0:
+                hpa = small.get(at >> 12)
+                if hpa is not None:
+                    offset = at & PAGE - 1
+                    part = PAGE - offset
+                else:
+                    hpa = large.get(at >> 21)
+                    if hpa is None:
+                        raise DmaError(gpa, length)
+                    offset = at & BLOCK - 1
+                    part = BLOCK - offset
+                if part > left:
+                    part = left
+                hpa += offset
+                if hpa == end:
+                    end += part
+                else:
+                    if start < end:
+                        pieces.append((start, end - start))
+                    start, end = hpa, hpa + part
+                at += part
+                left -= part
+        if start < end:
+            pieces.append((start, end - start))
         return pieces
 
     def read(self, gpa: int, length: int) -> bytes:
@@ -55,7 +77,7 @@ class SharedDma:
             if hpa is None:
                 raise DmaError(gpa, length)
             return self._memory.read(hpa, length)
-        return b"".join(self._memory.read(hpa, part) for hpa, part in self._pieces(gpa, length))
+        return b"".join(self._memory.read(hpa, part) for hpa, part in self._pieces(((gpa, length),)))
 
     def write(self, gpa: int, data: bytes) -> None:
         """Store ``data`` at ``gpa``; all of it or nothing.
@@ -71,9 +93,17 @@ class SharedDma:
             self._memory.write(hpa, data)
             return
         done = 0
-        for hpa, part in self._pieces(gpa, length):
+        for hpa, part in self._pieces(((gpa, length),)):
             self._memory.write(hpa, data[done : done + part])
             done += part
+
+    def transfer(self, segments: Iterable[Segment], move: Callable[[list[memoryview]], T]) -> T:
+        """See :meth:`swtdx.devices.dma.Dma.transfer`.
+
+        Raises:
+            DmaError: some of it is not shared.
+        """
+        return self._memory.transfer(self._pieces(segments), move)
 
 
 class MachineIo:

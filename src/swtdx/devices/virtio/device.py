@@ -9,6 +9,7 @@ from swtdx.devices.saved import In, Out
 from swtdx.devices.virtio.queue import Virtqueue
 
 # Feature bits that belong to the queues and the transport (VIRTIO 1.2, chapter 6)
+F_INDIRECT_DESC: Final = 28
 F_EVENT_IDX: Final = 29
 F_VERSION_1: Final = 32
 F_ACCESS_PLATFORM: Final = 33

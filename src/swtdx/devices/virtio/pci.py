@@ -24,6 +24,7 @@ from swtdx.devices.virtio.common import NO_VECTOR, CommonConfig
 from swtdx.devices.virtio.device import (
     F_ACCESS_PLATFORM,
     F_EVENT_IDX,
+    F_INDIRECT_DESC,
     F_VERSION_1,
     STATUS_DRIVER_OK,
     STATUS_NEEDS_RESET,
@@ -206,6 +207,7 @@ class VirtioPci(PciFunction):
             features = self.common.driver_features
             for queue in self.common.queues:
                 queue.event_idx = bool(features >> F_EVENT_IDX & 1)
+                queue.indirect = bool(features >> F_INDIRECT_DESC & 1)
             if self.is_bus_master:
                 self._guard(lambda: self.device.activate(self, self.common.queues, features))
             else:

@@ -11,10 +11,11 @@ Source: VIRTIO 1.2, section 2.7.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from swtdx.devices.dma import Dma, DmaError
+from swtdx.devices.dma import Dma, DmaError, Segment, T
 from swtdx.devices.saved import In, Out
 
 DESC_NEXT: Final = 1
@@ -35,12 +36,7 @@ class QueueError(Exception):
     """The driver broke the rules of the queue, or put it where the device cannot reach it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A piece of guest memory: guest-physical address and length in bytes."""
-
-    gpa: int
-    length: int
+__all__ = ["Chain", "QueueError", "Segment", "Virtqueue", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +58,20 @@ class Chain:
         return sum(segment.length for segment in self.writable)
 
 
+def cut(segments: Iterable[Segment], start: int, end: int) -> list[Segment]:
+    """The bytes ``start`` to ``end`` (exclusive) of what ``segments`` hold one after the other."""
+    found = []
+    at = 0
+    for gpa, length in segments:
+        low, high = max(start - at, 0), min(end - at, length)
+        if low < high:
+            found.append(Segment(gpa + low, high - low))
+        at += length
+        if at >= end:
+            break
+    return found
+
+
 class Virtqueue:
     """One queue: first programmed by the transport (the public fields), then used by the device."""
 
@@ -80,6 +90,7 @@ class Virtqueue:
         self.used = 0
         self.enabled = False
         self.event_idx = False
+        self.indirect = False
         self._last_avail = 0
         self._used_idx = 0
         self._signalled = 0  # used index at the last interrupt sent
@@ -93,6 +104,7 @@ class Virtqueue:
             out.u16(index)
         out.u8(self.enabled)
         out.u8(self.event_idx)
+        out.u8(self.indirect)
 
     def load_state(self, section: In) -> None:
         """See :class:`swtdx.devices.saved.Saved`."""
@@ -103,6 +115,7 @@ class Virtqueue:
         self._last_avail, self._used_idx, self._signalled = (section.u16() for _ in range(3))
         enabled = bool(section.u8())
         self.event_idx = bool(section.u8())
+        self.indirect = bool(section.u8())
         if enabled:
             try:
                 self.enable()
@@ -162,25 +175,76 @@ class Virtqueue:
             return None
         slot = self._last_avail % self.size
         head: int = _U16.unpack(self._read(self.avail + 4 + 2 * slot, 2))[0]
-        chain = self._walk(head)
+        chain = self._chain(head, None)
         self._last_avail = self._last_avail + 1 & 0xFFFF
         return chain
 
-    def _walk(self, head: int) -> Chain:
+    def pop_all(self) -> list[Chain]:
+        """Take every chain that is available now; the rings are read in one piece each.
+
+        Raises:
+            QueueError: the ring or a chain is malformed; the chains before it are lost with it.
+        """
+        count = self.available()
+        if not count:
+            return []
+        size = self.size
+        ring = self._read(self.avail + 4, 2 * size)
+        table = self._read(self.desc, 16 * size)
+        chains = []
+        for _ in range(count):
+            (head,) = _U16.unpack_from(ring, 2 * (self._last_avail % size))
+            chains.append(self._chain(head, table))
+            self._last_avail = self._last_avail + 1 & 0xFFFF
+        return chains
+
+    def _chain(self, head: int, table: bytes | None) -> Chain:
+        """The chain from ``head`` in the queue's table, of which ``table`` is a copy, if there is one."""
+        if head >= self.size:
+            raise QueueError(f"queue {self.index}: descriptor {head} of {self.size}")
+        raw = self._read(self.desc + 16 * head, 16) if table is None else table[16 * head : 16 * head + 16]
+        gpa, length, flags, _ = _DESC.unpack(raw)
+        if flags & DESC_INDIRECT:
+            return self._indirect(head, gpa, length, flags)
+        if not flags & DESC_NEXT:
+            # Most buffers of most devices are one piece.
+            self._check_bytes(length)
+            piece = (Segment(gpa, length),)
+            return Chain(head, (), piece) if flags & DESC_WRITE else Chain(head, piece, ())
+        if table is None:
+            table = self._read(self.desc, 16 * self.size)
+        return self._walk(head, head, table, self.size)
+
+    def _indirect(self, head: int, gpa: int, length: int, flags: int) -> Chain:
+        """A chain in a table of its own, of ``length`` bytes at ``gpa`` (2.7.5.3)."""
+        where = f"queue {self.index}: indirect descriptor"
+        if not self.indirect:
+            raise QueueError(f"{where}, which was not negotiated")
+        if flags & DESC_NEXT:
+            raise QueueError(f"{where} with another one behind it")
+        # No chain may be longer than the queue.
+        if not length or length % 16 or length > 16 * self.size:
+            raise QueueError(f"{where} of {length} bytes, in a queue of {self.size} entries")
+        return self._walk(head, 0, self._read(gpa, length), length // 16, inside=True)
+
+    def _check_bytes(self, total: int) -> None:
+        if total > MAX_CHAIN_BYTES:
+            raise QueueError(f"queue {self.index}: a chain of more than {MAX_CHAIN_BYTES} bytes")
+
+    def _walk(self, head: int, at: int, table: bytes, entries: int, *, inside: bool = False) -> Chain:
         readable: list[Segment] = []
         writable: list[Segment] = []
         total = 0
-        at = head
+        unpack = _DESC.unpack_from
         # A chain without a loop has at most as many descriptors as the table.
-        for _ in range(self.size):
-            if at >= self.size:
-                raise QueueError(f"queue {self.index}: descriptor {at} of {self.size}")
-            gpa, length, flags, following = _DESC.unpack(self._read(self.desc + 16 * at, 16))
+        for _ in range(entries):
+            if at >= entries:
+                raise QueueError(f"queue {self.index}: descriptor {at} of {entries}")
+            gpa, length, flags, following = unpack(table, 16 * at)
             if flags & DESC_INDIRECT:
-                raise QueueError(f"queue {self.index}: indirect descriptor, which was not negotiated")
+                how = "inside of another one" if inside else "in the middle of a chain"
+                raise QueueError(f"queue {self.index}: indirect descriptor {how}")
             total += length
-            if total > MAX_CHAIN_BYTES:
-                raise QueueError(f"queue {self.index}: a chain of more than {MAX_CHAIN_BYTES} bytes")
             if flags & DESC_WRITE:
                 writable.append(Segment(gpa, length))
             elif writable:
@@ -188,9 +252,43 @@ class Virtqueue:
             else:
                 readable.append(Segment(gpa, length))
             if not flags & DESC_NEXT:
+                self._check_bytes(total)
                 return Chain(head, tuple(readable), tuple(writable))
             at = following
         raise QueueError(f"queue {self.index}: the descriptor chain from {head} has a loop")
+
+    def transfer(self, segments: Iterable[Segment], move: Callable[[list[memoryview]], T]) -> T:
+        """See :meth:`swtdx.devices.dma.Dma.transfer`.
+
+        Raises:
+            QueueError: some of it cannot be reached.
+        """
+        try:
+            return self._dma.transfer(segments, move)
+        except DmaError as error:
+            raise QueueError(f"queue {self.index}: {error}") from error
+
+    def read(self, segments: Iterable[Segment]) -> bytes:
+        """What ``segments`` hold.
+
+        Raises:
+            QueueError: some of it cannot be reached.
+        """
+        return b"".join(self._read(gpa, length) for gpa, length in segments)
+
+    def write(self, segments: Iterable[Segment], data: bytes) -> None:
+        """Store ``data``, which fits into ``segments``, there.
+
+        Raises:
+            QueueError: some of it cannot be reached.
+        """
+        done = 0
+        for gpa, length in segments:
+            part = data[done : done + length]
+            if not part:
+                return
+            self._write(gpa, part)
+            done += len(part)
 
     def gather(self, chain: Chain) -> bytes:
         """Everything that the device may read in ``chain``.

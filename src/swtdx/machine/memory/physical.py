@@ -24,8 +24,8 @@ with the lock held and must not wait for a thread that may be waiting for it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 from swtdx.arch.units import PAGE
 from swtdx.machine.memory.addresses import ALL_LINES, LINE, PAGE_SHIFT, AddressError, AddressMap, line_mask
@@ -34,7 +34,7 @@ from swtdx.machine.memory.cache import Cache, Subscriber
 from swtdx.machine.memory.faults import BusAbort, MachineCheck, Requestor
 from swtdx.machine.memory.keys import Algorithm, Integrity, KeyTable
 from swtdx.machine.memory.lines import LineAccess
-from swtdx.machine.memory.pages import EXECUTED, MAPPED, STALE, VIEWED, PageTable, runs
+from swtdx.machine.memory.pages import ALL, EXECUTED, MAPPED, STALE, VIEWED, PageTable, runs
 from swtdx.machine.memory.sparse import SparseFile
 from swtdx.machine.memory.store import DramStore
 
@@ -45,6 +45,8 @@ DEVICE: Final = Requestor.DEVICE
 
 _ALGORITHMS: Final = Algorithm.AES_XTS_128 | Algorithm.AES_XTS_128_INTEGRITY
 _WINDOW: Final = 2 << 20
+
+T = TypeVar("T")
 
 
 class PhysicalMemory:
@@ -331,6 +333,33 @@ class PhysicalMemory:
             if not mapped.all():
                 self.cache.take(page, end, keyid)
                 pages.flags[page:end] |= MAPPED
+
+    def transfer(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        move: Callable[[list[memoryview]], T],
+        requestor: Requestor = HOST,
+    ) -> T:
+        """Call ``move`` with writable views of (``pa``, bytes) ranges, and ``lock`` held; its result.
+
+        The frames' lines become dirty under the KeyID of the address, as if all of them were stored to.
+
+        Raises:
+            MachineCheck, BusAbort, ReservedBitFault: as for :meth:`acquire`; ``move`` was not called.
+        """
+        pages = self.pages
+        views = []
+        with self.lock:
+            for pa, size in ranges:
+                hpa, keyid = pa & self._mask, pa >> self._bits
+                first, end = hpa >> PAGE_SHIFT, hpa + size + PAGE - 1 >> PAGE_SHIFT
+                self._mappable(first << PAGE_SHIFT, end - first << PAGE_SHIFT, keyid, requestor)
+                window = slice(first, end)
+                if not ((pages.tags[window] == keyid).all() and (pages.dirties[window] == ALL).all()):
+                    self.cache.take(first, end, keyid)
+                pages.changed(first, end)
+                views.append(self.frames[hpa : hpa + size])
+            return move(views)
 
     def executed(self, hpa: int, size: int) -> list[tuple[int, int]]:
         """An engine is about to execute code out of acquired frames.

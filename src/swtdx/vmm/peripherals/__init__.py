@@ -1,0 +1,1 @@
+"""What a TD has beside its console, and what stands behind it on the host: disks, networks, folders."""
