@@ -8,6 +8,7 @@ nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -178,9 +179,19 @@ class Platform:
             SnapshotError: a processor is running, or the file cannot be written.
         """
         with SnapshotWriter(path) as snapshot:
-            save.save(self.machine, snapshot)
-            with snapshot.section("firmware", loader_state.VERSION) as out:
-                loader_state.save(self.machine, self.plan, self.acm, out)
+            self.write(snapshot)
+
+    def write(self, snapshot: SnapshotWriter, *, as_image: bool = False) -> None:
+        """Write the whole machine into a snapshot that may hold more.
+
+        ``as_image``: its frames become the file's image, so that it goes on without reading them.
+
+        Raises:
+            SnapshotError: a processor is running.
+        """
+        save.save(self.machine, snapshot, as_image=as_image)
+        with snapshot.section("firmware", loader_state.VERSION) as out:
+            loader_state.save(self.machine, self.plan, self.acm, out)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -192,15 +203,28 @@ class Platform:
             SnapshotError: not a snapshot of this version, truncated, corrupted, or of other software.
         """
         with Snapshot(path) as snapshot:
-            section = snapshot.section("firmware", loader_state.VERSION)
-            machine = save.load(snapshot)
-            try:
-                with saving.undisturbed(machine.memory):
-                    plan, acm = loader_state.load(machine, section)
-                return cls(PlatformConfig(machine=machine.config), machine, plan, acm)
-            except BaseException:
-                machine.close()
-                raise
+            return cls.read(snapshot)
+
+    @classmethod
+    def read(cls, snapshot: Snapshot, resumed: tuple[int, float] | None = None) -> Self:
+        """The platform of an open snapshot.
+
+        ``resumed``: the value and the nominal frequency (Hz) of its time-stamp counter, if that goes on; the
+        engine is then started at once.
+
+        Raises:
+            SnapshotError: as :meth:`load`.
+            EngineError: the engine cannot be started.
+        """
+        section = snapshot.section("firmware", loader_state.VERSION)
+        machine = save.load(snapshot, resumed)
+        try:
+            with contextlib.nullcontext() if machine.memory.image else saving.undisturbed(machine.memory):
+                plan, acm = loader_state.load(machine, section)
+            return cls(PlatformConfig(machine=machine.config), machine, plan, acm)
+        except BaseException:
+            machine.close()
+            raise
 
     def close(self) -> None:
         """Stop the engine and free the memory.  Idempotent."""

@@ -9,6 +9,10 @@ guest's end.  The guest says ``READY\n`` once.  Then the hypervisor makes one re
 ``PUT kind mode size\npath\n``                 takes a file (``kind`` file), or a tar archive to be
                                                unpacked in a folder (tree); ``mode`` octal
 ``GET\npath\n``                                wants a file, or a folder as a tar archive
+``RENEW hex\n``                                sets the clock, and seeds the random source, after a
+                                               snapshot: :func:`renew_request`
+``EXEC lines err in gets\n``, lines, paths     runs them with the streams of
+                                               :mod:`swtdx.guests.exec_channels`, and switches off
 ``OFF\n``                                      switches off
 =============================================  ========================================================
 
@@ -27,6 +31,8 @@ A command that opens the channel itself only fools its own caller: the guest is 
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -39,6 +45,7 @@ NAME: Final = "swtdx.agent"
 _LONGEST_LINE: Final = 4096
 #: Most that one answer may bring, in bytes: a guest must not fill the host's memory.
 MOST: Final = 1 << 30
+_SEED_BYTES: Final = 64
 #: Answers with bytes behind them.
 _WITH_BYTES: Final = (b"OUT", b"ERR", b"FILE", b"TREE")
 #: Answers that end a request.
@@ -66,6 +73,16 @@ class Request:
     body: bytes = b""
 
 
+def _lines(command: str) -> bytes:
+    """A command as whole lines."""
+    data = command.encode("utf-8", "surrogateescape")
+    if not data.strip():
+        raise GuestError("there is no command to run in the TD")
+    if b"\0" in data:
+        raise GuestError("a command cannot hold a NUL byte")
+    return data if data.endswith(b"\n") else data + b"\n"
+
+
 def run_request(command: str, stdin: bytes = b"", seconds: float | None = None, *, merge: bool) -> Request:
     """Run ``command`` by ``sh -c`` with ``stdin`` as its input.
 
@@ -76,12 +93,7 @@ def run_request(command: str, stdin: bytes = b"", seconds: float | None = None, 
     Raises:
         GuestError: the command is empty or holds a NUL byte.
     """
-    data = command.encode("utf-8", "surrogateescape")
-    if not data.strip():
-        raise GuestError("there is no command to run in the TD")
-    if b"\0" in data:
-        raise GuestError("a command cannot hold a NUL byte")
-    text = data if data.endswith(b"\n") else data + b"\n"
+    text = _lines(command)
     limit = 0 if seconds is None else max(1, round(seconds))
     head = f"RUN {text.count(10)} {len(stdin)} {limit} {int(merge)}\n".encode() + text
     return Request(head, stdin)
@@ -104,6 +116,39 @@ def get_request(path: str) -> Request:
         GuestError: ``path`` cannot be one.
     """
     return Request(b"GET\n" + _path(path))
+
+
+def renew_request(now: float, seed: bytes) -> Request:
+    """Tell a guest that goes on from a snapshot what time it is, and something that no sibling knows.
+
+    Args:
+        now: seconds since 1970 in UTC.
+        seed: 64 random bytes, for the kernel's random source, which is then reseeded.
+
+    Raises:
+        GuestError: the seed has another size.
+    """
+    if len(seed) != _SEED_BYTES:
+        raise GuestError(f"a seed for the guest has {_SEED_BYTES} bytes, not {len(seed)}")
+    seconds, fraction = divmod(now, 1)
+    words = struct.pack("<qq", int(seconds), int(fraction * 1e9))
+    return Request(b"RENEW " + (words + seed).hex().encode() + b"\n")
+
+
+def exec_request(command: str, gets: Sequence[str] = (), *, stderr: bool, stdin: bool) -> Request:
+    """Run ``command`` on the channels of an exec job, and switch off.
+
+    Args:
+        gets: files that are wanted afterwards.
+        stderr: standard error has a channel of its own.
+        stdin: there is input.
+
+    Raises:
+        GuestError: the command is empty or holds a NUL byte, or a path cannot be one.
+    """
+    text = _lines(command)
+    head = f"EXEC {text.count(10)} {int(stderr)} {int(stdin)} {len(gets)}\n".encode()
+    return Request(head + text + b"".join(map(_path, gets)))
 
 
 #: Switch off.

@@ -30,7 +30,8 @@ class Program:
 PROGRAMS: Final = (
     Program("shim", "shim/shim.S", "shim/shim.ld", "shim/shim.bin"),
     Program("tiny", "shim/tiny.S", "shim/tiny.ld", "shim/tiny.bin"),
-    Program("tdreport", "tools/tdreport.S", "tools/tdreport.ld", "tools/tdreport.bin"),
+    Program("tdreport", "tools/tdreport.S", "tools/program.ld", "tools/tdreport.bin"),
+    Program("renew", "tools/renew.S", "tools/program.ld", "tools/renew.bin"),
 )
 
 

@@ -159,6 +159,7 @@ def job_archive(job: Job, extra: Iterable[cpio.Entry] = ()) -> bytes:
         GuestError: an exec job whose command is empty, too long or holds a NUL, or a malformed token.
     """
     files: dict[str, bytes]
+    programs: dict[str, bytes] = {}
     match job:
         case Shell():
             files = {"mode": b"shell\n"}
@@ -168,8 +169,10 @@ def job_archive(job: Job, extra: Iterable[cpio.Entry] = ()) -> bytes:
             files = {"mode": b"exec\n", **_exec_files(job)}
         case Serve():
             files = {"mode": b"serve\n", "exec.sh": _ours("exec.sh"), "serve.sh": _ours("serve.sh")}
+            programs = {"renew": _ours("tools/renew.bin")}
     entries = [cpio.directory("swtdx", 0o700)]
     entries += [cpio.regular(f"swtdx/{name}", data, 0o600) for name, data in files.items()]
+    entries += [cpio.regular(f"swtdx/{name}", data, 0o700) for name, data in programs.items()]
     entries += extra
     return cpio.archive(entries)
 

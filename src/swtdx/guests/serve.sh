@@ -26,8 +26,8 @@ give() {
     [ "$2" = 0 ] || head -c "$2" "$3" >&8
 }
 
-# serve_run LINES INPUT SECONDS MERGE
-serve_run() {
+# Take so many lines of the request as the command.
+lines() {
     command=
     count=$1
     while [ "$count" -gt 0 ] && IFS= read -r line <&8; do
@@ -35,6 +35,11 @@ serve_run() {
 "
         count=$((count - 1))
     done
+}
+
+# serve_run LINES INPUT SECONDS MERGE
+serve_run() {
+    lines "$1"
     in=/dev/null
     if [ "$2" != 0 ]; then
         in=/swtdx/in
@@ -102,12 +107,51 @@ serve_get() {
     rm -f /swtdx/get
 }
 
+# What a command needs whose streams are carried as it runs: the channels of exec.sh, if they are there.  The
+# programs that carry them are started once, and wait; a snapshot of the guest then has them.
+prepare_streams() {
+    ctl=$(channel swtdx.ctl) || return
+    exec 9>"$ctl"
+    mkfifo /swtdx/sout /swtdx/serr /swtdx/sin
+    cat /swtdx/sout >"$(channel swtdx.out)" 8>&- 9>&- &
+    pumps=$!
+    cat /swtdx/serr >"$(channel swtdx.err)" 8>&- 9>&- &
+    pumps="$pumps $!"
+    cat "$(channel swtdx.in)" >/swtdx/sin 8>&- 9>&- &
+}
+
+# serve_exec LINES ERR IN GETS, the command's lines, and paths of files: as exec.sh does it.
+serve_exec() {
+    lines "$1"
+    count=$4
+    rm -f /swtdx/get
+    while [ "$count" -gt 0 ] && IFS= read -r line <&8; do
+        echo "$line" >>/swtdx/get
+        count=$((count - 1))
+    done
+    in=/dev/null
+    [ "$3" = 1 ] && in=/swtdx/sin
+    printf 'BEGIN\n' >&9
+    if [ "$2" = 1 ]; then
+        PATH=$path setsid "$shell" -c "$command" <$in >/swtdx/sout 2>/swtdx/serr 8>&- 9>&-
+    else
+        : >/swtdx/serr
+        PATH=$path setsid "$shell" -c "$command" <$in >/swtdx/sout 2>&1 8>&- 9>&-
+    fi
+    status=$?
+    kill_others $pumps
+    wait $pumps
+    send_files
+    printf 'END %s\n' "$status" >&9
+}
+
 # serve PATH SHELL: until the hypervisor wants it to end.
 serve() {
     path=$1
     shell=$2
     port=$(control_channel swtdx.agent) || return
     exec 8<>"$port"
+    prepare_streams
     printf 'READY\n' >&8
     while read -r verb one two three four <&8; do
         : >/swtdx/why
@@ -115,6 +159,8 @@ serve() {
         RUN) serve_run "$one" "$two" "$three" "$four" ;;
         PUT) serve_put "$one" "$two" "$three" ;;
         GET) serve_get ;;
+        RENEW) /swtdx/renew "$one" 2>/swtdx/why && printf 'DONE\n' >&8 || refuse ;;
+        EXEC) serve_exec "$one" "$two" "$three" "$four"; return ;;
         OFF) return ;;
         esac
     done

@@ -19,12 +19,24 @@ class HardwareRandom:
 
     def __init__(self, seed: bytes) -> None:
         self._seed = seed
+        self._branch = b""
         self.drawn = 0
         self._stream = self._start(0)
 
     def _start(self, position: int) -> object:
-        cipher = Cipher(algorithms.AES(derive(self._seed, "rdrand")), modes.CTR(position.to_bytes(16, "big")))
+        cipher = Cipher(
+            algorithms.AES(derive(self._seed + self._branch, "rdrand")),
+            modes.CTR(position.to_bytes(16, "big")),
+        )
         return cipher.encryptor()
+
+    def diverge(self, token: bytes) -> None:
+        """Go on in a way of one's own: two machines that went on from one snapshot must not draw the same.
+
+        ``token`` is what makes it different, 32 bytes.
+        """
+        self._branch = token
+        self._stream = self._start(self.drawn)
 
     def bytes(self, count: int) -> bytes:
         """``count`` random bytes, drawn in units of 16."""
@@ -36,8 +48,10 @@ class HardwareRandom:
     def save_state(self, out: SectionWriter) -> None:
         """See :class:`swtdx.machine.saved.Saved`.  The seed is the machine's."""
         out.u64(self.drawn)
+        out.blob(self._branch)
 
     def load_state(self, section: SectionReader) -> None:
         """See :class:`swtdx.machine.saved.Saved`."""
         self.drawn = section.u64()
+        self._branch = section.blob()
         self._stream = self._start(self.drawn)

@@ -26,14 +26,16 @@ if TYPE_CHECKING:
     from swtdx.machine.memory import PhysicalMemory
 
 VERSION: Final = 2
-#: Of the section ``machine``; 3: how much of the random source was drawn is not in the description.
-_MACHINE_VERSION: Final = 3
+#: Of the section ``machine``; 4: the random source may have gone a way of its own.
+_MACHINE_VERSION: Final = 4
 #: What Python raises on values that no machine has saved.
 _NONSENSE: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError)
 
 
-def save(machine: Machine, snapshot: SnapshotWriter) -> None:
+def save(machine: Machine, snapshot: SnapshotWriter, *, as_image: bool = False) -> None:
     """Write ``machine`` into ``snapshot``.
+
+    ``as_image``: its frames become the file's image, which a machine can go on from without reading it.
 
     Raises:
         SnapshotError: a processor executes SEAM code or a guest.
@@ -44,7 +46,7 @@ def save(machine: Machine, snapshot: SnapshotWriter) -> None:
             lp.vmx.write_back(vmcs)
     with snapshot.section("machine", _MACHINE_VERSION) as out:
         _save_machine(machine, out)
-    saving.save(machine.memory, snapshot)
+    (saving.save_image if as_image else saving.save)(machine.memory, snapshot)
     with snapshot.section("processors", VERSION) as out:
         _save_processors(machine, out)
     with snapshot.section("seam", VERSION) as out:
@@ -53,8 +55,11 @@ def save(machine: Machine, snapshot: SnapshotWriter) -> None:
         _save_vmcss(machine, out)
 
 
-def load(snapshot: Snapshot) -> Machine:
+def load(snapshot: Snapshot, resumed: tuple[int, float] | None = None) -> Machine:
     """The machine that :func:`save` saved, without code in SEAM.
+
+    ``resumed``: the value of its time-stamp counter, and that counter's nominal frequency in Hz, if both
+    go on.
 
     Raises:
         SnapshotError: a section is missing, of another version, or makes no sense; nothing is left
@@ -63,10 +68,15 @@ def load(snapshot: Snapshot) -> Machine:
     """
     section = snapshot.section("machine", _MACHINE_VERSION)
     config, settings = _load_config(section)
-    memory = saving.load(snapshot)
+    as_image = saving.IMAGE_SECTION in snapshot.sections
+    memory = (saving.load_image if as_image else saving.load)(snapshot)
     machine: Machine | None = None
     try:
         machine = _build(section, config, memory)
+        machine.resumed = resumed
+        if resumed is not None:
+            # It comes up while the rest is read.
+            machine.start_engine()
         _load_settings(section, machine, settings)
         for name, restore in (
             ("processors", _load_processors), ("seam", _load_seam), ("vmcs", _load_vmcss)

@@ -14,6 +14,11 @@ and each entry of the table: name length (2), section version (4), offset (8), s
 contents (32), name (UTF-8). Nothing in a file depends on when or where it was written, and nothing in it
 is code. Snapshots contain the machine's keys: a reader of the file can read the TDs.
 
+A snapshot may end with an *image*: the machine's frames, which are mapped instead of read
+(:mod:`swtdx.machine.memory.image`).  It lies behind the table, from the next multiple of 2 MiB to the end of
+the file, with holes where frames are zeros; the last section, ``image place``, says how long it is.  Its
+bytes are not checksummed: reading all of them would take longer than the machine takes to go on.
+
 Writing and reading::
 
     with SnapshotWriter("machine.snap") as snapshot, snapshot.section("clock", version=1) as section:
@@ -32,7 +37,7 @@ import hashlib
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +45,9 @@ from typing import BinaryIO, Final, Self
 
 MAGIC: Final = b"SWTDXSNP"
 CONTAINER_VERSION: Final = 1
+#: Of an image in the file.
+IMAGE_ALIGNMENT: Final = 2 << 20
+_PLACE: Final = "image place"
 
 _HEADER: Final = struct.Struct("<8sIIQQ32s")
 _ENTRY: Final = struct.Struct("<HIQQ32s")
@@ -125,6 +133,7 @@ class SnapshotWriter:
         self.path = Path(path)
         self._entries: list[_Entry] = []
         self._open = False
+        self._image: tuple[int, Iterable[tuple[int, bytes]]] | None = None
         try:
             descriptor, self._temporary = tempfile.mkstemp(
                 prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent
@@ -164,13 +173,27 @@ class SnapshotWriter:
         self._open = False
         self._entries.append(_Entry(name, version, offset, writer.size, writer.digest()))
 
+    def append_image(self, size: int, parts: Iterable[tuple[int, bytes]]) -> None:
+        """End the file with an image of ``size`` bytes: zeros but for ``parts``, as (offset, bytes)."""
+        self._image = size, parts
+
     def _finish(self) -> None:
+        if self._image is not None:
+            with self.section(_PLACE, 1) as section:
+                section.u64(self._image[0])
         table = bytearray()
         for entry in self._entries:
             name = entry.name.encode()
             table += _ENTRY.pack(len(name), entry.version, entry.offset, entry.size, entry.digest) + name
         offset = self._file.tell()
         self._file.write(table)
+        if self._image is not None:
+            size, parts = self._image
+            start = _image_start(offset + len(table))
+            self._file.truncate(start + size)
+            for at, data in parts:
+                self._file.seek(start + at)
+                self._file.write(data)
         self._file.seek(0)
         digest = hashlib.sha256(table).digest()
         header = (MAGIC, CONTAINER_VERSION, len(self._entries), offset, len(table), digest)
@@ -178,6 +201,11 @@ class SnapshotWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         os.replace(self._temporary, self.path)
+
+
+def _image_start(end: int) -> int:
+    """Where the image of a file begins whose table ends at ``end``."""
+    return -(-end // IMAGE_ALIGNMENT) * IMAGE_ALIGNMENT
 
 
 class SectionReader:
@@ -266,6 +294,7 @@ class Snapshot:
         except OSError as error:
             raise SnapshotError(f"cannot read {self.path}: {error.strerror}") from error
         try:
+            self._image_at: int | None = None
             self._entries = {entry.name: entry for entry in self._verify()}
         except BaseException:
             self._file.close()
@@ -306,6 +335,27 @@ class Snapshot:
             )
         return SectionReader(self.path, entry, self._file)
 
+    def image(self) -> tuple[int, int, int]:
+        """The image: a new descriptor of the file, where in it the image begins, and its size in bytes.
+
+        Raises:
+            SnapshotError: the snapshot has none.
+        """
+        if self._image_at is None:
+            raise SnapshotError(f"{self.path}: the snapshot has no image of frames")
+        section = self.section(_PLACE, 1)
+        return os.dup(self._file.fileno()), self._image_at, section.u64()
+
+    def _check_image(self, place: _Entry, length: int, end: int) -> None:
+        """The file has to be as long as its image makes it."""
+        size = SectionReader(self.path, place, self._file).u64()
+        self._image_at = _image_start(end)
+        if length != self._image_at + size:
+            raise SnapshotError(
+                f"{self.path}: truncated: {length} bytes, but with its image the file has "
+                f"{self._image_at + size}"
+            )
+
     def _verify(self) -> list[_Entry]:
         length = os.fstat(self._file.fileno()).st_size
         raw = self._file.read(_HEADER.size)
@@ -334,7 +384,10 @@ class Snapshot:
             at += entry.size
             if self._digest(entry) != entry.digest:
                 raise SnapshotError(f"{self.path}: section {entry.name!r} is corrupted")
-        if at != offset or offset + size != length:
+        place = next((entry for entry in entries if entry.name == _PLACE), None)
+        if place is not None and at == offset:
+            self._check_image(place, length, offset + size)
+        elif at != offset or offset + size != length:
             raise SnapshotError(f"{self.path}: {length - at - size} bytes belong to no section")
         return entries
 

@@ -89,6 +89,10 @@ class Uncore:
         self.xstate_size = 0xC00
         self._engine: Engine | None = None
         memory.subscribe(self._frames_leave)
+        #: Where the time-stamp counter goes on from, and its nominal frequency, in a machine that was saved.
+        self.resumed: tuple[int, float] | None = None
+        if memory.image is not None:
+            memory.image.taken = self._frames_taken
 
     # ------------------------------------------------------------------ engine and time
     @property
@@ -110,10 +114,19 @@ class Uncore:
         if self.config.engine == "qemu":
             from swtdx.machine.engine.qemu.engine import QemuEngine
 
-            return QemuEngine(self.memory.frames_fd, self.memory.size, len(self.agents))
+            image = self.memory.image
+            return QemuEngine(
+                self.memory.frames_fd,
+                self.memory.size,
+                len(self.agents),
+                None if image is None else (image.fd, image.start),
+                None if self.resumed is None else self.resumed[0],
+            )
         if self.config.engine == "scripted":
             from swtdx.machine.engine.scripted.engine import ScriptedEngine
 
+            # It looks at frames alone.
+            self.memory.here()
             return ScriptedEngine(self.memory.frames, self.memory.lock, len(self.agents))
         raise ValueError(f"there is no engine called {self.config.engine!r}; choose qemu or scripted")
 
@@ -167,6 +180,8 @@ class Uncore:
         The engine's true rate differs by up to 12.5 MHz; so a TD whose TSC_FREQUENCY is the nominal
         one needs no scaling, and RDTSC stays native.
         """
+        if self.resumed is not None:
+            return self.resumed[1]
         return round(self.engine.tsc_hz / CRYSTAL_HZ) * CRYSTAL_HZ
 
     # ------------------------------------------------------------------ frames and the engine
@@ -186,3 +201,9 @@ class Uncore:
         for agent in self.agents:
             for space in tuple(agent.spaces.values()):
                 space.drop(hpa, size)
+
+    def _frames_taken(self, hpa: int, size: int) -> None:
+        """Frames were brought in out of a snapshot's file: no translation may reach them there any more."""
+        for agent in self.agents:
+            for space in tuple(agent.spaces.values()):
+                space.unlend(hpa, size)

@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from swtdx.devices.saved import In, Out
+from swtdx.vmm.saved import get, pairs, put
+
 X2APIC_BASE: Final = 0x800
 #: Register numbers: MSR minus 0x800.
 _ID, _VERSION, _LDR, _SVR = 0x02, 0x03, 0x0D, 0x0F
@@ -46,6 +49,13 @@ _LOWEST_VECTOR: Final = 16
 _SHORTEST_PERIOD: Final = TIMER_HZ // 5000
 #: A deadline timer is kept off for no longer than this, in seconds.
 _LONGEST_ROUND_TRIP: Final = 0.1
+
+
+#: What is saved of an APIC beside the LVT.
+_SAVED: Final = (
+    "_divide", "_error", "_error_latched", "_fired", "_guest_deadline", "_icr", "_initial", "_period",
+    "_round_trip", "_svr", "deadline",
+)  # fmt: skip
 
 
 class Target(Protocol):
@@ -119,6 +129,17 @@ class LocalApic:
         self._fired: int | None = None
         self._round_trip = 0
         self.deadline: int | None = None
+
+    def save_state(self, out: Out) -> None:
+        """Write the registers down.  Times are the machine's, whose counter goes on."""
+        put(out, lvt=list(self._lvt.items()), **{name: getattr(self, name) for name in _SAVED})
+
+    def load_state(self, section: In) -> None:
+        """Take over what :meth:`save_state` wrote."""
+        fields = get(section)
+        self._lvt = dict(pairs(fields["lvt"]))
+        for name in _SAVED:
+            setattr(self, name, fields[name])
 
     @property
     def apic_id(self) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 
+from swtdx.devices.saved import In, Out
 from swtdx.vmm.errors import NoHkid, VmmError
+from swtdx.vmm.saved import get_numbers, put_numbers
 
 
 class HkidPool:
@@ -21,6 +23,14 @@ class HkidPool:
         self._count = count - 1
         self._free = list(range(first + count - 1, first, -1))
         self._lock = threading.Lock()
+
+    def save_state(self, out: Out) -> None:
+        """Write down which are free."""
+        put_numbers(out, (self.global_hkid, self._count, *self._free))
+
+    def load_state(self, section: In) -> None:
+        """Take over what :meth:`save_state` wrote."""
+        self.global_hkid, self._count, *self._free = get_numbers(section)
 
     @property
     def free(self) -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from swtdx.arch.guest_map import GUEST_MAP
-from swtdx.devices.board import describe_board
+from swtdx.devices.board import BoardConfig, describe_board
+from swtdx.devices.saved import In, Out
 from swtdx.devices.virtio.ports import PortConfig, VirtioPorts
 from swtdx.guests.direct_boot import DirectBoot
 from swtdx.guests.kernel import KernelImage
@@ -30,6 +31,7 @@ from swtdx.vmm.peripherals.attach import Attached
 from swtdx.vmm.processor import Processor
 from swtdx.vmm.quote import QuoteService
 from swtdx.vmm.result import EndReason, RunResult
+from swtdx.vmm.saved_board import get_board, put_board
 from swtdx.vmm.td import Td
 from swtdx.vmm.td_params import TdConfig
 
@@ -189,6 +191,9 @@ class Launch:
     Made, the TD is built and its devices are there; :meth:`run` may be called again after it came back
     with TIMEOUT or PAUSED; :meth:`finish`, or at least :meth:`close`, comes last.  Arguments and errors are
     those of :func:`launch`; ``processors`` says where the vCPUs run, all of the hypervisor's by default.
+
+    ``saved`` is what :meth:`save_state` wrote: the TD is then on ``host`` already, with its hypervisor's
+    memory, and goes on.  Of ``config`` only what leads to the outside counts.
     """
 
     def __init__(
@@ -197,39 +202,70 @@ class Launch:
         config: LaunchConfig,
         console: Console | None = None,
         processors: list[Processor] | None = None,
+        saved: In | None = None,
     ) -> None:
         self.config = config
         self._console = Stream() if console is None else console
         self._phases: dict[str, float] = {}
         with _phase(self._phases, "module"):
-            self.hypervisor = host if isinstance(host, Hypervisor) else Hypervisor(host)
+            if isinstance(host, Hypervisor):
+                self.hypervisor = host
+            else:
+                self.hypervisor = Hypervisor(host) if saved is None else Hypervisor.restored(host, saved)
         control = RunControl()
         self._output = _Output(config, self._console, control)
         with _phase(self._phases, "build"):
-            start = config.boot or config.direct()
-            board = start.board(config.td)
-            board = replace(
-                board,
-                console_size=self._console.size,
-                channels=self._output.channels,
-                more=board.more + (() if config.peripherals is None else config.peripherals.parts),
-            )
-            plan = start.plan(config.td, describe_board(board))
-            self.td = build(self.hypervisor, config.td, plan, processors, preaugment=config.preaugment)
+            self.td, self._board = self._build(processors) if saved is None else self._restore(saved)
             try:
                 self.io = MachineIo(
                     self.td,
-                    board,
+                    self._board,
                     control,
                     console_out=self._output.write,
                     serial_out=self._serial(control),
                     quote_service=config.quote_service,
-                    mmio=GUEST_MAP.devices(),
+                    # A saved TD's tables have them.
+                    mmio=GUEST_MAP.devices() if saved is None else (),
                 )
+                if saved is not None:
+                    self.io.load_state(saved)
                 self.runner = self.io.runner(processors or self.hypervisor.processors)
             except BaseException:
                 self.close()
                 raise
+
+    def _build(self, processors: list[Processor] | None) -> tuple[Td, BoardConfig]:
+        """A new TD, and its board."""
+        config = self.config
+        start = config.boot or config.direct()
+        board = start.board(config.td)
+        board = replace(
+            board,
+            console_size=self._console.size,
+            channels=self._output.channels,
+            more=board.more + (() if config.peripherals is None else config.peripherals.parts),
+        )
+        plan = start.plan(config.td, describe_board(board))
+        return build(self.hypervisor, config.td, plan, processors, preaugment=config.preaugment), board
+
+    def _restore(self, saved: In) -> tuple[Td, BoardConfig]:
+        """The saved TD, and its board."""
+        td = Td.restored(self.hypervisor, saved)
+        outputs = {port.name: port.output for port in self._output.channels}
+        more = () if self.config.peripherals is None else self.config.peripherals.parts
+        return td, get_board(saved, outputs, more)
+
+    def save_state(self, out: Out) -> None:
+        """Write down the hypervisor, the TD and its devices, between two runs.
+
+        Raises:
+            VmmError: something is under way that cannot be saved.
+            BoardError: a device does not say how it is saved.
+        """
+        self.hypervisor.save_state(out)
+        self.td.save_state(out)
+        put_board(out, self._board)
+        self.io.save_state(out)
 
     def _serial(self, control: RunControl) -> Callable[[bytes], None] | None:
         """Where the serial port's output goes."""

@@ -8,6 +8,7 @@ from swtdx.arch.units import PAGE
 from swtdx.devices.board import Board, BoardConfig, build_board
 from swtdx.devices.dma import DmaError, Segment, T
 from swtdx.devices.msi import MsiRouter
+from swtdx.devices.saved import In, Out
 from swtdx.machine.host import HostMemory
 from swtdx.vmm.control import RunControl
 from swtdx.vmm.memory import BLOCK
@@ -152,6 +153,20 @@ class MachineIo:
         )
         self._quotes = QuoteRequests(quote_service, self.dma.read, self.dma.write, control.wake)
         self.server = TdvmcallServer(td, self.board, self.dma, self._quotes, control.end)
+
+    def save_state(self, out: Out) -> None:
+        """Write down the devices, and what the guest has asked for.
+
+        Raises:
+            VmmError, BoardError: see :meth:`Launch.save_state`.
+        """
+        self.server.save_state(out)
+        self.board.save_state(out)
+
+    def load_state(self, section: In) -> None:
+        """Take over what :meth:`save_state` wrote."""
+        self.server.load_state(section)
+        self.board.load_state(section)
 
     def poll(self) -> None:
         """Let the devices do what waits on the host's side.  On a vCPU's thread."""

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from swtdx.arch.units import PAGE
+from swtdx.devices.saved import In, Out
 from swtdx.vmm.errors import OutOfMemory, VmmError
+from swtdx.vmm.saved import get, get_numbers, put, put_numbers
 
 BLOCK: Final = 2 << 20
 _PAGES: Final = BLOCK // PAGE
@@ -43,6 +45,35 @@ class PageAllocator:
         self._used = 0
         self._total = 0
         self.refill: Callable[[], bool] | None = None
+
+    # ------------------------------------------------------------------ snapshots
+    def save_state(self, out: Out) -> None:
+        """Write down who has what."""
+        with self._lock:
+            names = list(dict.fromkeys(name for _, name in self._owners.values()))
+            number = {name: index for index, name in enumerate(names)}
+            put(out, names=names, used=self._used, total=self._total, fresh=self._fresh, added=self._added)
+            put_numbers(out, self._blocks)
+            put_numbers(out, self._partial)
+            put(out, masks=list(self._partial.values()))
+            put_numbers(out, self._owners)
+            put_numbers(out, (size for size, _ in self._owners.values()))
+            put_numbers(out, (number[name] for _, name in self._owners.values()))
+
+    def load_state(self, section: In) -> None:
+        """Take over what :meth:`save_state` wrote; ``refill`` stays."""
+        fields = get(section)
+        names: list[str] = fields["names"]
+        self._used, self._total = int(fields["used"]), int(fields["total"])
+        self._fresh = [[int(base), int(end)] for base, end in fields["fresh"]]
+        self._added = [(int(base), int(end)) for base, end in fields["added"]]
+        self._blocks = get_numbers(section)
+        partial = get_numbers(section)
+        self._partial = dict(zip(partial, map(int, get(section)["masks"]), strict=True))
+        places, sizes, owners = get_numbers(section), get_numbers(section), get_numbers(section)
+        self._owners = {
+            place: (size, names[owner]) for place, size, owner in zip(places, sizes, owners, strict=True)
+        }
 
     # ------------------------------------------------------------------ what there is
     @property

@@ -22,7 +22,9 @@ from swtdx.arch.msrs import (
     IA32_TSC_DEADLINE,
 )
 from swtdx.arch.x86 import LOCAL_APIC_BASE
+from swtdx.devices.saved import In, Out
 from swtdx.vmm.apic import X2APIC_BASE
+from swtdx.vmm.saved import get_map, put_map
 from swtdx.vmm.vcpu import Vcpu
 
 #: xAPIC address, x2APIC mode, enabled; bit 8 on the bootstrap processor.
@@ -61,6 +63,14 @@ class Msrs:
         self._vcpu = vcpu
         self._apic = vcpu.apic
         self._stored = dict(_STORED)
+
+    def save_state(self, out: Out) -> None:
+        """Write down what the guest wrote."""
+        put_map(out, self._stored)
+
+    def load_state(self, section: In) -> None:
+        """Take over what :meth:`save_state` wrote."""
+        self._stored.update(get_map(section))
 
     def read(self, index: int) -> int | None:
         """RDMSR; None is a #GP."""

@@ -17,10 +17,12 @@ from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.units import PAGE
+from swtdx.devices.saved import In, Out
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import VmmError
 from swtdx.vmm.memory import BLOCK, PageAllocator
 from swtdx.vmm.processor import Processor
+from swtdx.vmm.saved import get, get_map, pairs, put, put_map
 
 #: Pause before asking again whether all vCPUs have left the old TLB epoch, in seconds; and how often.
 _EPOCH_PAUSE: Final = 0.0002
@@ -84,6 +86,20 @@ class PrivateMemory:
             ),
             0,
         )
+
+    def save_state(self, out: Out) -> None:
+        """Write down what was given where."""
+        put(out, ram=self._ram, counts=self.counts)
+        for record in (self.small, self.large, self._spare_small, self._spare_large, *self.tables):
+            put_map(out, record)
+
+    def load_state(self, section: In) -> None:
+        """Take over what :meth:`save_state` wrote."""
+        fields = get(section)
+        self._ram = list(pairs(fields["ram"]))
+        self.counts.update(fields["counts"])
+        for record in (self.small, self.large, self._spare_small, self._spare_large, *self.tables):
+            record.update(get_map(section))
 
     @property
     def mapped_bytes(self) -> int:

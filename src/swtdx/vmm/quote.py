@@ -54,6 +54,11 @@ class QuoteRequests:
         self._done: queue.SimpleQueue[tuple[Vcpu, int, int, int, bytes]] = queue.SimpleQueue()
         self._flying = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._flying > 0
+
     def submit(self, vcpu: Vcpu, gpa: int, size: int) -> int:
         """Take a request for the buffer of ``size`` bytes at ``gpa``; the status for R10.
 

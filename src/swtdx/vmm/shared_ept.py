@@ -17,9 +17,11 @@ from typing import Final
 
 from swtdx.arch.sept_bits import LEAF, SUPPRESS_VE
 from swtdx.arch.units import PAGE
+from swtdx.devices.saved import In, Out
 from swtdx.machine.host import HostMemory
 from swtdx.vmm.errors import VmmError
 from swtdx.vmm.memory import BLOCK, PageAllocator
+from swtdx.vmm.saved import get, get_map, put, put_map
 
 _READ_WRITE: Final = 3
 _READ_WRITE_EXECUTE: Final = 7
@@ -38,10 +40,17 @@ class SharedEpt:
         levels: 4, or 5 for a guest-physical address width of 52.
         shared_bit: the GPA bit that selects shared memory.
         owner: in whose name shared memory is allocated.
+        saved: what :meth:`save_state` wrote of tables that are in memory already.
     """
 
     def __init__(
-        self, memory: HostMemory, allocator: PageAllocator, levels: int, shared_bit: int, owner: str
+        self,
+        memory: HostMemory,
+        allocator: PageAllocator,
+        levels: int,
+        shared_bit: int,
+        owner: str,
+        saved: In | None = None,
     ) -> None:
         self._memory = memory
         self._allocator = allocator
@@ -55,7 +64,19 @@ class SharedEpt:
         #: What is mapped: page number to HPA, for 4 KiB pages and for 2 MiB blocks.
         self.small: dict[int, int] = {}
         self.large: dict[int, int] = {}
-        self.root = self._new_table(levels - 1, 0)
+        if saved is None:
+            self.root = self._new_table(levels - 1, 0)
+            return
+        known = get(saved)["tables"]
+        self._tables = {(int(level), int(gpa)): int(hpa) for level, gpa, hpa in known}
+        self.root = self._tables[levels - 1, 0]
+        self.small, self.large = get_map(saved), get_map(saved)
+
+    def save_state(self, out: Out) -> None:
+        """Write down where the tables are, and what they map."""
+        put(out, tables=[(level, gpa, hpa) for (level, gpa), hpa in self._tables.items()])
+        put_map(out, self.small)
+        put_map(out, self.large)
 
     @property
     def mapped_bytes(self) -> int:

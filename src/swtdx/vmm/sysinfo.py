@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 from swtdx.arch import status as st
 from swtdx.arch.features import TOPOLOGY_ENUM
@@ -61,6 +62,15 @@ class SysInfo:
     #: The processor's own CPUID leaf 4, by subleaf, and ECX of 0x80000006 (its L2 cache once more).
     caches: tuple[tuple[int, int, int, int], ...] = field(default=())
     l2: int = 0
+
+    @classmethod
+    def restored(cls, fields: dict[str, Any]) -> SysInfo:
+        """Of its fields by name, as they come out of a snapshot."""
+        plain = dict(fields)
+        plain["cpuid_config"] = tuple(CpuidConfig(**entry) for entry in fields["cpuid_config"])
+        plain["cmrs"] = tuple((base, size) for base, size in fields["cmrs"])
+        plain["caches"] = tuple((a, b, c, d) for a, b, c, d in fields["caches"])
+        return cls(**plain)
 
     @property
     def topology(self) -> bool:

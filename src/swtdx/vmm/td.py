@@ -13,12 +13,14 @@ from typing import Final
 from swtdx.arch import status as st
 from swtdx.arch.units import MASK64, PAGE
 from swtdx.arch.vmx_controls import PIN_PROCESS_POSTED
+from swtdx.devices.saved import In, Out
 from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import SeamcallError, VmmError
 from swtdx.vmm.hypervisor import Hypervisor
 from swtdx.vmm.private_memory import PrivateMemory
 from swtdx.vmm.processor import NOTIFICATION_VECTOR, Processor
+from swtdx.vmm.saved import get, put
 from swtdx.vmm.shared_ept import SharedEpt
 from swtdx.vmm.td_params import TdConfig
 from swtdx.vmm.tdx_init import one_per_package
@@ -91,6 +93,57 @@ class Td:
         self._pids: list[int] = []
         self._private: PrivateMemory | None = None
         self._shared: SharedEpt | None = None
+
+    # ------------------------------------------------------------------ snapshots
+    def save_state(self, out: Out) -> None:
+        """Write down what the hypervisor knows of it."""
+        self.config.save_state(out)
+        put(
+            out,
+            name=self.name,
+            cpu=self.cpu.index,
+            tdr=self.root,
+            hkid=self.hkid,
+            tdcs=self.tdcs,
+            pids=self._pids,
+            finalized=self.finalized,
+            offset=self.clock.offset,
+            multiplier=self.clock.multiplier,
+            vcpus=[(vcpu.tdvpr, vcpu.pid) for vcpu in self.vcpus],
+        )
+        self.private.save_state(out)
+        self.shared.save_state(out)
+        for vcpu in self.vcpus:
+            vcpu.save_state(out)
+
+    @classmethod
+    def restored(cls, hypervisor: Hypervisor, section: In) -> Td:
+        """The TD that :meth:`save_state` wrote down; it is on the machine as it was."""
+        config = TdConfig.restored(section)
+        known = get(section)
+        td = cls(hypervisor, config, known["name"], hypervisor.processors[known["cpu"]])
+        td.tdr, td.hkid = int(known["tdr"]), int(known["hkid"])
+        td.tdcs, td._pids = list(known["tdcs"]), list(known["pids"])
+        td.finalized = bool(known["finalized"])
+        td.clock.offset, td.clock.multiplier = int(known["offset"]), int(known["multiplier"])
+        td._private = td._private_memory(td.tdr, td.hkid)
+        td._private.load_state(section)
+        td._shared = td._shared_memory(section)
+        memory = hypervisor.host.memory
+        for index, (tdvpr, pid) in enumerate(known["vcpus"]):
+            vcpu = Vcpu(index, tdvpr, pid, memory, td.clock, lambda: list(td.vcpus), fresh=False)
+            td.vcpus.append(vcpu)
+        for vcpu in td.vcpus:
+            vcpu.load_state(section, hypervisor.processors)
+        return td
+
+    def _private_memory(self, tdr: int, hkid: int) -> PrivateMemory:
+        hkid_bits = hkid << self.hypervisor.host.keyid_shift
+        return PrivateMemory(tdr, self._allocator, hkid_bits, self.config.ept_levels, self.name, self._kick)
+
+    def _shared_memory(self, saved: In | None = None) -> SharedEpt:
+        config, memory = self.config, self.hypervisor.host.memory
+        return SharedEpt(memory, self._allocator, config.ept_levels, config.shared_bit, self.name, saved)
 
     # ------------------------------------------------------------------ parts
     @property
@@ -180,12 +233,8 @@ class Td:
                 package_cpu.need(sc.tdh_mng_key_config(package_cpu, tdr), f"package {package_cpu.package}")
         for _ in range(platform.info.tdcs_pages):
             self._give(self.tdcs, lambda page: sc.tdh_mng_addcx(cpu, page, tdr))
-        hkid_bits = self.hkid << hypervisor.host.keyid_shift
-        levels = self.config.ept_levels
-        self._private = PrivateMemory(tdr, self._allocator, hkid_bits, levels, self.name, self._kick)
-        self._shared = SharedEpt(
-            hypervisor.host.memory, self._allocator, levels, self.config.shared_bit, self.name
-        )
+        self._private = self._private_memory(tdr, self.hkid)
+        self._shared = self._shared_memory()
         self._init(params)
 
     def _kick(self) -> None:

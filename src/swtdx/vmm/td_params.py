@@ -6,7 +6,7 @@ Sources: structures.md §5 (TD_PARAMS, ATTRIBUTES, XFAM), tdcall.md §5.4 (confi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from swtdx.arch.platform_structs import (
@@ -24,8 +24,10 @@ from swtdx.arch.td_config import (
 )
 from swtdx.arch.units import MASK32
 from swtdx.arch.x86 import MEMORY_TYPE_WB
+from swtdx.devices.saved import In, Out
 from swtdx.vmm.cpuid import topology
 from swtdx.vmm.errors import ConfigError
+from swtdx.vmm.saved import get, put
 from swtdx.vmm.sysinfo import CpuidConfig, SysInfo
 
 _ATTR_NAMES: Final = {0: "DEBUG", 28: "SEPT_VE_DISABLE", 29: "MIGRATABLE", 30: "PKS", 31: "KL", 63: "PERFMON"}
@@ -46,6 +48,7 @@ _TME: Final = 1 << 13
 _PCONFIG: Final = 1 << 18
 
 
+_HASHES: Final = ("mrconfigid", "mrowner", "mrownerconfig")
 #: CPUID(4).EAX: ids of processors that share a cache, less one; ids of cores in a package, less one.
 _SHARERS: Final = 0xFFF << 14
 _CORES: Final = 0x3F << 26
@@ -94,6 +97,23 @@ class TdConfig:
         units = None if self.tsc_hz is None else self.tsc_hz / TSC_FREQUENCY_UNIT_HZ
         if units is not None and not TSC_FREQUENCY_MIN <= round(units) <= TSC_FREQUENCY_MAX:
             raise ConfigError(f"a TD's TSC runs at 100 MHz to 10 GHz, not at {self.tsc_hz:.0f} Hz")
+
+    def save_state(self, out: Out) -> None:
+        """Write all of it down."""
+        fields = asdict(self)
+        for name in _HASHES:
+            fields[name] = fields[name].hex()
+        fields["cpuid"] = [[*where, *values] for where, values in self.cpuid.items()]
+        put(out, **fields)
+
+    @classmethod
+    def restored(cls, section: In) -> TdConfig:
+        """The one that :meth:`save_state` wrote down."""
+        fields = get(section)
+        for name in _HASHES:
+            fields[name] = bytes.fromhex(fields[name])
+        fields["cpuid"] = {(leaf, sub): (a, b, c, d) for leaf, sub, a, b, c, d in fields["cpuid"]}
+        return cls(**fields)
 
     @property
     def debug(self) -> bool:

@@ -16,12 +16,14 @@ from swtdx.arch.msrs import IA32_TSC_DEADLINE
 from swtdx.arch.regs import R10, R11, R12, R13, R14, R15
 from swtdx.arch.units import MASK32, PAGE
 from swtdx.devices.bus import BusError, MmioSpace, PortSpace
+from swtdx.devices.saved import In, Out
 from swtdx.vmm import cpuid, fatal
 from swtdx.vmm.conversion import Conversion
-from swtdx.vmm.errors import OutOfMemory
+from swtdx.vmm.errors import OutOfMemory, VmmError
 from swtdx.vmm.msrs import Msrs
 from swtdx.vmm.quote import QuoteRequests
 from swtdx.vmm.result import EndReason
+from swtdx.vmm.saved import get, put
 from swtdx.vmm.td import Td
 from swtdx.vmm.vcpu import Vcpu
 
@@ -127,6 +129,25 @@ class TdvmcallServer:
         }
         #: Calls of sub-functions that do not exist, and of other interfaces (R10 not 0).
         self.unknown = Service(self.unsupported)
+
+    def save_state(self, out: Out) -> None:
+        """Write down what guests have asked for.
+
+        Raises:
+            VmmError: a quote is being made; it would never come.
+        """
+        if self._quotes.busy:
+            raise VmmError("a quote is being made for the TD, which no snapshot can hold: save it later")
+        put(out, notified=None if self._notified is None else self._notified.index)
+        for vcpu in self._td.vcpus:
+            self._msrs[vcpu.index].save_state(out)
+
+    def load_state(self, section: In) -> None:
+        """Take over what :meth:`save_state` wrote."""
+        notified = get(section)["notified"]
+        self._notified = None if notified is None else self._td.vcpus[int(notified)]
+        for vcpu in self._td.vcpus:
+            self._msrs[vcpu.index].load_state(section)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from dataclasses import asdict
 from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.ranges import without
 from swtdx.arch.units import GIB, PAGE
+from swtdx.devices.saved import In, Out
 from swtdx.machine.host import GeneralProtection, Host
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.errors import VmmError
 from swtdx.vmm.hkid import HkidPool
 from swtdx.vmm.memory import PageAllocator
 from swtdx.vmm.processor import Processor
+from swtdx.vmm.saved import get, pairs, put
 from swtdx.vmm.sysinfo import SysInfo, read_sysinfo
 from swtdx.vmm.tdmr import LOW_MEMORY, Tdmr, build_tdmrs, convertible_memory
 
@@ -36,6 +39,32 @@ class TdxPlatform:
         #: Memory whose PAMT is not initialised yet, as (base, bytes), ascending.
         self._waiting: list[tuple[int, int]] = []
         self._ready = {tdmr.base: tdmr.base for tdmr in tdmrs}
+
+    def save_state(self, out: Out) -> None:
+        """Write down what the module said, what it was given, and what is not initialised yet."""
+        put(
+            out,
+            info=asdict(self.info),
+            tdmrs=[asdict(tdmr) for tdmr in self.tdmrs],
+            waiting=self._waiting,
+            ready=list(self._ready.items()),
+        )
+        self.hkids.save_state(out)
+
+    @classmethod
+    def restored(cls, cpu: Processor, allocator: PageAllocator, section: In) -> TdxPlatform:
+        """The one that :meth:`save_state` wrote down; ``allocator`` gets the rest of its memory on demand."""
+        fields = get(section)
+        tdmrs = [
+            Tdmr(one["base"], one["size"], pairs(one["pamts"]), pairs(one["reserved"]))  # type: ignore[arg-type]
+            for one in fields["tdmrs"]
+        ]
+        hkids = HkidPool(0, 2)
+        hkids.load_state(section)
+        platform = cls(cpu, SysInfo.restored(fields["info"]), tdmrs, hkids)
+        platform._ready = {int(base): int(end) for base, end in fields["ready"]}
+        platform.prepare(list(pairs(fields["waiting"])), allocator)
+        return platform
 
     def prepare(self, memory: list[tuple[int, int]], allocator: PageAllocator) -> None:
         """Have ``allocator`` hand out ``memory`` (base, bytes) as its PAMT entries get initialised."""

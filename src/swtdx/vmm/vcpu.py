@@ -5,16 +5,18 @@ from __future__ import annotations
 import enum
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from swtdx.arch import status as st
 from swtdx.arch.units import MASK64
+from swtdx.devices.saved import In, Out
 from swtdx.machine.host import HostMemory
 from swtdx.vmm import fields
 from swtdx.vmm import seamcalls as sc
 from swtdx.vmm.apic import Clock, LocalApic, Target
 from swtdx.vmm.processor import NOTIFICATION_VECTOR, WAKE_VECTOR, Processor
+from swtdx.vmm.saved import get, put
 
 #: Bytes of a posted-interrupt descriptor: 256 request bits, then ON and the notification vector.
 PID_SIZE: Final = 64
@@ -59,7 +61,10 @@ class Vcpu:
         memory: HostMemory,
         clock: Clock,
         others: Callable[[], list[Target]],
+        *,
+        fresh: bool = True,
     ) -> None:
+        """``fresh`` False: its posted-interrupt descriptor is in memory already."""
         self.index = index
         self.tdvpr = tdvpr
         self.pages = [tdvpr]
@@ -83,8 +88,37 @@ class Vcpu:
         #: Held while they change: devices' threads post while the vCPU's own delivers.
         self._posting = threading.Lock()
         self._nmi = False
-        memory.write(pid, bytes(PID_SIZE))
-        memory.write(pid + 34, bytes((NOTIFICATION_VECTOR,)))
+        if fresh:
+            memory.write(pid, bytes(PID_SIZE))
+            memory.write(pid + 34, bytes((NOTIFICATION_VECTOR,)))
+
+    # ------------------------------------------------------------------ snapshots
+    def save_state(self, out: Out) -> None:
+        """Write down what its pages do not hold."""
+        put(
+            out,
+            pages=self.pages,
+            cpu=None if self.cpu is None else self.cpu.index,
+            state=self.state.name,
+            regs=list(self.regs),
+            event_vector=self.event_vector,
+            attention=self.attention,
+            vectors=self._vectors,
+            nmi=self._nmi,
+        )
+        self.apic.save_state(out)
+
+    def load_state(self, section: In, processors: Sequence[Processor]) -> None:
+        """Take over what :meth:`save_state` wrote."""
+        fields = get(section)
+        self.pages = [int(page) for page in fields["pages"]]
+        self.cpu = None if fields["cpu"] is None else processors[int(fields["cpu"])]
+        self.state = VcpuState[fields["state"]]
+        self.regs = [int(value) for value in fields["regs"]]
+        self.event_vector = fields["event_vector"]
+        self.attention = bool(fields["attention"])
+        self._vectors, self._nmi = int(fields["vectors"]), bool(fields["nmi"])
+        self.apic.load_state(section)
 
     # ------------------------------------------------------------------ interrupts
     @property

@@ -9,6 +9,7 @@ forbids executable memory) there is none, and the caller has to extrapolate.
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import platform
 import time
@@ -19,13 +20,13 @@ from typing import Final
 _CODE: Final = b"\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0\xc3"
 _X86: Final = ("x86_64", "AMD64")
 
-# The page must live as long as the function.
-_page: mmap.mmap | None = None
+# The pages must live as long as the functions: several machines may be in one process.
+_pages: list[mmap.mmap] = []
 
 
+@functools.cache
 def host_tsc() -> Callable[[], int] | None:
     """A function that executes RDTSC, or None where there is none."""
-    global _page
     if platform.machine() not in _X86:
         return None
     try:
@@ -34,7 +35,7 @@ def host_tsc() -> Callable[[], int] | None:
         address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     except (OSError, ValueError):
         return None
-    _page = page
+    _pages.append(page)
     function: Callable[[], int] = ctypes.CFUNCTYPE(ctypes.c_uint64)(address)
     return function
 

@@ -16,6 +16,9 @@ import threading
 from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any, Final, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from swtdx.arch import msrs
 from swtdx.arch import vmcs as f
 
@@ -148,6 +151,15 @@ class TranslationCache(Protocol):
 
     def drop(self, hpa: int, size: int) -> None:
         """Forget whatever maps these frames."""
+
+    def lend(self, gpa: int, hpa: int, pages: npt.NDArray[np.bool_], access: Access, *, code: bool) -> None:
+        """Show ``pages`` of the 2 MiB of frames at ``hpa`` in a snapshot's file, for reading."""
+
+    def lends(self, hpa: int) -> bool:
+        """Whether it shows anything of the 2 MiB of frames at ``hpa`` in a snapshot's file."""
+
+    def unlend(self, hpa: int, size: int) -> None:
+        """Forget whatever shows these frames in a snapshot's file; those in the machine stay."""
 
     def serve(self, context: Any) -> None:
         """``context`` runs next with this cache."""
@@ -315,6 +327,10 @@ class Engine(Protocol):
     @property
     def tsc_hz(self) -> float:
         """Its frequency in Hz."""
+
+    @property
+    def version(self) -> str:
+        """What executes guests, and which version of it: what a vCPU may notice."""
 
     def together(
         self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]

@@ -50,6 +50,7 @@ class Dram:
         if not self._memory.bus.is_populated(hpa, LINE):
             raise AddressError(f"there is no DRAM at HPA {hpa:#x}")
         page = hpa >> PAGE_SHIFT
+        self._memory.recall(page << PAGE_SHIFT, PAGE)
         self._memory.cache.materialise(page, page + 1)
         self._memory.store.initialise(page)
         return hpa >> LINE_SHIFT
@@ -113,6 +114,7 @@ class Dram:
         with memory.lock:
             for at in range(hpa & -PAGE, hpa + size, _STEP):
                 first, end = at >> PAGE_SHIFT, -(-min(at + _STEP, hpa + size) // PAGE)
+                memory.recall(first << PAGE_SHIFT, end - first << PAGE_SHIFT)
                 memory.cache.materialise(first, end)
                 written = (memory.pages.flags[first:end] & WRITTEN) != 0
                 block = bytearray(memory.store.cipher.view[first << PAGE_SHIFT : end << PAGE_SHIFT])
@@ -127,6 +129,7 @@ class Dram:
     def written(self) -> Iterator[tuple[int, int]]:
         """``(hpa, size)`` of the parts of DRAM that were ever written after the BIOS cleared them."""
         memory = self._memory
+        memory.here()
         for first, end in list(memory.pages.touched()):
             with memory.lock:
                 flags = memory.pages.flags[first:end] & WRITTEN
@@ -157,6 +160,7 @@ class Dram:
         """How many lines of a range have their TD-owner bit set in DRAM (whole pages; bytes)."""
         memory = self._memory
         with memory.lock:
+            memory.recall(hpa, size)
             memory.cache.materialise(hpa >> PAGE_SHIFT, -(-(hpa + size) // PAGE))
             meta = memory.store.meta.array[hpa >> LINE_SHIFT : hpa + size >> LINE_SHIFT]
             return int(np.count_nonzero(meta & OWNER))

@@ -35,6 +35,10 @@ VIEWED: Final = 8
 EXECUTED: Final = 16
 #: The frame has been changed since, in a way that the engine does not see.
 STALE: Final = 32
+#: The page is still in the file of a snapshot (image.py), its state too: here it looks untouched.
+ABSENT: Final = 64
+#: An engine shows it to a guest there, for reading.
+LENT: Final = 128
 
 #: Pages of a chunk (64 MiB), the granularity in which whole-cache operations skip untouched memory.
 CHUNK: Final = 1 << 14

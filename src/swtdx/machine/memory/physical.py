@@ -32,6 +32,7 @@ from swtdx.machine.memory.addresses import ALL_LINES, LINE, PAGE_SHIFT, AddressE
 from swtdx.machine.memory.bus import Bus
 from swtdx.machine.memory.cache import Cache, Subscriber
 from swtdx.machine.memory.faults import BusAbort, MachineCheck, Requestor
+from swtdx.machine.memory.image import MemoryImage
 from swtdx.machine.memory.keys import Algorithm, Integrity, KeyTable
 from swtdx.machine.memory.lines import LineAccess
 from swtdx.machine.memory.pages import ALL, EXECUTED, MAPPED, STALE, VIEWED, PageTable, runs
@@ -79,6 +80,8 @@ class PhysicalMemory:
         self.frames = self._file.view
         self.frames_fd = self._file.fd
         self._count = self.size >> PAGE_SHIFT
+        #: What of it is still in a snapshot's file.
+        self.image: MemoryImage | None = None
         self._build(seed, integrity, algorithms, addresses)
 
     def _build(self, seed: bytes, integrity: Integrity, algorithms: Algorithm, addresses: AddressMap) -> None:
@@ -96,6 +99,8 @@ class PhysicalMemory:
 
     def close(self) -> None:
         """Give the frames file back; the object must not be used afterwards."""
+        if self.image is not None:
+            self.image.close()
         self._file.close()
 
     # -- set-up by the firmware -----------------------------------------------------------------------
@@ -133,8 +138,14 @@ class PhysicalMemory:
             AddressError: the range is set already, is unaligned, or has no memory behind it.
         """
         with self.lock:
+            self.recall(base, size)
             self.bus.reserve_seam(base, size)
             self.cache.release(base >> PAGE_SHIFT, base + size >> PAGE_SHIFT)
+
+    @property
+    def frame_file(self) -> SparseFile:
+        """The file of frames."""
+        return self._file
 
     @property
     def seamrr(self) -> tuple[int, int] | None:
@@ -245,6 +256,7 @@ class PhysicalMemory:
             raise AddressError(f"MOVDIR64B moves whole 64-byte lines, not {len(source)} bytes to {pa:#x}")
         keyid, hpa = self.addresses.split(pa)
         with self.lock:
+            self.recall(hpa, len(source))
             for at, size, usable in self.bus.pieces(hpa, len(source), keyid, requestor):
                 if usable:
                     start = at - hpa
@@ -262,6 +274,7 @@ class PhysicalMemory:
             raise AddressError(f"MOVDIR64B moves whole 64-byte lines, not {size} bytes to {pa:#x}")
         keyid, hpa = self.addresses.split(pa)
         with self.lock:
+            self.recall(hpa, size)
             first, end = -(-hpa // PAGE), (hpa + size) // PAGE
             whole = first < end
             if whole and self.bus.admits(first * PAGE, (end - first) * PAGE, keyid, requestor):
@@ -292,6 +305,7 @@ class PhysicalMemory:
             return view
         with self.lock:
             page = self._mappable(hpa, PAGE, keyid, SEAM)
+            self.recall(hpa, PAGE)
             self.cache.take_page(page, keyid)
             if not self.pages.flag[page] & MAPPED:
                 # Else the guest goes on running on it: who writes says so (executed, written).
@@ -321,6 +335,7 @@ class PhysicalMemory:
         """
         with self.lock:
             page = self._mappable(hpa, size, keyid, requestor)
+            self.recall(hpa, size)
             pages = self.pages
             if size == PAGE:
                 if not (pages.flag[page] & MAPPED and pages.tag[page] == keyid):
@@ -411,6 +426,8 @@ class PhysicalMemory:
 
     def frames_are_zero(self, hpa: int, size: int) -> bool:
         """Whether these frames hold only zeros; costs nothing where they were never touched."""
+        with self.lock:
+            self.recall(hpa, size)
         if not self._file.has_data(hpa, size):
             return True
         zeros = bytes(1 << 20)
@@ -422,12 +439,14 @@ class PhysicalMemory:
     def wbinvd(self) -> None:
         """Write all dirty lines back and invalidate the cache."""
         with self.lock:
+            self.recall(0, self.size)
             for first, end in self.pages.touched():
                 self.cache.evict(first, end)
 
     def wbnoinvd(self) -> None:
         """Write all dirty lines back; the cache keeps them, clean."""
         with self.lock:
+            self.recall(0, self.size)
             for first, end in self.pages.touched():
                 self.cache.clean(first, end)
 
@@ -448,12 +467,29 @@ class PhysicalMemory:
     def _flush(self, pa: int, size: int, requestor: Requestor, keep: bool) -> None:
         keyid, hpa = self.addresses.split(pa)
         with self.lock:
+            self.recall(hpa, size)
             for at, length, usable in self.bus.pieces(hpa, size, keyid, requestor):
                 page = at >> PAGE_SHIFT
                 if usable and self.pages.valid[page] and self.pages.tag[page] == keyid:
                     self.cache.flush_lines(page, line_mask(at & PAGE - 1, length), keep)
 
     # -- slow paths -----------------------------------------------------------------------------------
+
+    def recall(self, hpa: int, size: int) -> None:
+        """Bring in what of a range is still in a snapshot's file (image.py)."""
+        if self.image is not None and size > 0:
+            self.image.recall(hpa >> PAGE_SHIFT, -(-(hpa + size) // PAGE))
+
+    def before_key_change(self, keyid: int) -> None:
+        """A KeyID gets another key: pages in a snapshot's file that this concerns come in first."""
+        if self.image is not None:
+            self.image.recall_under(keyid)
+        self.cache.before_key_change(keyid)
+
+    def here(self) -> None:
+        """Bring in everything that is still in a snapshot's file: for those who look into the page table."""
+        with self.lock:
+            self.recall(0, self.size)
 
     def _mappable(self, hpa: int, size: int, keyid: int, requestor: Requestor) -> int:
         """The first page of a range to be mapped."""
@@ -464,6 +500,7 @@ class PhysicalMemory:
         return hpa >> PAGE_SHIFT
 
     def _read(self, hpa: int, keyid: int, size: int, requestor: Requestor) -> bytes:
+        self.recall(hpa, size)
         if size <= PAGE:
             return self._read_pages(hpa, keyid, size, requestor)
         # A long read is cut into windows in which memory is likely to be all alike.
@@ -493,6 +530,7 @@ class PhysicalMemory:
         return b"".join(parts)
 
     def _write(self, hpa: int, keyid: int, data: memoryview, requestor: Requestor) -> None:
+        self.recall(hpa, len(data))
         first, end = hpa + PAGE - 1 >> PAGE_SHIFT, hpa + len(data) >> PAGE_SHIFT
         if end - first > 1 and self._overwrite(first, end, keyid, data, hpa, requestor):
             head, tail = (first << PAGE_SHIFT) - hpa, (end << PAGE_SHIFT) - hpa

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from swtdx.arch.units import PAGE
 from swtdx.machine.memory.addresses import LINE, LINES_PER_PAGE, PAGE_SHIFT, AddressError, AddressMap
 from swtdx.machine.memory.cache import Cache
+from swtdx.machine.memory.image import MemoryImage
 from swtdx.machine.memory.keys import Algorithm, Integrity, Key, KeyTable
 from swtdx.machine.memory.pages import ALL, CHUNK, FILLED, MAPPED, VIEWED, WRITTEN, PageTable
 from swtdx.machine.memory.physical import PhysicalMemory
@@ -25,6 +27,8 @@ from swtdx.machine.snapshot import SectionReader, SectionWriter, Snapshot, Snaps
 
 SECTION: Final = "memory"
 VERSION: Final = 1
+IMAGE_SECTION: Final = "image"
+IMAGE_VERSION: Final = 1
 
 #: The properties of a page in the order of the file.
 _COLUMNS: Final = (
@@ -45,6 +49,7 @@ Indices = npt.NDArray[np.int64]
 
 def save(memory: PhysicalMemory, snapshot: SnapshotWriter) -> None:
     """Write ``memory`` as the section "memory" of a snapshot."""
+    memory.here()
     with memory.lock, snapshot.section(SECTION, VERSION) as out:
         _save_map(memory, out)
         _save_keys(memory.keys, out)
@@ -67,6 +72,111 @@ def load(snapshot: Snapshot) -> PhysicalMemory:
         memory.close()
         raise
     return memory
+
+
+def save_image(memory: PhysicalMemory, snapshot: SnapshotWriter) -> None:
+    """Write ``memory`` as the section "image", and its frames as the snapshot's image, as they are.
+
+    :func:`load_image` then need not read them: it maps the file.
+    """
+    memory.here()
+    with memory.lock, snapshot.section(IMAGE_SECTION, IMAGE_VERSION) as out:
+        _save_map(memory, out)
+        _save_keys(memory.keys, out)
+        pages = memory.pages
+        indices = _stateful(pages)
+        used = _used(memory, indices)
+        columns = [getattr(pages, name)[indices].astype(kind) for name, kind in _COLUMNS]
+        columns[-1] = np.where(_live(pages, indices) != 0, columns[-1] & _STATE, columns[-1] & WRITTEN)
+        # Most pages are like the one before: what a run of them has is written once.
+        changed = np.ones(len(indices), np.bool_)
+        if len(indices):
+            changed[1:] = np.diff(indices) != 1
+            for column in (*columns, used):
+                changed[1:] |= column[1:] != column[:-1]
+        starts = np.flatnonzero(changed)
+        out.u64(len(indices))
+        out.u64(len(starts))
+        out.write(indices[starts].astype("<u8").tobytes())
+        out.write(np.diff(np.append(starts, len(indices))).astype("<u8").tobytes())
+        for (_, kind), column in zip(_COLUMNS, columns, strict=True):
+            out.write(column[starts].astype(kind).tobytes())
+        out.write(used[starts].astype("<u1").tobytes())
+        _save_ghosts(memory, out)
+        _save_sealed(memory, indices, out)
+        snapshot.append_image(memory.size, _parts(memory, indices[used]))
+
+
+def load_image(snapshot: Snapshot) -> PhysicalMemory:
+    """A new memory that is what :func:`save_image` saved, its pages still in the snapshot's file.
+
+    Raises:
+        SnapshotError: no such section, another version, or contents that no memory can have.
+    """
+    section = snapshot.section(IMAGE_SECTION, IMAGE_VERSION)
+    memory = _load_map(section)
+    try:
+        fd, start, size = snapshot.image()
+        if size != memory.size:
+            os.close(fd)
+            raise section.fail(f"frames of {size} bytes for a machine with {memory.size}")
+        _load_keys(memory.keys, section)
+        count, groups = section.u64(), section.u64()
+        if not groups <= count <= memory.pages.count:
+            raise section.fail(f"{count} pages have a state, but the machine has only {memory.pages.count}")
+        first = np.frombuffer(section.read(8 * groups), "<u8").astype(np.int64)
+        lengths = np.frombuffer(section.read(8 * groups), "<u8").astype(np.int64)
+        if int(lengths.sum()) != count or (groups and int(lengths.min()) < 1):
+            raise section.fail("runs of pages that do not add up")
+        indices = np.arange(count) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+        columns: dict[str, npt.NDArray[Any]] = {
+            name: np.repeat(np.frombuffer(section.read(np.dtype(kind).itemsize * groups), kind), lengths)
+            for name, kind in _COLUMNS
+        }
+        used = np.repeat(np.frombuffer(section.read(groups), "<u1") != 0, lengths)
+        _check_pages(memory, section, indices, columns)
+        image = MemoryImage(fd, start, memory.pages, memory.frame_file, memory.keys, indices, columns, used)
+        memory.image = image
+        memory.keys.before_change = memory.before_key_change
+        for page, mask in _read_ghosts(section):
+            if page >= memory.pages.count:
+                raise section.fail(f"page {page:#x}: lines of a TD where none are mapped")
+            image.recall(page, page + 1)
+            if mask & ~memory.pages.valid[page] or mask & memory.pages.dirty[page]:
+                raise section.fail(f"page {page:#x}: lines of a TD where none are mapped")
+            memory.cache.ghosts[page] = mask
+        sealed = ((columns["flags"] & WRITTEN) != 0) & (columns["pends"] != ALL)
+        _load_sealed(memory, indices[sealed], section)
+        section.end()
+    except BaseException:
+        memory.close()
+        raise
+    return memory
+
+
+def _used(memory: PhysicalMemory, indices: Indices) -> npt.NDArray[np.bool_]:
+    """Which of these pages have a frame that holds anything but zeros."""
+    used = np.zeros(len(indices), np.bool_)
+    filled = np.flatnonzero((memory.pages.flags[indices] & FILLED) != 0)
+    frames = memory.frame_file
+    for at in range(0, len(filled), _BATCH):
+        places = filled[at : at + _BATCH]
+        batch = indices[places]
+        low, high = int(batch[0]) << PAGE_SHIFT, int(batch[-1]) + 1 << PAGE_SHIFT
+        if not frames.has_data(low, high - low):
+            continue
+        data = np.frombuffer(bytearray().join(_frames(memory.cache, batch)), np.uint64)
+        used[places] = data.reshape(-1, PAGE // 8).any(axis=1)
+    return used
+
+
+def _parts(memory: PhysicalMemory, pages: Indices) -> Iterator[tuple[int, bytes]]:
+    """The frames of ``pages`` as ``(offset, bytes)``."""
+    for batch in _batches(pages):
+        edges = [0, *(np.flatnonzero(np.diff(batch) != 1) + 1).tolist(), len(batch)]
+        for a, b in itertools.pairwise(edges):
+            at = int(batch[a]) << PAGE_SHIFT
+            yield at, memory.frame_file.read(at, b - a << PAGE_SHIFT)
 
 
 @contextlib.contextmanager
@@ -184,11 +294,7 @@ def _save_pages(memory: PhysicalMemory, out: SectionWriter) -> None:
         if name == "flags":
             column = np.where(_live(pages, indices) != 0, column & _STATE, column & WRITTEN)
         out.write(column.astype(kind).tobytes())
-    ghosts = memory.cache.ghosts
-    out.u32(len(ghosts))
-    for page in sorted(ghosts):
-        out.u64(page)
-        out.u64(ghosts[page])
+    _save_ghosts(memory, out)
     filled = ((pages.flags[indices] & FILLED) != 0) & (_live(pages, indices) != 0)
     for batch in _batches(indices[np.flatnonzero(filled)]):
         data = np.frombuffer(bytearray().join(_frames(memory.cache, batch)), np.uint8).reshape(-1, PAGE)
@@ -197,12 +303,36 @@ def _save_pages(memory: PhysicalMemory, out: SectionWriter) -> None:
         used = data.any(axis=1)
         out.write(np.packbits(used).tobytes())
         out.write(data[used].tobytes())
-    for batch in _batches(_sealed(pages, indices)):
-        store = memory.store
-        for page in batch.tolist():
-            out.write(store.cipher.view[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE])
-            first = page * LINES_PER_PAGE
-            out.write(store.meta.array[first : first + LINES_PER_PAGE].astype("<u4").tobytes())
+    _save_sealed(memory, indices, out)
+
+
+def _save_ghosts(memory: PhysicalMemory, out: SectionWriter) -> None:
+    ghosts = memory.cache.ghosts
+    out.u32(len(ghosts))
+    for page in sorted(ghosts):
+        out.u64(page)
+        out.u64(ghosts[page])
+
+
+def _read_ghosts(section: SectionReader) -> list[tuple[int, int]]:
+    return [(section.u64(), section.u64()) for _ in range(section.u32())]
+
+
+def _save_sealed(memory: PhysicalMemory, indices: Indices, out: SectionWriter) -> None:
+    store = memory.store
+    for page in _sealed(memory.pages, indices).tolist():
+        out.write(store.cipher.view[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE])
+        first = page * LINES_PER_PAGE
+        out.write(store.meta.array[first : first + LINES_PER_PAGE].astype("<u4").tobytes())
+
+
+def _load_sealed(memory: PhysicalMemory, sealed: Indices, section: SectionReader) -> None:
+    store = memory.store
+    for page in sealed.tolist():
+        store.cipher.view[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE] = section.read(PAGE)
+        first = page * LINES_PER_PAGE
+        meta = np.frombuffer(section.read(4 * LINES_PER_PAGE), "<u4")
+        store.meta.array[first : first + LINES_PER_PAGE] = meta
 
 
 def _load_pages(memory: PhysicalMemory, section: SectionReader) -> None:
@@ -219,8 +349,7 @@ def _load_pages(memory: PhysicalMemory, section: SectionReader) -> None:
         getattr(pages, name)[indices] = column
     for chunk in np.unique(indices // CHUNK).tolist():
         pages.touch(chunk * CHUNK, chunk * CHUNK + 1)
-    for _ in range(section.u32()):
-        page, mask = section.u64(), section.u64()
+    for page, mask in _read_ghosts(section):
         if page >= pages.count or mask & ~pages.valid[page] or mask & pages.dirty[page]:
             raise section.fail(f"page {page:#x}: lines of a TD where none are mapped")
         memory.cache.ghosts[page] = mask
@@ -228,12 +357,7 @@ def _load_pages(memory: PhysicalMemory, section: SectionReader) -> None:
         used = np.unpackbits(np.frombuffer(section.read(-(-len(batch) // 8)), np.uint8))[: len(batch)]
         for page in batch[used != 0].tolist():
             memory.frames[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE] = section.read(PAGE)
-    for page in _sealed(pages, indices).tolist():
-        store = memory.store
-        store.cipher.view[page << PAGE_SHIFT : (page << PAGE_SHIFT) + PAGE] = section.read(PAGE)
-        first = page * LINES_PER_PAGE
-        meta = np.frombuffer(section.read(4 * LINES_PER_PAGE), "<u4")
-        store.meta.array[first : first + LINES_PER_PAGE] = meta
+    _load_sealed(memory, _sealed(pages, indices), section)
 
 
 def _check_pages(

@@ -52,7 +52,8 @@ class Misses:
             wanted = int(access) & 7
             if found.rights & wanted == wanted:
                 try:
-                    translator.fill(vmcs, gpa, found)
+                    # A walk sets the accessed flags of the guest's tables.
+                    translator.fill(vmcs, gpa, found, write=bool(access & (Access.WRITE | Access.WALK)))
                     return None
                 except UNREACHABLE:
                     found.misconfigured = True

@@ -19,6 +19,7 @@ from swtdx.machine.engine.protocol import Access
 from swtdx.machine.memory import BusAbort, MemoryFault, ReservedBitFault
 from swtdx.machine.vmx.core import VmxCore
 from swtdx.machine.vmx.ept import Walk, walk
+from swtdx.machine.vmx.lent import lend
 from swtdx.machine.vmx.vmcs import Vmcs
 
 #: The hypervisor's EPT leads to a private KeyID (reserved bits: a misconfiguration, as on hardware), or to
@@ -73,8 +74,10 @@ class Translator:
             controls[f.EPTP], gpa, core.keyid_bits(controls[f.HKID]), core.map_private_table, self._found
         )
 
-    def fill(self, vmcs: Vmcs, gpa: int, found: Walk) -> None:
+    def fill(self, vmcs: Vmcs, gpa: int, found: Walk, *, write: bool = True) -> None:
         """Cache the translation ``found`` of ``gpa``, and those of its neighbours.
+
+        ``write`` False: the guest only reads there, for now.
 
         Raises:
             BusAbort, ReservedBitFault: it leads to where the guest cannot go (:data:`UNREACHABLE`).
@@ -89,6 +92,8 @@ class Translator:
         # A 1 GiB page is cached 2 MiB at a time.
         size = LARGE_PAGE if found.level == 1 else HUGE_PAGE
         address = found.entry & FRAME_MASK & -size | gpa & size - LARGE_PAGE
+        if not shared and lend(self._core, vmcs, gpa, address | keyid, found.rights, write=write):
+            return
         self._map(vmcs, gpa & -LARGE_PAGE, address | keyid, LARGE_PAGE, found.rights, shared)
         if found.level == 1 and not shared:
             self._fill_neighbours(vmcs, gpa, found, keyid)
@@ -137,7 +142,7 @@ class Translator:
         # translations there may be hundreds.
         run: list[int] = []
         for index in np.flatnonzero((entries & np.uint64(0x87)) > np.uint64(LEAF)).tolist():
-            if lookup(base + index * LARGE_PAGE) is not None:
+            if lookup(base + index * LARGE_PAGE) is not None or self._absent(int(entries[index])):
                 continue
             if run and (index != run[-1] + 1 or int(entries[index]) != int(entries[run[-1]]) + LARGE_PAGE):
                 self._fill_run(vmcs, base, entries, run, found.above, keyid)
@@ -145,6 +150,11 @@ class Translator:
             run.append(index)
         if run:
             self._fill_run(vmcs, base, entries, run, found.above, keyid)
+
+    def _absent(self, entry: int) -> bool:
+        """Whether some of a neighbour is still in a snapshot's file: it is left there."""
+        image = self._core.memory.image
+        return image is not None and image.absent(self._core.split(entry & FRAME_MASK)[0], LARGE_PAGE)
 
     def _fill_run(
         self,

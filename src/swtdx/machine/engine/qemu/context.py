@@ -109,6 +109,7 @@ class QemuContext:
     """See :class:`swtdx.machine.engine.protocol.GuestContext`."""
 
     __slots__ = (
+        "_ahead",
         "_b",
         "_cr0",
         "_cr3",
@@ -144,9 +145,13 @@ class QemuContext:
     #: Instructions are in guest memory.
     code: Final[bytes | None] = None
 
-    def __init__(self, memory: memoryview, base: int, save: Callable[[QemuContext], None]) -> None:
-        """``base``: the context's pages in engine memory; ``save`` brings live state to them."""
+    def __init__(
+        self, memory: memoryview, base: int, save: Callable[[QemuContext], None], ahead: int = 0
+    ) -> None:
+        """``base``: the context's pages in engine memory; ``save`` brings live state to them; ``ahead``: how
+        far the machine's time-stamp counter is ahead of QEMU's."""
         self._save = save
+        self._ahead = ahead
         self._memory = memory
         self._image = bytes(at.CONTEXT_SIZE)
         self.unpark(base)
@@ -342,7 +347,7 @@ class QemuContext:
 
     def set_tsc_offset(self, offset: int) -> None:
         """What RDTSC adds to the host's TSC (modulo 2**64)."""
-        self.q[vmcb.TSC_OFFSET >> 3] = offset & (1 << 64) - 1
+        self.q[vmcb.TSC_OFFSET >> 3] = offset + self._ahead & (1 << 64) - 1
 
     def intercept_tsc(self, on: bool) -> None:
         """Whether RDTSC and RDTSCP stop (for a TSC that is not the host's frequency)."""

@@ -64,13 +64,24 @@ class QemuEngine:
     name = "qemu"
     gpa_bits = 48
 
-    def __init__(self, frames_fd: int, frames_size: int, cpus: int) -> None:
+    def __init__(
+        self,
+        frames_fd: int,
+        frames_size: int,
+        cpus: int,
+        image: tuple[int, int] | None = None,
+        tsc: int | None = None,
+    ) -> None:
         """Start QEMU; its boot goes on in the background until the first use.
+
+        Args:
+            image: a snapshot's file with frames (:class:`QemuProcess`).
+            tsc: what the time-stamp counter goes on from; 0 or so by default.
 
         Raises:
             EngineError: QEMU is missing, too old or does not start.
         """
-        self._process = QemuProcess(frames_fd, frames_size, cpus)
+        self._process = QemuProcess(frames_fd, frames_size, cpus, image)
         self._pool = PagePool()
         self._contexts = list(
             range(at.CONTEXTS + (at.MAX_CONTEXTS - 1) * at.CONTEXT_SIZE, at.CONTEXTS - 1, -at.CONTEXT_SIZE)
@@ -85,6 +96,9 @@ class QemuEngine:
         self._tsc_offset = 0
         self._tsc_base = (0, 0)  # (perf_counter_ns, tsc), where the host's cannot be read
         self._tsc_hz = 0.0
+        #: What the machine's counter is to begin with, and how far it then is ahead of QEMU's.
+        self._tsc_from = tsc
+        self._ahead = 0
         #: The TSC of the latest stop.
         self._latest = 0
         self.runs = 0
@@ -100,6 +114,7 @@ class QemuEngine:
                 self._process.answer_soon()
                 ports = [Port(self._process, index) for index in range(self._process.cpus)]
                 self._calibrate(ports[0])
+                self._go_on(ports[0])
                 for port in ports:
                     port.set_times(self._tsc_hz)
                 self._ports = ports
@@ -116,6 +131,15 @@ class QemuEngine:
         second = self._read_tsc(port)
         self._tsc_base = second
         self._tsc_hz = (second[1] - first[1]) * 1e9 / (second[0] - first[0])
+
+    def _go_on(self, port: Port) -> None:
+        """Let the machine's counter go on from where another engine's was."""
+        if self._tsc_from is None:
+            return
+        self._ahead = self._tsc_from - self._read_tsc(port)[1]
+        self._latest = self._tsc_from
+        self._tsc_offset -= self._ahead
+        self._tsc_base = (self._tsc_base[0], self._tsc_base[1] + self._ahead)
 
     def _read_offset(self, port: Port, read: Callable[[], int]) -> int:
         """The host's counter less QEMU's, from the tightest of a few probes."""
@@ -167,6 +191,11 @@ class QemuEngine:
         return now + lack
 
     @property
+    def version(self) -> str:
+        """QEMU, and which."""
+        return "QEMU {}.{}".format(*self._process.version)
+
+    @property
     def tsc_hz(self) -> float:
         """Frequency of the time-stamp counter in Hz, as measured."""
         self._ready()
@@ -185,7 +214,7 @@ class QemuEngine:
     def context(self, lp: int) -> QemuContext:
         """A fresh context.  If there is no room for it, one that no processor uses is put aside."""
         self._ready()
-        context = QemuContext(self._process.memory, self._room(), self._save)
+        context = QemuContext(self._process.memory, self._room(), self._save, self._ahead)
         self._resident[context] = None
         return context
 
@@ -351,7 +380,7 @@ class QemuEngine:
             program.wait_for_guest()
         # Another thread that has made it stop may still be at work with the port.
         with lock:
-            event.tsc = tsc = port.q[_EXIT_TSC]
+            event.tsc = tsc = port.q[_EXIT_TSC] + self._ahead
             if tsc > self._latest:
                 self._latest = tsc
             code = context.q[_EXIT_CODE]
@@ -371,7 +400,7 @@ class QemuEngine:
         elif deadline <= self.tsc():
             return False
         else:
-            port.q[at.MB_DEADLINE >> 3] = deadline
+            port.q[at.MB_DEADLINE >> 3] = deadline - self._ahead
         port.w[at.MB_TIMER_FIRED >> 2] = 0
         port.w[at.MB_TIMER_OP >> 2] = 1
         port.armed = deadline

@@ -10,6 +10,9 @@ import struct
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from swtdx.arch.units import LARGE_PAGE, PAGE
 from swtdx.arch.x86 import FRAME_MASK, PTE_NX, PTE_P, PTE_PS, PTE_W
 from swtdx.machine.engine.protocol import Access
@@ -108,6 +111,7 @@ class NestedTable:
         "_directories",
         "_identity",
         "_large",
+        "_lent",
         "_outside",
         "_pool",
         "_process",
@@ -131,6 +135,8 @@ class NestedTable:
         self._large: dict[int, int] = {}  # gpa >> 21 -> HPA
         self._small: dict[int, int] = {}  # gpa >> 12 -> HPA
         self._units: set[int] = set()  # HPA >> 21 of everything mapped
+        #: HPA >> 21 of regions of which a snapshot's file shows something, and their GPA >> 21.
+        self._lent: dict[int, int] = {}
         #: The pages of the identity tables.
         self._identity: list[int] = []
         self.identity = False
@@ -202,11 +208,45 @@ class NestedTable:
                 first = gpa >> 12
                 for number in range(first, first + 512):
                     self._small.pop(number, None)
+                self._forget_lent(gpa >> 21)
             self._q[self._directory(gpa) + (gpa >> 21 & 511)] = entry | PTE_PS
             self._large[gpa >> 21] = hpa
         else:
             self._q[self._table(gpa) + (gpa >> 12 & 511)] = entry
             self._small[gpa >> 12] = hpa
+
+    def lend(self, gpa: int, hpa: int, pages: npt.NDArray[np.bool_], access: Access, *, code: bool) -> None:
+        """Show ``pages`` of the 2 MiB of frames at ``hpa`` where a snapshot's file has them, for reading.
+
+        Pages that are mapped already stay as they are.
+        """
+        if len(self._pool.free) < _RESERVE:
+            self._pool.make_room()
+        bits = _BASE if code and access & Access.FETCH else _BASE | PTE_NX
+        where = self._table(gpa) << 3
+        entries = np.frombuffer(self._process.memory[where : where + PAGE], "<u8")
+        first = self._process.physical_in_image(hpa)
+        shown = np.arange(first | bits, first + LARGE_PAGE, PAGE, dtype=np.uint64)
+        entries[pages] = shown[pages]
+        self._units.add(hpa >> 21)
+        self._lent[hpa >> 21] = gpa >> 21
+
+    def lends(self, hpa: int) -> bool:
+        """Whether it shows anything of the 2 MiB at ``hpa`` in a snapshot's file."""
+        return hpa >> 21 in self._lent
+
+    def unlend(self, hpa: int, size: int) -> None:
+        """Frames ``hpa .. hpa+size-1`` are not to be shown in the snapshot's file any more."""
+        end = hpa + size
+        while hpa < end:
+            stop = min(end, (hpa | LARGE_PAGE - 1) + 1)
+            region = self._lent.get(hpa >> 21)
+            if region is not None:
+                with self._outside:
+                    where = (self._tables[region] << 3) + (hpa >> 9 & 0xFF8)
+                    size = stop - hpa >> 9
+                    self._process.memory[where : where + size] = bytes(size)
+            hpa = stop
 
     def _map_beside_root(self, gpa: int, hpa: int, size: int, entry: int) -> None:
         """Map what lies in the same 2 MiB as the root of the identity tables, in small pages."""
@@ -300,6 +340,7 @@ class NestedTable:
     def _forget(self, region: int) -> None:
         """Forget the translations of 2 MiB, whose GPA >> 21 is ``region``."""
         self._large.pop(region, None)
+        self._forget_lent(region)
         slot = self._directory(region << 21) + (region & 511)
         table = self._tables.get(region)
         if table is None:
@@ -309,6 +350,11 @@ class NestedTable:
         for number in range(region << 9, (region + 1) << 9):
             self._small.pop(number, None)
 
+    def _forget_lent(self, region: int) -> None:
+        """What the 2 MiB whose GPA >> 21 is ``region`` showed in a snapshot's file is not shown any more."""
+        for unit in [unit for unit, shown in self._lent.items() if shown == region]:
+            del self._lent[unit]
+
     def _drop(self) -> None:
         self._pool.give(self._used)
         self._used = []
@@ -316,6 +362,7 @@ class NestedTable:
         self._directories.clear()
         self._tables.clear()
         self._large.clear()
+        self._lent.clear()
         self._small.clear()
         self._units.clear()
 

@@ -103,10 +103,14 @@ class QemuProcess:
     """A running QEMU whose processors wait at their mailboxes.
 
     ``frames_fd`` is the machine's frames file of ``frames_size`` bytes (a multiple of 2 MiB);
-    ``memory`` is the engine's own memory, mapped.
+    ``image`` is a snapshot's file with frames, which is only read: its descriptor, and where in it HPA 0 is
+    (a multiple of 2 MiB too; the file ends where the frames do).  ``memory`` is the engine's own memory,
+    mapped.
     """
 
-    def __init__(self, frames_fd: int, frames_size: int, cpus: int) -> None:
+    def __init__(
+        self, frames_fd: int, frames_size: int, cpus: int, image: tuple[int, int] | None = None
+    ) -> None:
         """Start QEMU; :meth:`wait_ready` waits until the processors have arrived.
 
         Raises:
@@ -117,6 +121,9 @@ class QemuProcess:
         path, self.version = find_qemu()
         self.cpus = cpus
         self.frames_size = frames_size
+        self._image = image
+        #: Of the engine's memory, of all frames, and of the snapshot's file.
+        self._total = at.ENGINE_SIZE + frames_size + (0 if image is None else image[1] + frames_size)
         self._fd = os.memfd_create("swtdx-engine")
         os.ftruncate(self._fd, at.ENGINE_SIZE)
         self._map = mmap.mmap(self._fd, at.ENGINE_SIZE)
@@ -138,7 +145,13 @@ class QemuProcess:
         try:
             self._process = subprocess.Popen(
                 command,
-                pass_fds=(self._fd, frames_fd, rom, *(peer.fileno() for peer in peers)),
+                pass_fds=(
+                    self._fd,
+                    frames_fd,
+                    rom,
+                    *(() if image is None else image[:1]),
+                    *(peer.fileno() for peer in peers),
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=words,
@@ -174,17 +187,15 @@ class QemuProcess:
     def _command(
         self, path: str, frames_fd: int, rom: int, kick: socket.socket, bells: list[socket.socket]
     ) -> list[str]:
-        total = at.ENGINE_SIZE + self.frames_size
-
-        def backend(name: str, size: int, fd: int) -> str:
-            return f"memory-backend-file,id={name},size={size},mem-path=/proc/self/fd/{fd},share=on"
+        def backend(name: str, size: int, fd: int, how: str = "share=on") -> str:
+            return f"memory-backend-file,id={name},size={size},mem-path=/proc/self/fd/{fd},{how}"
 
         command = [
             path, "-accel", "tcg,thread=multi",
             # MPX is gone from real servers, and its state would only cost time.
             "-cpu", "max,phys-bits=48,-mpx",
             "-smp", f"{self.cpus},sockets=1,cores={self.cpus},threads=1",
-            "-m", f"{total >> 20}M",
+            "-m", f"{self._total >> 20}M",
             "-object", backend("engine", at.ENGINE_SIZE, self._fd),
             "-object", backend("frames", self.frames_size, frames_fd),
             "-numa", "node,memdev=engine", "-numa", "node,memdev=frames",
@@ -195,6 +206,12 @@ class QemuProcess:
             # QEMU's own door for tests: a store to the local APICs' addresses is an interrupt message.
             "-object", "qtest,id=door,chardev=kick,log=none",
         ]  # fmt: skip
+        if self._image is not None:
+            fd, start = self._image
+            command += [
+                "-object", backend("image", start + self.frames_size, fd, "share=off,readonly=on"),
+                "-numa", "node,memdev=image",
+            ]  # fmt: skip
         for index, bell in enumerate(bells):
             command += [
                 "-chardev", f"socket,id=bell{index},fd={bell.fileno()}",
@@ -249,13 +266,20 @@ class QemuProcess:
                 self.check_alive()
 
     def physical(self, hpa: int) -> int:
-        """QEMU physical address of frame byte ``hpa``: q35 splits RAM around the PCI hole.
+        """QEMU physical address of frame byte ``hpa``."""
+        return self._address(at.ENGINE_SIZE + hpa)
+
+    def physical_in_image(self, hpa: int) -> int:
+        """QEMU physical address of frame byte ``hpa`` in the snapshot's file."""
+        assert self._image is not None
+        return self._address(at.ENGINE_SIZE + self.frames_size + self._image[1] + hpa)
+
+    def _address(self, offset: int) -> int:
+        """Where byte ``offset`` of RAM is: q35 splits RAM around the PCI hole.
 
         Source: QEMU ``hw/i386/pc_q35.c`` (2 GiB below 4 GiB once RAM reaches 0xB0000000).
         """
-        offset = at.ENGINE_SIZE + hpa
-        total = at.ENGINE_SIZE + self.frames_size
-        low = total if total < 0xB0000000 else 0x80000000
+        low = self._total if self._total < 0xB0000000 else 0x80000000
         return offset if offset < low else offset - low + (4 << 30)
 
     def close(self) -> None:

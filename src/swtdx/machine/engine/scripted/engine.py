@@ -224,6 +224,11 @@ class ScriptedEngine:
         return self._clock.advance(READING)
 
     @property
+    def version(self) -> str:
+        """There is one only."""
+        return "the scripted engine"
+
+    @property
     def tsc_hz(self) -> float:
         """Its nominal frequency, 2 GHz."""
         return float(TSC_HZ)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from swtdx.arch.units import LARGE_PAGE, PAGE
-from swtdx.machine.engine.protocol import Access, Event
+from swtdx.machine.engine.protocol import Access, EngineError, Event
 
 #: A lock as ``with`` takes it.
 Lock = AbstractContextManager[Any]
@@ -85,6 +88,17 @@ class ScriptedSpace:
             self._large.clear()
             self._small.clear()
             self._units.clear()
+
+    def lend(self, gpa: int, hpa: int, pages: npt.NDArray[np.bool_], access: Access, *, code: bool) -> None:
+        """There is no file to show: scripts run on frames alone."""
+        raise EngineError("the scripted engine shows no snapshot's file")
+
+    def lends(self, hpa: int) -> bool:
+        """Nothing."""
+        return False
+
+    def unlend(self, hpa: int, size: int) -> None:
+        """Nothing was lent."""
 
     def drop(self, hpa: int, size: int) -> None:
         """Forget whatever maps the frames ``hpa .. hpa+size-1``, and nothing else."""
