@@ -57,11 +57,11 @@ mutants: $(DEV)  ## Plant faults and see which of them the tests see: docs/mutat
 	@$(BIN)/python -m tools.mutants --jobs $(JOBS)
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "swtdx needs Python 3.11 or later; give one with: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo "swtdx needs Python's venv; Debian, Ubuntu: apt-get install python3-venv, and make again" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(BASE): pyproject.toml | $(BIN)/python
 	@echo "Installing swtdx into $(VENV) (once) ..." >&2

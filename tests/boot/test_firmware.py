@@ -160,6 +160,28 @@ def test_firmware_of_2022_that_passes_rbp(guest: Guest) -> None:
     assert done.stdout.split() == [guest.version, mrtd.hex()]
 
 
+#: Unaccepted memory in kB, before and behind huge pages that take nearly all of it (they are not written to).
+LAZY = """
+u() { sed -n 's/^Unaccepted: *//p' /proc/meminfo; }
+u; echo 1250 >/proc/sys/vm/nr_hugepages; cat /proc/sys/vm/nr_hugepages; u
+dmesg | grep -c -e 'Kernel panic' -e 'Call Trace'
+"""
+
+
+@pytest.mark.parametrize("how", ["lazy", "eager"])
+def test_memory_that_firmware_hands_over_unaccepted(guest: Guest, how: str) -> None:
+    """A size that is no multiple of 1 GiB, of which 952 MiB are above 4 GiB: OVMF accepts what is below."""
+    done = swtdx(
+        "run", "--guest", guest.version, "--firmware", str(image("trixie").image), "--memory", "3000M",
+        "--append", f"accept_memory={how}", "--exec", LAZY,
+    )  # fmt: skip
+    before, pages, after, complaints = done.stdout.splitlines()
+    assert (int(before.split()[0]) > 256 << 10) == (how == "lazy")
+    assert pages == "1250", done.stdout
+    assert after == "0 kB"
+    assert complaints == "0"
+
+
 @pytest.mark.parametrize("suite", [None, "trixie"])
 def test_a_restart_builds_a_new_td(guest: Guest, suite: str | None) -> None:
     """Each boot of Linux has an id of its own; Ctrl-C ends the series."""

@@ -213,7 +213,9 @@ def test_the_structure_that_came_before_metadata(world: World) -> None:
     info = world.buffer()
     assert world.call("TDH.SYS.INFO", rcx=info, rdx=1024, r8=world.buffer(), r9=32)[0] == 0
     data = world.memory.read(info, 1024)
-    assert struct.unpack_from("<I", data, 4) == (0x8086,)
+    vendor, built, build, minor, major = struct.unpack_from("<IIHHH", data, 4)
+    assert (vendor, built, build, major, minor) == (0x8086, 20240101, 0, 1, 5), "as 1.5.01's SIGSTRUCT has it"
+    assert world.ok("TDH.SYS.RD", rdx=by_name(Context.SYS, "BUILD_DATE").id)[8] == built
     assert data[18] & 1 == 1, "TDH.SYS.RD and RDALL are there"
     assert struct.unpack_from("<HHH", data, 32) == (64, 16, 16), "TDMRs, reserved areas of each, PAMT entry"
 
