@@ -122,6 +122,12 @@ class Uncore:
                 None if image is None else (image.fd, image.start),
                 None if self.resumed is None else self.resumed[0],
             )
+        if self.config.engine == "qemu-root":
+            from swtdx.machine.engine.qemu.root_engine import RootEngine
+
+            self.memory.here()
+            board = self.config.options.get("board", ()), self.config.options.get("board_fds", ())
+            return RootEngine(self.memory.frames_fd, self.memory.size, len(self.agents), *board)
         if self.config.engine == "scripted":
             from swtdx.machine.engine.scripted.engine import ScriptedEngine
 

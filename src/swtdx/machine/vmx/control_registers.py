@@ -25,7 +25,7 @@ from swtdx.arch.x86 import (
     EFER_LME,
 )
 from swtdx.machine.cpu.features import cr4_bits
-from swtdx.machine.engine.protocol import Event
+from swtdx.machine.engine.protocol import Event, GuestContext
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.vmx import decode
 from swtdx.machine.vmx import exit as reason
@@ -145,34 +145,8 @@ class ControlRegisters:
         shadow, mask = vmcs.controls[f.CR0_READ_SHADOW], vmcs.controls[f.CR0_GUEST_HOST_MASK]
         if (value ^ shadow) & mask:
             return True
-        self.load_cr0(vmcs, value)
+        load_cr0(vmcs.context, value)
         return False
-
-    def load_cr0(self, vmcs: Vmcs, value: int) -> None:
-        """Load CR0 with the processor's checks and its effect on EFER.LMA.
-
-        Raises:
-            GeneralProtection: the combination is not allowed.
-        """
-        context = vmcs.context
-        value = value & _CR0_DEFINED | CR0_ET
-        if (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
-            raise GeneralProtection("CR0 with an impossible combination")
-        if context.cr4 & CR4_CET and not value & CR0_WP:
-            raise GeneralProtection("CR0.WP cannot be cleared while CR4.CET is set")
-        turned_on = value & CR0_PG and not context.cr0 & CR0_PG
-        turned_off = context.cr0 & CR0_PG and not value & CR0_PG
-        efer = context.efer
-        if turned_on and efer & EFER_LME:
-            if not context.cr4 & CR4_PAE or context.long_mode:
-                raise GeneralProtection("long mode needs CR4.PAE")
-            efer |= EFER_LMA
-        elif turned_off:
-            if context.long_mode or context.cr4 & CR4_PCIDE:
-                raise GeneralProtection("paging cannot be turned off here")
-            efer &= ~EFER_LMA
-        # CR3 must not be lost between the two views of it.
-        context.switch_paging(value, efer)
 
     def _write_cr4(self, vmcs: Vmcs, value: int) -> bool:
         if value & ~cr4_bits():
@@ -180,20 +154,46 @@ class ControlRegisters:
         shadow, mask = vmcs.controls[f.CR4_READ_SHADOW], vmcs.controls[f.CR4_GUEST_HOST_MASK]
         if (value ^ shadow) & mask:
             return True
-        self.load_cr4(vmcs, value)
+        load_cr4(vmcs.context, value)
         return False
 
-    def load_cr4(self, vmcs: Vmcs, value: int) -> None:
-        """Load CR4 with the processor's checks.
 
-        Raises:
-            GeneralProtection: the combination is not allowed.
-        """
-        context = vmcs.context
-        if context.efer & EFER_LMA and (not value & CR4_PAE or (value ^ context.cr4) & CR4_LA57):
-            raise GeneralProtection("CR4.PAE and CR4.LA57 cannot change in long mode")
-        if value & CR4_PCIDE and not context.efer & EFER_LMA:
-            raise GeneralProtection("CR4.PCIDE needs long mode")
-        if value & CR4_CET and not context.cr0 & CR0_WP:
-            raise GeneralProtection("CR4.CET needs CR0.WP")
-        context.cr4 = value
+def load_cr0(context: GuestContext, value: int) -> None:
+    """Load CR0 with the processor's checks and its effect on EFER.LMA.
+
+    Raises:
+        GeneralProtection: the combination is not allowed.
+    """
+    value = value & _CR0_DEFINED | CR0_ET
+    if (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
+        raise GeneralProtection("CR0 with an impossible combination")
+    if context.cr4 & CR4_CET and not value & CR0_WP:
+        raise GeneralProtection("CR0.WP cannot be cleared while CR4.CET is set")
+    turned_on = value & CR0_PG and not context.cr0 & CR0_PG
+    turned_off = context.cr0 & CR0_PG and not value & CR0_PG
+    efer = context.efer
+    if turned_on and efer & EFER_LME:
+        if not context.cr4 & CR4_PAE or context.long_mode:
+            raise GeneralProtection("long mode needs CR4.PAE")
+        efer |= EFER_LMA
+    elif turned_off:
+        if context.long_mode or context.cr4 & CR4_PCIDE:
+            raise GeneralProtection("paging cannot be turned off here")
+        efer &= ~EFER_LMA
+    # CR3 must not be lost between the two views of it.
+    context.switch_paging(value, efer)
+
+
+def load_cr4(context: GuestContext, value: int) -> None:
+    """Load CR4 with the processor's checks.
+
+    Raises:
+        GeneralProtection: the combination is not allowed.
+    """
+    if context.efer & EFER_LMA and (not value & CR4_PAE or (value ^ context.cr4) & CR4_LA57):
+        raise GeneralProtection("CR4.PAE and CR4.LA57 cannot change in long mode")
+    if value & CR4_PCIDE and not context.efer & EFER_LMA:
+        raise GeneralProtection("CR4.PCIDE needs long mode")
+    if value & CR4_CET and not context.cr0 & CR0_WP:
+        raise GeneralProtection("CR4.CET needs CR0.WP")
+    context.cr4 = value

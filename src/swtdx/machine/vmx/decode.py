@@ -86,6 +86,19 @@ def undefined_reason(code: bytes, bits: int) -> tuple[int | None, int]:
     return (None if name is None else _ALWAYS_EXIT[name]), int(instruction.len)
 
 
+def is_movdir64b(instruction: Any) -> bool:
+    """Whether a decoded instruction is MOVDIR64B."""
+    return bool(instruction.mnemonic == _iced().Mnemonic.MOVDIR64B)
+
+
+def register_operand(instruction: Any, operand: int) -> int | None:
+    """The number of the general register that is ``operand`` of a decoded instruction; None: it is none."""
+    iced = _iced()
+    if instruction.op_kind(operand) != iced.OpKind.REGISTER:
+        return None
+    return _gpr_number(iced.Register, instruction.op_register(operand))
+
+
 def memory_operand(code: bytes, rip: int, bits: int, context: GuestContext) -> int | None:
     """The linear address of the instruction's memory operand, or None when it has none."""
     iced = _iced()

@@ -144,6 +144,8 @@ class QemuContext:
     )  # fmt: skip
     #: Instructions are in guest memory.
     code: Final[bytes | None] = None
+    #: Whether it is the root world's.
+    root = False
 
     def __init__(
         self, memory: memoryview, base: int, save: Callable[[QemuContext], None], ahead: int = 0

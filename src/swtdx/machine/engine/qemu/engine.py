@@ -81,7 +81,7 @@ class QemuEngine:
         Raises:
             EngineError: QEMU is missing, too old or does not start.
         """
-        self._process = QemuProcess(frames_fd, frames_size, cpus, image)
+        self._process = self._start_process(frames_fd, frames_size, cpus, image)
         self._pool = PagePool()
         self._contexts = list(
             range(at.CONTEXTS + (at.MAX_CONTEXTS - 1) * at.CONTEXT_SIZE, at.CONTEXTS - 1, -at.CONTEXT_SIZE)
@@ -104,6 +104,11 @@ class QemuEngine:
         self.runs = 0
 
     # ------------------------------------------------------------------ start, time
+    def _start_process(
+        self, frames_fd: int, frames_size: int, cpus: int, image: tuple[int, int] | None
+    ) -> QemuProcess:
+        return QemuProcess(frames_fd, frames_size, cpus, image)
+
     def _ready(self) -> list[Port]:
         if self._ports:
             return self._ports

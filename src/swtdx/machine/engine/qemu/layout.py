@@ -65,6 +65,10 @@ MB_SCALE: Final = 0x88
 MB_CR4: Final = 0x90
 MB_SPIN: Final = 0x98
 MB_PROBE_TSC: Final = 0xA0
+# Of the root stub:
+MB_OWED: Final = 0xA8
+MB_NMIS: Final = 0xAC
+MB_VECTOR: Final = 0xB0
 
 #: In MB_RESULT: an exception in the stub, at the address that the next quadword says.
 STUB_FAULT: Final = 0xDEAD
@@ -78,6 +82,9 @@ CMD_SAVE: Final = 2
 CMD_LOAD: Final = 3
 CMD_COPY: Final = 4
 CMD_PROBE: Final = 5
+# Of the root stub: take an interrupt from the local APIC, and end it.
+CMD_ACK: Final = 6
+CMD_EOI: Final = 7
 
 # A context's pages
 CTX_VMCB: Final = 0x0000

@@ -198,8 +198,11 @@ class NestedTable:
             bits |= PTE_W
         if not (code and access & Access.FETCH):
             bits |= PTE_NX
-        entry = self._process.physical(hpa) | bits
         self._units.add(hpa >> 21)
+        self._enter(gpa, hpa, size, self._process.physical(hpa) | bits)
+
+    def _enter(self, gpa: int, hpa: int, size: int, entry: int) -> None:
+        """Put ``entry`` where the walk of ``gpa`` leads."""
         if self.identity and gpa >> 21 == _REGION:
             self._map_beside_root(gpa, hpa, size, entry)
         elif size == LARGE_PAGE:

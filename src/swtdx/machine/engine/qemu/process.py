@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from importlib.resources import files
-from typing import Final
+from typing import ClassVar, Final
 
 from swtdx.arch.units import PAGE
 from swtdx.machine.engine.protocol import EngineError
@@ -72,9 +72,9 @@ def find_qemu() -> tuple[str, tuple[int, int]]:
     return path, version
 
 
-def stub_image() -> bytes:
+def stub_image(name: str = "stub.bin") -> bytes:
     """The stub, padded to the 64 KiB that QEMU wants of a BIOS (``stub.S``, assembled)."""
-    compact = files("swtdx.machine.engine.qemu").joinpath("stub.bin").read_bytes()
+    compact = files("swtdx.machine.engine.qemu").joinpath(name).read_bytes()
     # The committed file leaves out the filler before the reset vector.
     body, vector = compact[:-_VECTOR_SIZE], compact[-_VECTOR_SIZE:]
     return body.ljust(_ROM_SIZE - _VECTOR_SIZE, b"\0") + vector
@@ -90,8 +90,8 @@ def _die_with_parent() -> None:  # pragma: no cover - runs in the child
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _interrupt_message(cpu: int, vector: int) -> bytes:
-    """A command to QEMU's door for tests: send ``vector`` to processor ``cpu``.
+def interrupt_message(cpu: int, vector: int) -> bytes:
+    """A command to QEMU's door for tests: send ``vector`` (the message's data) to processor ``cpu``.
 
     A store to 0xFEE00000 | destination << 12 is a message-signalled interrupt (SDM volume 3, section 11.11).
     QEMU's main loop makes it, so no other processor has to stop for it.
@@ -107,6 +107,11 @@ class QemuProcess:
     (a multiple of 2 MiB too; the file ends where the frames do).  ``memory`` is the engine's own memory,
     mapped.
     """
+
+    #: The file of the stub that the processors run.
+    stub: ClassVar[str] = "stub.bin"
+    #: Open files that the command names by number, besides those of the engine.
+    more_fds: tuple[int, ...] = ()
 
     def __init__(
         self, frames_fd: int, frames_size: int, cpus: int, image: tuple[int, int] | None = None
@@ -130,7 +135,7 @@ class QemuProcess:
         self.memory = memoryview(self._map)
         self._prepare_memory()
         rom = os.memfd_create("swtdx-stub")
-        os.write(rom, stub_image())
+        os.write(rom, stub_image(self.stub))
         self._kick, kick_peer = socket.socketpair()
         pairs = [socket.socketpair() for _ in range(cpus)]
         self.bells = [ours for ours, _ in pairs]
@@ -151,6 +156,7 @@ class QemuProcess:
                     rom,
                     *(() if image is None else image[:1]),
                     *(peer.fileno() for peer in peers),
+                    *self.more_fds,
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -168,8 +174,8 @@ class QemuProcess:
                 peer.close()
         self._kick.setblocking(False)
         self._kick_lock = threading.Lock()
-        self._kicks = [_interrupt_message(cpu, at.VEC_IPI) for cpu in range(cpus)]
-        self._wakes = [_interrupt_message(cpu, at.VEC_WAKE) for cpu in range(cpus)]
+        self._kicks = [interrupt_message(cpu, at.VEC_IPI) for cpu in range(cpus)]
+        self._wakes = [interrupt_message(cpu, at.VEC_WAKE) for cpu in range(cpus)]
 
     def _prepare_memory(self) -> None:
         """Identity page tables of 1 GiB pages, and the I/O map.
@@ -253,7 +259,10 @@ class QemuProcess:
     def wake(self, cpu: int, *, kick: bool) -> None:
         """Send an interrupt to processor ``cpu``: it wakes from HLT; with ``kick`` it also leaves
         the guest, or does not enter it at the next RUN."""
-        message = self._kicks[cpu] if kick else self._wakes[cpu]
+        self._send(self._kicks[cpu] if kick else self._wakes[cpu])
+
+    def _send(self, message: bytes) -> None:
+        """Give a command to QEMU's door for tests."""
         with self._kick_lock:
             try:
                 self._kick.send(message)

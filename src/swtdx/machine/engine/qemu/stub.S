@@ -7,6 +7,11 @@
 # The image is a 64 KiB ROM at 0xF0000 (and at 4 GiB - 64 KiB), started at the reset vector.  Python
 # has filled the page tables, mailboxes and stacks in the engine's own memory (layout.py) before
 # QEMU starts.  Offsets below are declared a second time in layout.py; a test compares the two.
+#
+# Assembled with ROOT defined it is the stub of machines on which an operating system runs in VMX root
+# operation (root_stub.bin).  Local APIC, interrupts and timer are then that system's: here they stay off, but
+# for TDs, whose VMRUN they end, and at ACK, which takes one on behalf of the processor.  Python wakes and
+# kicks by NMI.
 
         .intel_syntax noprefix
 
@@ -47,6 +52,9 @@
         .equ    MB_CR4,         0x90            # u64 our CR4
         .equ    MB_SPIN,        0x98            # u32 how often to poll before sleeping
         .equ    MB_PROBE_TSC,   0xA0            # u64 TSC at the last PROBE
+        .equ    MB_OWED,        0xA8            # u32 1: an NMI of Python's is on its way
+        .equ    MB_NMIS,        0xAC            # u32 NMIs that were not Python's
+        .equ    MB_VECTOR,      0xB0            # u32 ACK: the vector that was taken, 0: none
 
         .equ    STUB_FAULT,     0xDEAD          # in MB_RESULT: an exception in the stub
 
@@ -55,6 +63,8 @@
         .equ    CMD_LOAD,       3
         .equ    CMD_COPY,       4
         .equ    CMD_PROBE,      5
+        .equ    CMD_ACK,        6
+        .equ    CMD_EOI,        7
 
         .equ    DR7_OFF,        0x400           # DR7 without breakpoints
 
@@ -72,6 +82,7 @@
         .equ    VMCB_RAX,       0x5F8
 
         .equ    EXIT_INTR,      0x60
+        .equ    EXIT_NMI,       0x61
 
         # CR4: what the stub needs, and the bits whose change makes QEMU flush the TLB
         .equ    CR4_OURS,       0x40620         # OSXSAVE | OSXMMEXCPT | OSFXSR | PAE
@@ -144,12 +155,14 @@ enter64:
         mov     [r12 + MB_INDEX], ebp
         mov     rax, cr4
         mov     [r12 + MB_CR4], rax
+        .ifndef ROOT
         # Local APIC: on, timer one-shot at divide 1, spurious vector
         mov     dword ptr [rbx + 0xF0], 0x100 | VEC_SPURIOUS
         mov     dword ptr [rbx + 0x3E0], 0x0B
         mov     dword ptr [rbx + 0x320], VEC_TIMER
         mov     dword ptr [rbx + 0x380], 0
         mov     dword ptr [rbx + 0x80], 0
+        .endif
         # VM_HSAVE_PA
         mov     eax, ebp
         shl     eax, 12
@@ -169,7 +182,9 @@ enter64:
         call    bsp_setup
 arrived:
         lock inc dword ptr [NEXT_CPU]
+        .ifndef ROOT
         sti
+        .endif
         mov     r13d, [r12 + MB_SEQ]            # R13: last command seen
         mov     [r12 + MB_DONE], r13d
         jmp     wait
@@ -215,6 +230,7 @@ wait:
         cmp     ecx, [r12 + MB_SPIN]
         jb      3b
         # Sleep.  XCHG is a full barrier: either we see the command, or Python sees us asleep.
+        .ifndef ROOT
         cli
         mov     eax, 1
         xchg    [r12 + MB_ASLEEP], eax
@@ -228,6 +244,18 @@ wait:
         xchg    [r12 + MB_ASLEEP], eax
         sti
         jmp     wait
+        .else
+        mov     eax, 1
+        xchg    [r12 + MB_ASLEEP], eax
+sleep:                                          # an NMI that comes from here to the HLT leads to awake
+        mov     eax, [r12 + MB_SEQ]
+        cmp     eax, r13d
+        jne     awake
+        hlt
+awake:  xor     eax, eax
+        xchg    [r12 + MB_ASLEEP], eax
+        jmp     wait
+        .endif
 
 command:
         mov     r13d, eax
@@ -242,6 +270,12 @@ command:
         je      copy
         cmp     eax, CMD_PROBE
         je      probe
+        .ifdef  ROOT
+        cmp     eax, CMD_ACK
+        je      ack
+        cmp     eax, CMD_EOI
+        je      end_of_interrupt
+        .endif
 done:
         mov     eax, r13d
         xchg    [r12 + MB_DONE], eax            # barrier: the ring flag is read after
@@ -256,6 +290,7 @@ done:
 
 # ---- RUN: one VM entry
 run:
+        .ifndef ROOT
         cmp     dword ptr [r12 + MB_TIMER_OP], 0
         je      5f
         mov     dword ptr [r12 + MB_TIMER_OP], 0
@@ -280,7 +315,9 @@ run:
         cmovb   eax, edx
 4:      mov     ecx, LAPIC
         mov     [rcx + 0x380], eax
-5:      mov     rdx, [r12 + MB_VMCB]
+5:
+        .endif
+        mov     rdx, [r12 + MB_VMCB]
         # QEMU flushes its TLB for each change of these bits, so ours are the guest's.
         mov     rax, [rdx + VMCB_CR4]
         and     eax, CR4_FLUSHING
@@ -292,15 +329,28 @@ run:
 6:      clgi
         cmp     dword ptr [r12 + MB_KICKED], 0
         jne     kicked
+        .ifndef ROOT
         cmp     dword ptr [r12 + MB_TIMER_FIRED], 0
         jne     kicked                          # it fired just now, in host mode: tell of it
+        .else
+        sti                                     # what ends a TD's VMRUN; the root world's own IF decides for it
+        .endif
         mov     rax, [r12 + MB_EXTRA]
         cmp     dword ptr [rax + EX_STEP], 0
         je      7f
         # An interrupt that waits is taken when VMRUN has delivered its event, before the handler begins.
         mov     dword ptr [rax + EX_STEP], 0
+        .ifndef ROOT
         mov     eax, LAPIC
         mov     dword ptr [rax + 0x300], 0x44000 | VEC_IPI  # to ourselves
+        .else
+        mov     eax, 1
+        xchg    [r12 + MB_OWED], eax
+        test    eax, eax
+        jnz     7f                              # one is on its way
+        mov     eax, LAPIC
+        mov     dword ptr [rax + 0x300], 0x44400            # an NMI to ourselves
+        .endif
 7:      push    r12
         push    r13
         mov     rax, [r12 + MB_GPRS]
@@ -367,12 +417,19 @@ run:
         rdtsc
         mov     [r12 + MB_EXIT_TSC], eax
         mov     [r12 + MB_EXIT_TSC + 4], edx
+        .ifdef  ROOT
+        cli
+        .endif
         stgi                                    # pending interrupts are taken here
         nop
         jmp     done
 kicked:
         mov     rdx, [r12 + MB_VMCB]
+        .ifndef ROOT
         mov     qword ptr [rdx + VMCB_EXITCODE], EXIT_INTR
+        .else
+        mov     qword ptr [rdx + VMCB_EXITCODE], EXIT_NMI
+        .endif
         mov     dword ptr [rdx + 0x88], 0       # EXITINTINFO: nothing was being delivered
         rdtsc
         mov     [r12 + MB_EXIT_TSC], eax
@@ -454,8 +511,26 @@ probe:
         mov     [r12 + MB_PROBE_TSC + 4], edx
         jmp     done
 
+        .ifdef  ROOT
+# ---- ACK: take the highest interrupt that the local APIC has; its vector to MB_VECTOR
+ack:
+        mov     dword ptr [r12 + MB_VECTOR], 0
+        sti
+        nop                                     # behind the shadow of STI
+        nop
+        cli
+        jmp     done
+
+# ---- EOI: end the interrupt that ACK has taken
+end_of_interrupt:
+        mov     eax, LAPIC
+        mov     dword ptr [rax + 0xB0], 0
+        jmp     done
+        .endif
+
 # ---------------------------------------------------------------- interrupts
 # They come only while the stub waits or at STGI, always on our stack, never in the guest.
+        .ifndef ROOT
 isr_timer:
         push    rax
         push    rcx
@@ -485,6 +560,55 @@ my_mailbox:
         shr     eax, 12
         add     eax, MAILBOX
         ret
+        .else
+# Each vector has its entry, which pushes the vector: they come only at ACK.
+        .balign 16
+isr_vectors:
+        .set    vec, 0x20
+        .rept   0xE0
+        .balign 16
+        push    vec - 256 * (vec >> 7)
+        jmp     isr_any
+        .set    vec, vec + 1
+        .endr
+isr_any:
+        push    rax
+        call    my_mailbox
+        push    rcx
+        movzx   ecx, byte ptr [rsp + 16]
+        mov     [rax + MB_VECTOR], ecx
+        pop     rcx
+        pop     rax
+        add     rsp, 8
+        iretq
+# Python's, or the operating system's own.  Both come at STGI when they have ended a VMRUN.
+isr_nmi:
+        push    rax
+        push    rcx
+        call    my_mailbox
+        xor     ecx, ecx
+        xchg    [rax + MB_OWED], ecx
+        test    ecx, ecx
+        jnz     1f
+        inc     dword ptr [rax + MB_NMIS]
+1:      mov     ecx, [rsp + 16]                 # RIP
+        cmp     ecx, offset sleep
+        jb      2f
+        cmp     ecx, offset awake
+        ja      2f
+        mov     qword ptr [rsp + 16], offset awake
+2:      pop     rcx
+        pop     rax
+        iretq
+# RAX := this processor's mailbox, by our stack: the local APIC's id is the operating system's to change
+my_mailbox:
+        mov     eax, esp
+        sub     eax, STACK
+        shr     eax, 10
+        shl     eax, 12
+        add     eax, MAILBOX
+        ret
+        .endif
 # #DB: a data breakpoint of a guest was hit by an instruction that then left the guest.  QEMU delivers what
 # is left over to us.  The guest will execute the instruction again.
 isr_debug:
@@ -499,7 +623,9 @@ isr_gp:
         mov     eax, [rax + MB_INDEX]
         shl     eax, 10
         lea     rsp, [rax + STACK + 1024]
+        .ifndef ROOT
         sti
+        .endif
         jmp     done
 1:      pop     rcx                             # the error code
 # An exception in the stub is a defect of the engine: leave a mark that Python reports.
@@ -534,10 +660,25 @@ gdt_ptr:
 idt:
         gate    isr_fatal
         gate    isr_debug
-        .rept   11
+        .ifdef  ROOT
+        gate    isr_nmi
+        .else
+        gate    isr_fatal
+        .endif
+        .rept   10
         gate    isr_fatal
         .endr
         gate    isr_gp
+        .ifdef  ROOT
+        .rept   0x20 - 14
+        gate    isr_fatal
+        .endr
+        .set    vec, 0
+        .rept   0xE0
+        gate    (isr_vectors + 16 * vec)
+        .set    vec, vec + 1
+        .endr
+        .else
         .rept   0x40 - 14
         gate    isr_fatal
         .endr
@@ -547,6 +688,7 @@ idt:
         .rept   VEC_SPURIOUS - VEC_WAKE
         gate    isr_none
         .endr
+        .endif
 idt_ptr:
         .word   idt_ptr - idt - 1
         .quad   idt

@@ -1,0 +1,1 @@
+"""The root world: machine code that a processor executes outside SEAM, usually an operating system."""
