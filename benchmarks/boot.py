@@ -133,8 +133,7 @@ def room(frame: FrameType | None) -> str:
 def watch(guest: Guest) -> dict[str, float]:
     """Boot once in this process and look every few milliseconds where it is: shares of build and run."""
     # Here, for the other side must not pay for it.
-    from swtdx.cli.run import platform_config
-    from swtdx.platform import Platform
+    from swtdx.platform import Platform, platform_config
     from swtdx.vmm.command_io import CommandIo
     from swtdx.vmm.launch import LaunchConfig, launch
 

@@ -24,12 +24,11 @@ from typing import Any
 from tests.machine.guests import CODE, BareGuest, build_machine
 
 from benchmarks.promise import Promise
-from swtdx.cli.run import platform_config
 from swtdx.guests.fetch import fetch_guest
 from swtdx.guests.guest import TESTED, Guest
 from swtdx.guests.initramfs import Exec, default_cmdline
 from swtdx.machine.engine.qemu.engine import QemuEngine
-from swtdx.platform import Platform
+from swtdx.platform import Platform, platform_config
 from swtdx.vmm.command_io import CommandIo
 from swtdx.vmm.launch import LaunchConfig, launch
 

@@ -17,7 +17,7 @@ from swtdx.arch import status as st
 from swtdx.arch.features import ModuleFeatures
 from swtdx.arch.regs import RAX, RCX, RDX
 from swtdx.arch.seam_structs import SEAMLDR_PARAMS, SEAMLDR_SCENARIO_LOAD
-from swtdx.arch.units import PAGE
+from swtdx.arch.units import MIB, PAGE
 from swtdx.arch.x86 import CR4_SMXE, CR4_VMXE
 from swtdx.firmware import loader_state, mcheck, np_seamldr
 from swtdx.firmware.acm import Acm, build_acm
@@ -68,6 +68,35 @@ def module_image(
     ``features`` makes it one that offers less than swtdx's own: MODULE_1_5_01 what Intel's 1.5.01 does.
     """
     return sign_module(build_module(features=features), properties=properties or ModuleProperties())
+
+
+#: What the machine has besides the guest's memory: firmware ranges, PAMTs (1/256 of all), Secure EPT and
+#: control pages, and pages that the guest turns into shared ones.  It costs only what is touched.
+_BESIDES: Final = 256 * MIB
+_SMALLEST_MACHINE: Final = 512 * MIB
+#: What the QEMU engine has at most.  More CPUs than the host's pay off all the same: a vCPU that changes
+#: CPU, or waits for one while another spins, costs a boot of three vCPUs a minute.
+_MOST_CPUS: Final = 32
+
+
+def platform_config(
+    memory: int,
+    vcpus: int,
+    cpus: int | None,
+    seed: bytes,
+    model: str | None = None,
+    features: ModuleFeatures | None = None,
+) -> PlatformConfig:
+    """A machine that suits the guest: memory for it and for what it takes, a CPU for each vCPU."""
+    machine_memory = max(memory + memory // 8 + _BESIDES, _SMALLEST_MACHINE)
+    machine = MachineConfig(
+        processors_per_package=cpus or min(vcpus, _MOST_CPUS),
+        memory_bytes=-(-machine_memory // (2 * MIB)) * 2 * MIB,
+        seed=seed,
+        options={} if model is None else {"model": model},
+    )
+    module = None if features is None else module_image(features=features)
+    return PlatformConfig(machine=machine, start_engine=True, module=module)
 
 
 class Platform:

@@ -21,11 +21,11 @@ from swtdx.attestation.qgs.address import UnixAddress
 from swtdx.attestation.qgs.server import QgsServer
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.world import World
-from swtdx.cli.quote_job import command
 from swtdx.guests.errors import CacheError, FetchError
 from swtdx.guests.fetch import fetch_guest
 from swtdx.guests.guest import Guest, default_guest
 from swtdx.guests.initramfs import Exec, default_cmdline
+from swtdx.guests.quote_job import command
 from tests.attestation.javascript import Judge
 from tests.fetching import cannot_fetch
 

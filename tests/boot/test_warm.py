@@ -21,13 +21,12 @@ from swtdx.attestation.pcs.fetch import fetch_collateral
 from swtdx.attestation.pcs.serve import serving
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.attestation.world import World
-from swtdx.cli.run import platform_config
 from swtdx.devices.virtio.ports import PortConfig
 from swtdx.guests.agent import Answer, renew_request, run_request
 from swtdx.guests.guest import Guest
 from swtdx.guests.initramfs import Serve, default_cmdline
 from swtdx.machine.snapshot import Snapshot, SnapshotError, SnapshotWriter
-from swtdx.platform import Platform
+from swtdx.platform import Platform, platform_config
 from swtdx.quoting import Quoting
 from swtdx.vmm.agent import GuestAgent
 from swtdx.vmm.launch import Launch, LaunchConfig

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from swtdx.cli.quote import quote
-from swtdx.cli.quote_job import Answer, command, parse_output
+from swtdx.guests.quote_job import Answer, command, parse_output
 
 EVERY_BYTE = [bytes(range(first, first + 64)) for first in range(0, 256, 64)]
 

@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from swtdx.arch.features import MODULE_1_5_01, MODULES
-from swtdx.cli import boot_choice, run_report
-from swtdx.cli.boot_choice import Wishes, choose
+from swtdx.cli import run_report
 from swtdx.cli.main import main
 from swtdx.cli.quote_service import ToldQuotes
-from swtdx.cli.run import platform_config
 from swtdx.guests.cache import Cache
+from swtdx.guests.choice import OWN_INITRD_CMDLINE, TINY, Wishes, choose
 from swtdx.guests.errors import FetchError, GuestError, NoTdxSupport
 from swtdx.guests.initramfs import Demo, Exec, Shell, default_cmdline
 from swtdx.machine.cpu.model import DEFAULT_MODEL, MODELS
-from swtdx.platform import Platform
+from swtdx.platform import Platform, platform_config
 from swtdx.vmm.result import EndReason, RunResult
 from tests.cli.test_guest import NEW, OLD, cache, put
 from tests.guests.bzimage import make_bzimage
@@ -175,7 +174,7 @@ def test_an_initrd_of_the_users_own_is_taken_as_it_is(tmp_path: Path) -> None:
     kernel, initrd = own_kernel(tmp_path), tmp_path / "initrd"
     initrd.write_bytes(b"whatever")
     boot = choose(Wishes(kernel, initrd, append="x"), Shell(), "", lambda _: None)
-    assert (boot.initrd, boot.cmdline) == (b"whatever", f"{boot_choice.OWN_INITRD_CMDLINE} x")
+    assert (boot.initrd, boot.cmdline) == (b"whatever", f"{OWN_INITRD_CMDLINE} x")
     with pytest.raises(GuestError, match=f"{tmp_path}/none cannot be read: {os.strerror(errno.ENOENT)}"):
         choose(Wishes(kernel, tmp_path / "none"), Shell(), "", lambda _: None)
 
@@ -192,7 +191,7 @@ def test_where_nothing_can_be_fetched(cache: Cache, monkeypatch: pytest.MonkeyPa
     """The tiny guest instead, and it is said; but it cannot stand in for a command or a named kernel."""
     monkeypatch.setenv("PATH", "/nonexistent")
     said: list[str] = []
-    assert choose(Wishes(), Demo(), "", said.append) == boot_choice.TINY
+    assert choose(Wishes(), Demo(), "", said.append) == TINY
     assert "apt-cache and apt-get not found" in said[0]
     assert "tiny guest" in said[0]
     with pytest.raises(FetchError):

@@ -36,7 +36,7 @@ def abi(leaves: tuple[str, ...], only_list: bool, missing: bool, order: bool, as
     the two cannot be provoked at once, it says why.
     """
     from swtdx.arch.leaves import BY_NAME
-    from swtdx.explain.find import near
+    from swtdx.explaining.find import near
     from swtdx.proof.conformance import suite
     from swtdx.proof.conformance.report import plain
     from swtdx.proof.conformance.runner import run_all

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from swtdx.cli.inputs import read_bytes
-from swtdx.explain.find import KINDS, Unknown, find
-from swtdx.explain.model import Explanation, Rows
+from swtdx.explaining.find import KINDS, Unknown, find
+from swtdx.explaining.model import Explanation, Rows
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from swtdx.cli.boot_choice import OWN_INITRD_CMDLINE
 from swtdx.cli.inputs import Unusable, read_bytes
 from swtdx.cli.sizes import Size
+from swtdx.guests.choice import OWN_INITRD_CMDLINE
 from swtdx.measure.errors import MeasureError
 from swtdx.measure.mrtd import MrtdStream, Order, Region
 from swtdx.measure.tdvf import MR_EXTEND, PAGE_AUG, TdvfImage, parse_tdvf

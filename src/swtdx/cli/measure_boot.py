@@ -120,8 +120,7 @@ def _events(seen: Seen, known: Known) -> list[dict[str, Any]]:
 
 
 def _run(boot: FirmwareBoot, memory: int, vcpus: int) -> Seen:
-    from swtdx.cli.run import platform_config
-    from swtdx.platform import Platform
+    from swtdx.platform import Platform, platform_config
     from swtdx.trace.extends import RtmrExtends
     from swtdx.vmm.launch import Launch, LaunchConfig
     from swtdx.vmm.result import EndReason

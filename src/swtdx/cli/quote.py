@@ -17,21 +17,20 @@ import click
 from swtdx.attestation.keys import DEFAULT_SEED
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.cli.attesting import Url
-from swtdx.cli.boot_choice import Wishes, choose
 from swtdx.cli.failures import complain
 from swtdx.cli.inputs import check_writable, write_bytes
-from swtdx.cli.quote_job import REPORTDATA, Answer, command, parse_output
 from swtdx.cli.quote_service import ToldQuotes
-from swtdx.cli.run import platform_config
 from swtdx.cli.seeds import BytesParam, Seed
 from swtdx.cli.sizes import Size
 from swtdx.cli.starting import Starting
 from swtdx.cli.td_options import TdWishes, td_options
+from swtdx.guests.choice import Wishes, choose
 from swtdx.guests.initramfs import Exec
+from swtdx.guests.quote_job import REPORTDATA, Answer, command, parse_output
 
 if TYPE_CHECKING:
     from swtdx.attestation.world import World
-    from swtdx.cli.boot_choice import Boot
+    from swtdx.guests.choice import Boot
 
 #: Bytes of the nonce that is drawn when none is given.
 _NONCE: Final = 32
@@ -153,7 +152,7 @@ def _ask(
     Raises:
         NoQuote: the TD ended without a quote.
     """
-    from swtdx.platform import Platform
+    from swtdx.platform import Platform, platform_config
     from swtdx.quoting import Quoting, world_of
 
     with Starting(boot.label), Platform.boot(platform_config(memory, 1, None, seed)) as platform:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from swtdx.arch.units import MIB
-from swtdx.cli.boot_choice import TINY, Boot, Wishes, choose
 from swtdx.cli.deadline import Deadline, TimeIsOver
 from swtdx.cli.device_options import device_options
 from swtdx.cli.failures import complain, explanation
@@ -28,23 +26,19 @@ from swtdx.cli.sizes import Size
 from swtdx.cli.starting import Starting
 from swtdx.cli.td_options import TdWishes, td_options
 from swtdx.guests.added import Addition
+from swtdx.guests.choice import TINY, Boot, Wishes, choose
 from swtdx.guests.errors import GuestError
 from swtdx.guests.initramfs import Demo, Exec, Job, Shell
 
 if TYPE_CHECKING:
     from swtdx.arch.features import ModuleFeatures
     from swtdx.guests.tdvf_boot import TdvfImage
-    from swtdx.platform import PlatformConfig
     from swtdx.vmm.command_io import CommandIo
     from swtdx.vmm.console import Console
     from swtdx.vmm.firmware_boot import FirmwareBoot
     from swtdx.vmm.peripherals.config import Peripherals
     from swtdx.vmm.result import RunResult
 
-#: What the machine has besides the guest's memory: firmware ranges, PAMTs (1/256 of all), Secure EPT and
-#: control pages, and pages that the guest turns into shared ones.  It costs only what is touched.
-_BESIDES: Final = 256 * MIB
-_SMALLEST_MACHINE: Final = 512 * MIB
 #: How much of a silent guest's messages is shown when it ends badly.
 _LAST_LINES: Final = 12
 
@@ -384,34 +378,6 @@ def _input() -> int | None:
     return 0
 
 
-#: What the QEMU engine has at most.  More CPUs than the host's pay off all the same: a vCPU that changes
-#: CPU, or waits for one while another spins, costs a boot of three vCPUs a minute.
-_MOST_CPUS: Final = 32
-
-
-def platform_config(
-    memory: int,
-    vcpus: int,
-    cpus: int | None,
-    seed: bytes,
-    model: str | None = None,
-    features: ModuleFeatures | None = None,
-) -> PlatformConfig:
-    """A machine that suits the guest: memory for it and for what it takes, a CPU for each vCPU."""
-    from swtdx.machine.machine import MachineConfig
-    from swtdx.platform import PlatformConfig, module_image
-
-    machine_memory = max(memory + memory // 8 + _BESIDES, _SMALLEST_MACHINE)
-    machine = MachineConfig(
-        processors_per_package=cpus or min(vcpus, _MOST_CPUS),
-        memory_bytes=-(-machine_memory // (2 * MIB)) * 2 * MIB,
-        seed=seed,
-        options={} if model is None else {"model": model},
-    )
-    module = None if features is None else module_image(features=features)
-    return PlatformConfig(machine=machine, start_engine=True, module=module)
-
-
 @dataclass(frozen=True, slots=True)
 class _Started:
     """What is started: a kernel, perhaps by firmware."""
@@ -445,7 +411,7 @@ def _launch(
 ) -> tuple[RunResult, dict[str, Any]]:
     """Run the TD: how it ended, and how its quote service did."""
     from swtdx.cli.tracing import tracing
-    from swtdx.platform import Platform
+    from swtdx.platform import Platform, platform_config
     from swtdx.quoting import Quoting
     from swtdx.vmm.peripherals.attach import attach
 

@@ -20,7 +20,8 @@ guest's end.  The guest says ``READY\n`` once.  Then the hypervisor makes one re
 nothing may be sent before.  Answers are lines, some with bytes behind them:
 
 ======================================================  ===============================================
-``OUT n\n`` bytes, ``ERR n\n`` bytes, ``END status\n``  a command has ended
+``OUT n\n`` bytes, ``ERR n\n`` bytes, ``END status\n``  a command has ended; ``LATE\n`` before END if it
+                                                        was killed, because its time was over
 ``DONE\n``                                              a file is there
 ``FILE n\n`` bytes, ``TREE n\n`` bytes                  the file, or the folder's archive
 ``FAIL why\n``                                          it cannot be had, in the guest's words
@@ -56,13 +57,15 @@ _LAST: Final = (b"END", b"DONE", b"FAIL", b"FILE", b"TREE")
 class Answer:
     """What came of a request.
 
-    ``status`` is a command's, 0 to 255; ``parts`` the bytes that came, by the word in front of them
-    (``OUT``, ``ERR``, ``FILE``, ``TREE``); ``failure`` says in the guest's words why there is nothing.
+    ``status`` is a command's, 0 to 255, and ``killed`` whether the guest killed it because its time was
+    over; ``parts`` are the bytes that came, by the word in front of them (``OUT``, ``ERR``, ``FILE``,
+    ``TREE``); ``failure`` says in the guest's words why there is nothing.
     """
 
     status: int | None = None
     parts: dict[str, bytes] = field(default_factory=dict)
     failure: str | None = None
+    killed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,8 @@ class AgentStream:
             self.ready = True
         elif word == b"MORE":
             self.more = True
+        elif word == b"LATE":
+            self._answer.killed = True
         elif word in _WITH_BYTES and rest.isdigit() and len(rest) < 19 and int(rest) <= MOST:
             self._part, self._left = word.decode(), int(rest)
             if not self._left:

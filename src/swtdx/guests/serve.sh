@@ -47,7 +47,7 @@ serve_run() {
         take "$2" $in
     fi
     # New files each time: what an earlier command left running has the old ones.
-    rm -f /swtdx/out /swtdx/err
+    rm -f /swtdx/out /swtdx/err /swtdx/late
     : >/swtdx/err
     if [ "$4" = 1 ]; then
         PATH=$path setsid "$shell" -c "$command" <$in >/swtdx/out 2>&1 8>&- &
@@ -58,7 +58,7 @@ serve_run() {
     watch=
     if [ "$3" != 0 ]; then
         # Its group is the command's own (setsid).
-        { sleep "$3" && kill -9 "-$child"; } 2>/dev/null 8>&- &
+        { sleep "$3" && : >/swtdx/late && kill -9 "-$child"; } 2>/dev/null 8>&- &
         watch=$!
     fi
     wait $child
@@ -72,6 +72,7 @@ serve_run() {
 *}" /swtdx/out
     give ERR "${sizes##*
 }" /swtdx/err
+    [ ! -e /swtdx/late ] || printf 'LATE\n' >&8
     printf 'END %d\n' "$status" >&8
 }
 

@@ -19,8 +19,8 @@ from swtdx.vmm.exits import EptViolation, cause
 _TDCALL: Final = int(ExitReason.TDCALL)
 _EPT_VIOLATION: Final = int(ExitReason.EPT_VIOLATION)
 
-#: Told of a TD exit.
-Hook = Callable[["TdExit"], None]
+#: Told of a TD exit; what it returns is not looked at.
+Hook = Callable[["TdExit"], object]
 
 
 class TdExit:
@@ -59,6 +59,11 @@ class TdExit:
     def __setitem__(self, register: str, value: int) -> None:
         """Change a register; 64 bits of ``value`` count."""
         self._gpr[regs.number(register)] = value & (1 << 64) - 1
+
+    @property
+    def registers(self) -> tuple[int, ...]:
+        """RAX to R15 as they are now, x86 order."""
+        return tuple(self._gpr)
 
     # ------------------------------------------------------------------ what it is
     @property

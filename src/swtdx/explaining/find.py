@@ -14,9 +14,9 @@ from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.metadata import TABLES
 from swtdx.arch.msr_policy import RULES
 from swtdx.arch.operands import OPERAND_NAMES
-from swtdx.explain import dcap, fields, leaves, linux, modules, registers, statuses
-from swtdx.explain.exits import call_by_name, exit_by_name, explain_call, explain_exit
-from swtdx.explain.model import Explanation
+from swtdx.explaining import dcap, fields, leaves, linux, modules, registers, statuses
+from swtdx.explaining.exits import call_by_name, exit_by_name, explain_call, explain_exit
+from swtdx.explaining.model import Explanation
 
 _CPUID: Final = re.compile(r"([0-9a-fx]+)(?:[.:,]([0-9a-fx]+))?", re.IGNORECASE)
 

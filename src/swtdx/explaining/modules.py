@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from swtdx.arch.published_modules import MODULES, by_mrseam
-from swtdx.explain.model import Explanation, table
+from swtdx.explaining.model import Explanation, table
 
 _DIGITS: Final = 96
 

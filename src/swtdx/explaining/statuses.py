@@ -8,8 +8,8 @@ from swtdx.arch import ghci, status, status_notes
 from swtdx.arch.exits import reason_name
 from swtdx.arch.leaf import GUEST, HOST, Outcome
 from swtdx.arch.leaves import BY_NAME, GUEST_DISPATCH, HOST_DISPATCH
-from swtdx.explain import linux, registers
-from swtdx.explain.model import Explanation, Rows, table
+from swtdx.explaining import linux, registers
+from swtdx.explaining.model import Explanation, Rows, table
 
 _COLUMNS: Final = ("Leaf", "Status", "What must hold")
 _LOADERS: Final = (

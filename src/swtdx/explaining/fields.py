@@ -7,7 +7,7 @@ from typing import Final
 from swtdx.arch import cpuid_policy, metadata
 from swtdx.arch.metadata import CPUID_CLASS, MAX_L2_VMS, TABLES, Accessor, Context, MetadataField
 from swtdx.arch.metadata_field import CODE_MASK
-from swtdx.explain.model import Explanation, table
+from swtdx.explaining.model import Explanation, table
 
 _CONTEXTS: Final = {
     Context.SYS: ("the module", ("TDH.SYS.RD", "", "TDG.SYS.RD", "")),

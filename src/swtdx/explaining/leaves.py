@@ -11,7 +11,7 @@ from swtdx.arch.features import BASE_MODULE
 from swtdx.arch.leaf import Input, Leaf, Output
 from swtdx.arch.leaves import BY_NAME, GUEST_DISPATCH, HOST_DISPATCH
 from swtdx.arch.states import OpState, SysState
-from swtdx.explain.model import Explanation, bits_text, table
+from swtdx.explaining.model import Explanation, bits_text, table
 
 _SIDES: Final = {
     declared.HOST: "SEAMCALL, by the hypervisor",

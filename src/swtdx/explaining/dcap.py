@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from swtdx.explain.model import Explanation
+from swtdx.explaining.model import Explanation
 
 Row = tuple[int, str, str]
 

@@ -10,7 +10,7 @@ from swtdx.arch.leaves import BY_NAME
 from swtdx.arch.msr_policy import Access, Action
 from swtdx.arch.operands import OPERAND_NAMES
 from swtdx.arch.td_config import attribute_names, xfam_names
-from swtdx.explain.model import Explanation, table
+from swtdx.explaining.model import Explanation, table
 
 _ACTIONS: Final = {
     Action.NATIVE: "native: no exit, the hardware answers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from swtdx.arch import exits, ghci
 from swtdx.arch.exit_policy import EXIT_POLICY, UNEXPECTED
 from swtdx.arch.exits import ExitReason
-from swtdx.explain.model import Explanation, bits_text, table
+from swtdx.explaining.model import Explanation, bits_text, table
 
 
 def explain_exit(number: int) -> Explanation:

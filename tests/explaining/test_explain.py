@@ -11,7 +11,7 @@ from swtdx.arch import ghci, leaves, metadata, msr_policy, status
 from swtdx.arch.exits import ExitReason
 from swtdx.arch.operands import OPERAND_NAMES
 from swtdx.cli.explain import explain
-from swtdx.explain.find import Unknown, find, near, number
+from swtdx.explaining.find import Unknown, find, near, number
 
 
 def run(*words: str) -> tuple[int, str]:

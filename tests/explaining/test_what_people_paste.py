@@ -16,8 +16,8 @@ from swtdx.arch import metadata
 from swtdx.arch.metadata import Context
 from swtdx.arch.published_modules import MODULES
 from swtdx.cli.explain import explain
-from swtdx.explain.dcap import FAMILIES
-from swtdx.explain.find import Unknown, find
+from swtdx.explaining.dcap import FAMILIES
+from swtdx.explaining.find import Unknown, find
 
 
 def run(*words: str) -> list[str]:
