@@ -278,7 +278,7 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
     ]
     wishes = Wishes(
         options.kernel, options.initrd, options.version, options.cmdline, options.append, options.force,
-        options.added,
+        options.added, options.peripherals.kinds, tuple(share.tag for share in options.peripherals.shares),
     )  # fmt: skip
     with deadline.watched("the kernel was being fetched or read"):
         firmware = _firmware(options.firmware)

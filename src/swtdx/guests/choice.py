@@ -13,6 +13,8 @@ from swtdx.guests.errors import CacheError, FetchError, GuestError
 from swtdx.guests.guest import Guest, default_guest, default_version
 from swtdx.guests.initramfs import WRAPPED_INIT, Exec, Job, Serve, default_cmdline, wrapped_initrd
 from swtdx.guests.kernel import KernelImage, load_kernel
+from swtdx.guests.modules import PERIPHERALS
+from swtdx.guests.peripherals import peripheral_files
 from swtdx.guests.tdx_support import config_beside, require_tdx_support
 
 #: For an initrd of the user's own: the virtio console, and no spinning after a panic.
@@ -44,6 +46,9 @@ class Wishes:
         append: is added to it.
         force: takes a kernel that seems to have no TDX guest support.
         added: files of the user's own for the guest.
+        peripherals: what the guest has besides its console, by the names of
+            :data:`swtdx.guests.modules.PERIPHERALS`: an initramfs of ours loads their drivers.
+        shares: tags of shared folders: an initramfs of ours mounts them at /mnt/TAG.
     """
 
     kernel: Path | None = None
@@ -53,6 +58,13 @@ class Wishes:
     append: str = ""
     force: bool = False
     added: tuple[Addition, ...] = ()
+    peripherals: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules for the peripherals."""
+        return tuple(name for kind in self.peripherals for name in PERIPHERALS[kind])
 
 
 def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> Boot:
@@ -68,11 +80,11 @@ def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> B
         GuestError: a file is unusable, the kernel cannot be a TD, or no kernel is to be had that could run
             the command of an exec job.
     """
-    extra = entries(wishes.added)
+    extra = [*entries(wishes.added), *peripheral_files(wishes.peripherals, wishes.shares)]
     if wishes.kernel is not None:
         return _own_kernel(wishes, wishes.kernel, job, term, extra)
     try:
-        guest = _fetched(wishes.version, say)
+        guest = _fetched(wishes.version, say, more=bool(wishes.modules))
     except (FetchError, CacheError) as error:
         if wishes.version is not None or isinstance(job, Exec | Serve):
             raise
@@ -80,14 +92,14 @@ def choose(wishes: Wishes, job: Job, term: str, say: Callable[[str], None]) -> B
         return TINY
     return Boot(
         guest.kernel_image(),
-        guest.initramfs(job, extra),
+        guest.initramfs(job, extra, wishes.modules),
         _cmdline(wishes, default_cmdline(job, term)),
         guest.version,
     )
 
 
-def _fetched(version: str | None, say: Callable[[str], None]) -> Guest:
-    """From the cache if it has one; else by the system's package tool."""
+def _fetched(version: str | None, say: Callable[[str], None], *, more: bool = False) -> Guest:
+    """From the cache if it has one, with ``more`` modules if it needs them; else by the package tool."""
     guest = None
     if version is None:
         try:
@@ -101,6 +113,13 @@ def _fetched(version: str | None, say: Callable[[str], None]) -> Guest:
 
         with Bar() as bar:
             guest = fetch_guest(version, progress=bar)
+    if more and guest.more is None:
+        from swtdx.guests.fetch import fetch_guest
+        from swtdx.guests.progress import Bar
+
+        # It was fetched by a swtdx that kept no modules for peripherals.
+        with Bar() as bar:
+            guest = fetch_guest(guest.version, progress=bar, again=True)
     return guest
 
 
@@ -111,7 +130,7 @@ def _own_kernel(wishes: Wishes, path: Path, job: Job, term: str, extra: list[Ent
     if wishes.initrd is None:
         from swtdx.guests.host import initramfs_for
 
-        initrd = initramfs_for(kernel, job, extra)
+        initrd = initramfs_for(kernel, job, extra, wanted=wishes.modules)
         return Boot(kernel, initrd, _cmdline(wishes, default_cmdline(job, term)), label)
     initrd = _read(wishes.initrd)
     if not isinstance(job, Exec | Serve):
@@ -121,7 +140,9 @@ def _own_kernel(wishes: Wishes, path: Path, job: Job, term: str, extra: list[Ent
     cmdline = _cmdline(wishes, default_cmdline(job, term))
     # The user's init is started by ours, which the last rdinit= on the command line names.
     own_init = next((w[7:] for w in reversed(cmdline.split()) if w.startswith("rdinit=")), "/init")
-    wrapped = wrapped_initrd(initrd, find_busybox(), modules_for(kernel), job, extra, own_init)
+    wrapped = wrapped_initrd(
+        initrd, find_busybox(), modules_for(kernel), job, entries(wishes.added), own_init
+    )
     return Boot(kernel, wrapped, f"{cmdline} {WRAPPED_INIT}", label)
 
 

@@ -20,7 +20,7 @@ from swtdx.guests.errors import CacheError, FetchError, GuestError
 from swtdx.guests.guest import TESTED, Guest, cached_guests, default_guest, open_guest, store_guest
 from swtdx.guests.host import own_kernel_advice
 from swtdx.guests.kernel import parse_kernel
-from swtdx.guests.modules import CONSOLE, WANTED, load_order
+from swtdx.guests.modules import CONSOLE, PERIPHERALS, WANTED, load_order
 from swtdx.guests.progress import Quiet, Reporter
 from swtdx.guests.tdx_support import require_tdx_support
 
@@ -237,6 +237,9 @@ def _fetch_kernel(
     modules, missing = load_order(readers, builtin, (*(module.name for module in console), *WANTED))
     if missing:
         raise GuestError(f"{package.name} has no kernel module {', '.join(missing)}")
+    names = {module.name for module in modules}
+    peripherals = [name for wanted in PERIPHERALS.values() for name in wanted]
+    more = [module for module in load_order(readers, builtin, peripherals)[0] if module.name not in names]
     return store_guest(
         cache,
         version=release,
@@ -246,6 +249,7 @@ def _fetch_kernel(
         busybox=busybox,
         source=f"{package.name} {package.version}, fetched by apt",
         packages={source.name: source.version for source in sources},
+        more=more,
     )
 
 

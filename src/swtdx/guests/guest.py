@@ -13,7 +13,7 @@ from swtdx.guests.debversion import version_key
 from swtdx.guests.errors import CacheError
 from swtdx.guests.initramfs import Job, build_initramfs
 from swtdx.guests.kernel import KernelImage, load_kernel
-from swtdx.guests.modules import Module
+from swtdx.guests.modules import Module, load_order
 
 KIND: Final = "guests"
 #: The series of kernels that swtdx is tested and measured with: the default where there is a choice.
@@ -25,7 +25,8 @@ class Guest:
     """A kernel, its modules and a busybox.
 
     ``modules`` are uncompressed, in the order in which they can be loaded; ``version`` is what
-    ``uname -r`` will print; ``source`` says in words where all this came from.
+    ``uname -r`` will print; ``source`` says in words where all this came from.  ``more`` are modules for
+    peripherals, None where they were not kept.
     """
 
     version: str
@@ -34,6 +35,7 @@ class Guest:
     busybox: Path
     config: Path | None
     source: str
+    more: tuple[Path, ...] | None = None
 
     def kernel_image(self) -> KernelImage:
         """The parsed kernel.
@@ -43,13 +45,26 @@ class Guest:
         """
         return load_kernel(self.kernel)
 
-    def load_modules(self) -> tuple[Module, ...]:
-        """The modules' contents."""
-        return tuple(Module(path.name.removesuffix(".ko"), path.read_bytes()) for path in self.modules)
+    def load_modules(self, wanted: Iterable[str] = ()) -> tuple[Module, ...]:
+        """The modules' contents, and behind them those of ``wanted`` in ``more``, with what they need.
 
-    def initramfs(self, job: Job | None = None, extra: Iterable[Entry] = ()) -> bytes:
-        """An initrd that does ``job`` (by default: a shell) and also has the files ``extra``."""
-        return build_initramfs(self.busybox.read_bytes(), self.load_modules(), job, extra)
+        Raises:
+            GuestError: a module is damaged.
+        """
+        base = tuple(Module(path.name.removesuffix(".ko"), path.read_bytes()) for path in self.modules)
+        files = {str(path): path.read_bytes for path in self.more or ()}
+        # What is in neither is part of the kernel.
+        more, _ = load_order(files, (f"{module.name}.ko" for module in base), wanted)
+        return base + more
+
+    def initramfs(
+        self, job: Job | None = None, extra: Iterable[Entry] = (), wanted: Iterable[str] = ()
+    ) -> bytes:
+        """An initrd that does ``job`` (by default: a shell) and also has the files ``extra``.
+
+        ``wanted`` are names of modules that it loads, beside those that every guest has.
+        """
+        return build_initramfs(self.busybox.read_bytes(), self.load_modules(wanted), job, extra)
 
 
 def store_guest(
@@ -62,6 +77,7 @@ def store_guest(
     busybox: bytes,
     source: str,
     packages: dict[str, str],
+    more: Iterable[Module] = (),
 ) -> Guest:
     """Put a guest into the cache.  Hold the cache's lock.
 
@@ -74,6 +90,7 @@ def store_guest(
         busybox: a static busybox.
         source: where all this came from, for people.
         packages: package name → version, for the record.
+        more: modules for peripherals.
 
     Raises:
         CacheError: the cache cannot be written.
@@ -81,11 +98,14 @@ def store_guest(
     loaded = list(modules)
     files = {"vmlinuz": kernel, "busybox": busybox}
     files |= {f"modules/{module.name}.ko": module.data for module in loaded}
+    also = list(more)
+    files |= {f"more/{module.name}.ko": module.data for module in also}
     if config is not None:
         files["config"] = config
     details = {
         "version": version,
         "modules": [module.name for module in loaded],
+        "more": [module.name for module in also],
         "source": source,
         "packages": packages,
     }
@@ -150,6 +170,11 @@ def _guest(entry: CacheEntry) -> Guest:
             busybox=entry.path("busybox"),
             config=entry.path("config") if "config" in entry.files else None,
             source=str(details["source"]),
+            more=(
+                tuple(entry.path(f"more/{name}.ko") for name in details["more"])
+                if "more" in details
+                else None
+            ),
         )
     except (KeyError, TypeError) as error:
         raise CacheError(f"{entry.directory} was not written by swtdx: remove it") from error

@@ -53,8 +53,10 @@ def own_kernel_advice(boot: Path = BOOT) -> str:
     )
 
 
-def own_modules(release: str, root: Path = MODULES) -> tuple[Module, ...]:
-    """The modules that a TD wants, from ``root``/``release``, in load order; none if they are not there.
+def own_modules(release: str, root: Path = MODULES, wanted: Iterable[str] = ()) -> tuple[Module, ...]:
+    """The modules that a TD wants, and ``wanted``, from ``root``/``release``, in load order.
+
+    None if they are not there.
 
     Raises:
         GuestError: a module file is damaged.
@@ -68,7 +70,7 @@ def own_modules(release: str, root: Path = MODULES) -> tuple[Module, ...]:
     }
     builtin = base / "modules.builtin"
     lines = builtin.read_text("utf-8", "replace").splitlines() if builtin.is_file() else []
-    modules, _ = load_order(files, lines, (*CONSOLE, *WANTED))
+    modules, _ = load_order(files, lines, (*CONSOLE, *WANTED, *wanted))
     return modules
 
 
@@ -96,8 +98,8 @@ def find_busybox(cache: Cache | None = None) -> bytes:
     )
 
 
-def modules_for(kernel: KernelImage, root: Path = MODULES) -> tuple[Module, ...]:
-    """The modules that a TD wants, from the folders around ``kernel``'s file, else from ``root``.
+def modules_for(kernel: KernelImage, root: Path = MODULES, wanted: Iterable[str] = ()) -> tuple[Module, ...]:
+    """The modules that a TD wants, and ``wanted``, from the folders around ``kernel``, else from ``root``.
 
     Packages keep a kernel in ``boot`` or, newer ones, in ``lib/modules/RELEASE`` itself; unpacked, or on a
     mounted disk, the modules are beside it all the same.
@@ -105,10 +107,11 @@ def modules_for(kernel: KernelImage, root: Path = MODULES) -> tuple[Module, ...]
     Raises:
         GuestError: a module file is damaged.
     """
+    names = tuple(wanted)
     folder = Path(kernel.name).parent
     around = [folder.parent] if folder.name == kernel.release else []
     around += [folder.parent / "lib/modules", folder.parent / "usr/lib/modules", root]
-    return next((found for place in around if (found := own_modules(kernel.release, place))), ())
+    return next((found for place in around if (found := own_modules(kernel.release, place, names))), ())
 
 
 def initramfs_for(
@@ -118,10 +121,11 @@ def initramfs_for(
     *,
     cache: Cache | None = None,
     modules: Path = MODULES,
+    wanted: Iterable[str] = (),
 ) -> bytes:
     """An initrd for any kernel: its modules if this system has them, and a busybox found somewhere.
 
     Raises:
         GuestError: no busybox, or a damaged module.
     """
-    return build_initramfs(find_busybox(cache), modules_for(kernel, modules), job, extra)
+    return build_initramfs(find_busybox(cache), modules_for(kernel, modules, wanted), job, extra)

@@ -19,6 +19,19 @@ mount -a -T /lib/swtdx/fstab.late 2>/dev/null
 # A guest that suspends itself is woken after a second, but has no work that would gain by it.
 mount -o remount,bind,ro /sys/power 2>/dev/null
 
+# Peripherals, of which guests/peripherals.py tells.
+if [ -r /swtdx/shares ]; then
+    while read -r tag; do
+        mkdir -p "/mnt/$tag"
+        mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 "$tag" "/mnt/$tag"
+    done </swtdx/shares
+fi
+if [ -r /swtdx/net ]; then
+    ifconfig lo up
+    ifconfig eth0 up
+    udhcpc -i eth0 -n -q -t 5 -T 1 -s /swtdx/net >/dev/null 2>&1
+fi
+
 # The virtio console, or whatever console the kernel has where there is none.
 console=/dev/hvc0
 (exec 3<>$console) 2>/dev/null || console=/dev/console

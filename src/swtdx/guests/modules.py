@@ -22,6 +22,14 @@ from swtdx.guests.errors import GuestError
 WANTED: Final = ("tdx_guest",)
 #: Its console: part of the kernel in some distributions, modules in others.
 CONSOLE: Final = ("virtio_pci", "virtio_console")
+#: What Linux drives each peripheral with, and what most use of it needs besides.
+PERIPHERALS: Final = {
+    "disk": ("virtio_blk", "ext4"),
+    "net": ("virtio_net", "af_packet"),
+    "share": ("9pnet_virtio", "9p"),
+    "vsock": ("vmw_vsock_virtio_transport",),
+    "rng": ("virtio_rng",),
+}
 _SUFFIXES: Final[dict[str, Callable[[bytes], bytes]]] = {
     ".ko": bytes,
     ".ko.xz": lzma.decompress,

@@ -157,8 +157,7 @@ class VirtioBlk:
             return
         # Another vCPU may add while we work: it is served in turns.
         for _ in range(4):
-            for chain in queue.pop_all():
-                queue.push(chain, self._serve(queue, chain))
+            queue.push_all([(chain, self._serve(queue, chain)) for chain in queue.pop_all()])
             if queue.event_idx:
                 queue.set_notify(True)
             if not queue.available():

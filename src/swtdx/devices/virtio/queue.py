@@ -179,13 +179,13 @@ class Virtqueue:
         self._last_avail = self._last_avail + 1 & 0xFFFF
         return chain
 
-    def pop_all(self) -> list[Chain]:
-        """Take every chain that is available now; the rings are read in one piece each.
+    def pop_all(self, most: int = 1 << 16) -> list[Chain]:
+        """Take every chain that is available now, ``most`` at most; the rings are read in one piece each.
 
         Raises:
             QueueError: the ring or a chain is malformed; the chains before it are lost with it.
         """
-        count = self.available()
+        count = min(self.available(), most)
         if not count:
             return []
         size = self.size
@@ -197,6 +197,10 @@ class Virtqueue:
             chains.append(self._chain(head, table))
             self._last_avail = self._last_avail + 1 & 0xFFFF
         return chains
+
+    def put_back(self, count: int) -> None:
+        """Give the last ``count`` chains that were taken back unused: they will be taken again."""
+        self._last_avail = self._last_avail - count & 0xFFFF
 
     def _chain(self, head: int, table: bytes | None) -> Chain:
         """The chain from ``head`` in the queue's table, of which ``table`` is a copy, if there is one."""
@@ -276,7 +280,7 @@ class Virtqueue:
         """
         return b"".join(self._read(gpa, length) for gpa, length in segments)
 
-    def write(self, segments: Iterable[Segment], data: bytes) -> None:
+    def write(self, segments: Iterable[Segment], data: bytes | memoryview) -> None:
         """Store ``data``, which fits into ``segments``, there.
 
         Raises:
@@ -287,7 +291,7 @@ class Virtqueue:
             part = data[done : done + length]
             if not part:
                 return
-            self._write(gpa, part)
+            self._write(gpa, bytes(part))
             done += len(part)
 
     def gather(self, chain: Chain) -> bytes:
@@ -324,6 +328,21 @@ class Virtqueue:
         self._used_idx = self._used_idx + 1 & 0xFFFF
         # The element must be there before the index says so.
         self._write(self.used + 2, _U16.pack(self._used_idx))
+
+    def push_all(self, done: Iterable[tuple[Chain, int]]) -> None:
+        """:meth:`push` for each of (chain, bytes written), with one store of the index.
+
+        Raises:
+            QueueError: the used ring cannot be reached.
+        """
+        index = self._used_idx
+        for chain, written in done:
+            slot = index % self.size
+            self._write(self.used + 4 + 8 * slot, _USED_ELEMENT.pack(chain.head, written))
+            index = index + 1 & 0xFFFF
+        if index != self._used_idx:
+            self._used_idx = index
+            self._write(self.used + 2, _U16.pack(index))
 
     def wants_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was pushed since the last time this said yes.

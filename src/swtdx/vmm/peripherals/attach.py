@@ -12,14 +12,21 @@ import os
 from collections.abc import Callable
 from types import TracebackType
 
-from swtdx.devices.part import Part
+from swtdx.devices.part import Part, Wires
 from swtdx.devices.parts import Virtio
 from swtdx.devices.virtio.blk import VirtioBlk
+from swtdx.devices.virtio.net import VirtioNet
+from swtdx.devices.virtio.p9 import Virtio9p
 from swtdx.devices.virtio.rng import VirtioRng
-from swtdx.vmm.peripherals.config import DiskConfig, Peripherals
+from swtdx.devices.virtio.vsock import VirtioVsock
+from swtdx.vmm.peripherals.config import DiskConfig, NetConfig, Peripherals, ShareConfig, VsockConfig
+from swtdx.vmm.peripherals.networks import LoopbackNetwork, NullNetwork
 from swtdx.vmm.peripherals.overlay import Overlay
+from swtdx.vmm.peripherals.p9.server import FileServer
+from swtdx.vmm.peripherals.passt import Passt
 from swtdx.vmm.peripherals.qemu_images import QemuImage
 from swtdx.vmm.peripherals.raw_image import RawImage
+from swtdx.vmm.peripherals.vsock_host import VsockHost
 
 
 class Attached:
@@ -59,6 +66,47 @@ class Attached:
         serial = config.serial.encode()
         self.add(lambda: Virtio(lambda _wires: VirtioBlk(image, serial), config.slot))
 
+    def add_net(self, config: NetConfig, number: int) -> None:
+        """Plug a cable in; it is the TD's network device ``number``.
+
+        Raises:
+            PeripheralError: passt does not work.
+        """
+        network = open_network(config)
+        self._open.callback(network.close)
+        mac = config.address(number)
+
+        def make(wires: Wires) -> VirtioNet:
+            network.connect(wires.wake)
+            return VirtioNet(network, mac)
+
+        self.add(lambda: Virtio(make, config.slot))
+
+    def add_share(self, config: ShareConfig) -> None:
+        """Share a folder.
+
+        Raises:
+            PeripheralError: there is none.
+        """
+        server = FileServer(config.path, read_only=config.read_only)
+        self._open.callback(server.close)
+        self.add(lambda: Virtio(lambda _wires: Virtio9p(config.tag, server), config.slot))
+
+    def add_vsock(self, config: VsockConfig) -> None:
+        """Listen for programs of the host.
+
+        Raises:
+            PeripheralError: the path cannot be listened at.
+        """
+        sockets = VsockHost(config)
+        self._open.callback(sockets.close)
+
+        def make(wires: Wires) -> VirtioVsock:
+            sockets.connect(wires.wake)
+            return VirtioVsock(config.cid, sockets)
+
+        self.add(lambda: Virtio(make, config.slot))
+
 
 def attach(peripherals: Peripherals) -> Attached:
     """Open everything.
@@ -70,12 +118,29 @@ def attach(peripherals: Peripherals) -> Attached:
     try:
         for disk in peripherals.disks:
             attached.add_disk(disk)
+        for number, net in enumerate(peripherals.nets):
+            attached.add_net(net, number)
+        for share in peripherals.shares:
+            attached.add_share(share)
+        if peripherals.vsock is not None:
+            attached.add_vsock(peripherals.vsock)
         if peripherals.rng:
             attached.add(lambda: Virtio(lambda _wires: VirtioRng(os.urandom)))
     except BaseException:
         attached.close()
         raise
     return attached
+
+
+def open_network(config: NetConfig) -> Passt | LoopbackNetwork | NullNetwork:
+    """The other end of a cable.
+
+    Raises:
+        PeripheralError: passt does not work.
+    """
+    if config.kind == "user":
+        return Passt(config)
+    return LoopbackNetwork() if config.kind == "loopback" else NullNetwork()
 
 
 def open_image(config: DiskConfig) -> RawImage | QemuImage | Overlay:

@@ -193,8 +193,16 @@ class Peripherals:
             if tags.count(tag) > 1:
                 raise ConfigError(f"two shared folders have the tag {tag!r}: give one another (DIR:TAG)")
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What there is, by the names of :data:`swtdx.guests.modules.PERIPHERALS`."""
+        there = {
+            "disk": self.disks, "net": self.nets, "share": self.shares, "vsock": self.vsock, "rng": self.rng,
+        }  # fmt: skip
+        return tuple(kind for kind, any_of_it in there.items() if any_of_it)
+
     def __bool__(self) -> bool:
-        return bool(self.disks or self.nets or self.shares or self.vsock or self.rng)
+        return bool(self.kinds)
 
 
 def _check_slot(slot: int | None) -> None:

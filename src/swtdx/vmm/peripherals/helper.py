@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import subprocess
 import tempfile
@@ -35,7 +36,7 @@ class Helper:
 
     def __init__(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
         self.name = command[0].rsplit("/", 1)[-1]
-        self._words: IO[bytes] = tempfile.TemporaryFile(prefix="swtdx-words-")  # noqa: SIM115
+        self._words: IO[bytes] = tempfile.TemporaryFile("a+b", prefix="swtdx-words-")  # noqa: SIM115
         try:
             self.process = subprocess.Popen(
                 command,
@@ -53,9 +54,12 @@ class Helper:
 
     def words(self) -> str:
         """The last that it said."""
-        self._words.seek(0)
-        lines = self._words.read(1 << 20).decode("utf-8", "replace").strip().splitlines()
-        return "; ".join(line.strip() for line in lines[-3:])
+        return "; ".join(line.strip() for line in self.lines()[-3:])
+
+    def lines(self) -> list[str]:
+        """What it has said until now."""
+        # It has the same file open: not a word by read, which would move its place, too.
+        return os.pread(self._words.fileno(), 1 << 20, 0).decode("utf-8", "replace").strip().splitlines()
 
     @property
     def ended(self) -> bool:
