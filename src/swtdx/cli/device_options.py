@@ -141,7 +141,7 @@ def parse_vsock(text: str) -> VsockConfig:
 
 
 def parse_share(text: str) -> ShareConfig:
-    """``DIR[:TAG][,ro]``; the tag is the folder's name if it is not given.
+    """``DIR[:TAG][,ro][,9p]``; the tag is the folder's name if it is not given.
 
     Raises:
         ConfigError: it is something else.
@@ -150,13 +150,17 @@ def parse_share(text: str) -> ShareConfig:
 
     name, *parts = words(text)
     read_only = False
-    for key, value in settings(parts, ("ro", "readonly")):
-        read_only = switch(key, value)
+    nine_p = False
+    for key, value in settings(parts, ("ro", "readonly", "9p")):
+        if key == "9p":
+            nine_p = switch(key, value)
+        else:
+            read_only = switch(key, value)
     folder, _, tag = name.rpartition(":") if ":" in name else (name, "", "")
     if not folder:
         raise ConfigError("a share needs a folder: --share DIR[:TAG][,ro]")
     path = Path(folder)
-    return ShareConfig(path, tag or path.resolve().name or "share", read_only)
+    return ShareConfig(path, tag or path.resolve().name or "share", read_only, "9p" if nine_p else "virtiofs")
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -206,7 +210,7 @@ def device_options(command: _F) -> _F:
         click.option("--vsock", type=_Parsed("cid", parse_vsock), metavar="CID[:PATH]",
                      help="A socket device (vsock), by a Unix socket at PATH."),
         click.option("--share", "shares", type=_Parsed("dir", parse_share), multiple=True,
-                     metavar="DIR[:TAG][,ro]", help="A folder for the guest, which mounts TAG by 9p."),
+                     metavar="DIR[:TAG][,ro]", help="A folder for the guest, by virtiofs, or by 9p (,9p)."),
         click.option("--rng", is_flag=True, help="A source of random numbers."),
     )  # fmt: skip
     for option in reversed(options):

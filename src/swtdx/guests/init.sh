@@ -23,7 +23,8 @@ mount -o remount,bind,ro /sys/power 2>/dev/null
 if [ -r /swtdx/shares ]; then
     while read -r tag; do
         mkdir -p "/mnt/$tag"
-        mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 "$tag" "/mnt/$tag"
+        mount -t virtiofs "$tag" "/mnt/$tag" 2>/dev/null ||
+            mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 "$tag" "/mnt/$tag"
     done </swtdx/shares
 fi
 if [ -r /swtdx/net ]; then

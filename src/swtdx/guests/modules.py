@@ -26,7 +26,7 @@ CONSOLE: Final = ("virtio_pci", "virtio_console")
 PERIPHERALS: Final = {
     "disk": ("virtio_blk", "ext4"),
     "net": ("virtio_net", "af_packet"),
-    "share": ("9pnet_virtio", "9p"),
+    "share": ("virtiofs", "9pnet_virtio", "9p"),
     "vsock": ("vmw_vsock_virtio_transport",),
     "rng": ("virtio_rng",),
 }

@@ -15,11 +15,13 @@ from types import TracebackType
 from swtdx.devices.part import Part, Wires
 from swtdx.devices.parts import Virtio
 from swtdx.devices.virtio.blk import VirtioBlk
+from swtdx.devices.virtio.fs import VirtioFs
 from swtdx.devices.virtio.net import VirtioNet
 from swtdx.devices.virtio.p9 import Virtio9p
 from swtdx.devices.virtio.rng import VirtioRng
 from swtdx.devices.virtio.vsock import VirtioVsock
 from swtdx.vmm.peripherals.config import DiskConfig, NetConfig, Peripherals, ShareConfig, VsockConfig
+from swtdx.vmm.peripherals.fuse.server import FuseServer
 from swtdx.vmm.peripherals.networks import LoopbackNetwork, NullNetwork
 from swtdx.vmm.peripherals.overlay import Overlay
 from swtdx.vmm.peripherals.p9.server import FileServer
@@ -88,9 +90,14 @@ class Attached:
         Raises:
             PeripheralError: there is none.
         """
-        server = FileServer(config.path, read_only=config.read_only)
-        self._open.callback(server.close)
-        self.add(lambda: Virtio(lambda _wires: Virtio9p(config.tag, server), config.slot))
+        if config.protocol == "9p":
+            files = FileServer(config.path, read_only=config.read_only)
+            self._open.callback(files.close)
+            self.add(lambda: Virtio(lambda _wires: Virtio9p(config.tag, files), config.slot))
+        else:
+            server = FuseServer(config.path, read_only=config.read_only)
+            self._open.callback(server.close)
+            self.add(lambda: Virtio(lambda _wires: VirtioFs(config.tag, server), config.slot))
 
     def add_vsock(self, config: VsockConfig) -> None:
         """Listen for programs of the host.

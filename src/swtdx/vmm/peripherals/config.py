@@ -150,12 +150,13 @@ class VsockConfig:
 
 @dataclass(frozen=True, slots=True)
 class ShareConfig:
-    """A folder of the host for the guest, by 9p2000.L: ``mount -t 9p -o trans=virtio TAG /mnt``.
+    """A folder of the host for the guest: ``mount -t virtiofs TAG /mnt``, or ``mount -t 9p -o trans=virtio``.
 
     Args:
         path: the folder.
         tag: what the guest mounts it by, 31 bytes at most.
         read_only: the guest cannot write.
+        protocol: ``virtiofs`` or ``9p`` (9P2000.L): what the guest's kernel has.
         slot: PCI device number, 1 to 31; the next free one by default.
 
     Raises:
@@ -165,11 +166,14 @@ class ShareConfig:
     path: Path
     tag: str
     read_only: bool = False
+    protocol: Literal["virtiofs", "9p"] = "virtiofs"
     slot: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < len(self.tag.encode()) <= TAG_BYTES or "\0" in self.tag:
             raise ConfigError(f"a share's tag has 1 to {TAG_BYTES} bytes: {self.tag!r}")
+        if self.protocol not in ("virtiofs", "9p"):
+            raise ConfigError(f"folders are shared by virtiofs or 9p, not by {self.protocol!r}")
         _check_slot(self.slot)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import stat
 import struct
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from swtdx.vmm.peripherals.descriptors import descriptors
 from swtdx.vmm.peripherals.errors import PeripheralError
 from swtdx.vmm.peripherals.p9.messages import (
     HEAD,
@@ -34,9 +34,6 @@ from swtdx.vmm.peripherals.p9.nodes import Fid, Node, checked, qid
 _VERSION: Final = b"9P2000.L"
 _MOST_BYTES: Final = 1 << 20
 _FEWEST_BYTES: Final = 4096
-#: Descriptors that a process of ours may have, where the system lets it; a client may hold a quarter as many
-#: numbers, each of which is one or two.
-_WANTED_FILES: Final = 16384
 #: What a client may ask for when it opens or makes a file (Linux's numbers, which are the protocol's).
 _OPEN_FLAGS: Final = os.O_ACCMODE | os.O_TRUNC | os.O_DIRECTORY | os.O_SYNC | os.O_DSYNC
 _MODE: Final = 0o1777
@@ -72,7 +69,8 @@ class FileServer:
             raise PeripheralError(f"the folder {path} cannot be shared: {error.strerror}") from error
         self._fids: dict[int, Fid] = {}
         self._msize = _FEWEST_BYTES
-        self._most_fids = _descriptors() // 4
+        # Each is a descriptor or two of ours.
+        self._most_fids = descriptors() // 4
         self._handlers: dict[int, Callable[[Body, int], bytes]] = {
             Kind.VERSION: self._version,
             Kind.ATTACH: self._attach,
@@ -127,6 +125,9 @@ class FileServer:
             reply, body = Kind.LERROR + 1, _error(errno.EPROTO)
         except OSError as error:
             reply, body = Kind.LERROR + 1, _error(error.errno or errno.EIO)
+        except (OverflowError, ValueError):
+            # A number or a name that the host's interfaces do not take.
+            reply, body = Kind.LERROR + 1, _error(errno.EINVAL)
         if HEAD.size + len(body) > room:
             reply, body = Kind.LERROR + 1, _error(errno.EMSGSIZE)
         return HEAD.pack(HEAD.size + len(body), reply, tag) + body
@@ -404,16 +405,6 @@ class FileServer:
         # It also ends the fid; as for RENAME there is a later request that clients use.
         self._clunk(body, room)
         raise OSError(errno.EOPNOTSUPP, "use UNLINKAT")
-
-
-def _descriptors() -> int:
-    """How many descriptors this process may have; the limit is raised as far as it goes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, _WANTED_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 def _place(offset: int) -> int:
