@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from swtdx.__about__ import __version__
+
 if TYPE_CHECKING:
     from swtdx import script as script
     from swtdx.api.attesting import CollateralService as CollateralService
@@ -23,14 +25,13 @@ if TYPE_CHECKING:
     from swtdx.api.linux import Completed as Completed
     from swtdx.api.linux import LinuxTd as LinuxTd
     from swtdx.api.platform import Platform as Platform
+    from swtdx.api.restoring import restore as restore
     from swtdx.api.running import run as run
     from swtdx.api.scripted import ScriptedTd as ScriptedTd
     from swtdx.api.td import Exit as Exit
     from swtdx.api.td import Td as Td
     from swtdx.api.td import TdEnded as TdEnded
     from swtdx.api.tracer import Tracer as Tracer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CollateralService",
@@ -48,6 +49,7 @@ __all__ = [
     "__version__",
     "explain",
     "make_quote",
+    "restore",
     "run",
     "script",
     "verify",

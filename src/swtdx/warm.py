@@ -27,7 +27,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from swtdx import __version__
+from swtdx.__about__ import __version__
 from swtdx.machine.snapshot import SectionReader, Snapshot, SnapshotError, SnapshotWriter
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ import swtdx
 from swtdx.api.linux import CommandFailed
 from swtdx.guests import cpio
 from swtdx.guests.guest import Guest
+from swtdx.machine.snapshot import SnapshotError
+from swtdx.vmm.errors import VmmError
 
 pytestmark = pytest.mark.boot
 
@@ -121,6 +123,29 @@ def test_switching_off(platform: swtdx.Platform) -> None:
     with platform.linux(memory=256 << 20, append="swtdx.word=1") as td:
         assert "swtdx.word=1" in td.run("cat /proc/cmdline").output
         assert str(td.off()) == "the guest switched off"
+
+
+def test_saved_and_gone_on_with(guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "td"
+    with swtdx.Platform() as platform, platform.linux(memory=256 << 20) as td:
+        td.run("echo mine >/tmp/f", check=True)
+        with platform.linux(memory=256 << 20), pytest.raises(VmmError, match="no other TD"):
+            td.save(path)
+        td.save(path)
+        td.run("echo later >/tmp/f", check=True)
+    with swtdx.restore(path) as one, swtdx.restore(path) as other:
+        assert one.run("cat /tmp/f; echo one >/tmp/f").output == "mine\n"
+        assert other.run("cat /tmp/f").output == "mine\n"
+        assert (one.kernel, one.memory) == (guest.version, 256 << 20)
+        verdict = swtdx.verify(
+            one.quote(), one.platform.collateral(), root=one.platform.root, accept_simulated=True
+        )
+        assert verdict.accepted
+    assert one.closed
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
+    for wrong in (tmp_path / "cut", tmp_path / "none"):
+        with pytest.raises(SnapshotError):
+            swtdx.restore(wrong)
 
 
 def test_a_kernel_that_does_not_come_up(platform: swtdx.Platform) -> None:

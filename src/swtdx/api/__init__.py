@@ -37,6 +37,10 @@ def find(name: str) -> Any:
         from swtdx.api import scripted
 
         home = scripted
+    elif name == "restore":
+        from swtdx.api import restoring
+
+        home = restoring
     elif name == "run":
         from swtdx.api import running
 

@@ -19,6 +19,7 @@ from swtdx.guests.initramfs import Serve
 from swtdx.guests.quote_job import REPORTDATA, command, parse_output
 from swtdx.vmm.agent import AgentError, GuestAgent
 from swtdx.vmm.console import Guest
+from swtdx.vmm.errors import VmmError
 from swtdx.vmm.launch import Launch, LaunchConfig
 from swtdx.vmm.result import RunResult
 from swtdx.vmm.td_params import TdConfig
@@ -62,7 +63,7 @@ class Completed:
         return self.status == 0
 
 
-class _Sink:
+class Sink:
     """The console of a TD that has no user."""
 
     size = None
@@ -71,10 +72,12 @@ class _Sink:
         self._into = into
 
     def write(self, data: bytes) -> None:
+        """See :class:`swtdx.vmm.console.Console`."""
         self._into += data
 
     @contextlib.contextmanager
     def attached(self, guest: Guest) -> Iterator[None]:
+        """See :class:`swtdx.vmm.console.Console`."""
         yield
 
 
@@ -88,63 +91,29 @@ class LinuxTd(Td):
     def __init__(
         self,
         platform: Platform,
+        launch: Launch,
+        serving: GuestAgent,
+        output: bytearray,
         *,
-        kernel: str | Path | None = None,
-        initrd: str | Path | None = None,
-        version: str | None = None,
-        append: str = "",
-        memory: int = 512 << 20,
-        vcpus: int = 1,
-        debug: bool = False,
-        add: Mapping[str | Path, str] | None = None,
-        timeout: float = 120.0,
-        config: Mapping[str, Any] | None = None,
+        kernel: str,
+        cmdline: str,
+        memory: int,
+        owns: bool = False,
     ) -> None:
-        if platform.engine != "qemu":
-            raise ValueError("Linux is machine code: make the platform with Platform(), not 'scripted'")
-        wishes = Wishes(
-            None if kernel is None else Path(kernel),
-            None if initrd is None else Path(initrd),
-            version,
-            None,
-            append,
-            added=tuple(Addition(Path(source), target) for source, target in (add or {}).items()),
-        )
-        boot = choose(wishes, Serve(), "", _LOG.info)
-        self._agent = GuestAgent()
-        output = bytearray()
-        settings = TdConfig(vcpus=vcpus, attributes=int(debug), **dict(config or {}))
-        launch = Launch(
-            platform.hypervisor.internals,
-            LaunchConfig(
-                boot.kernel,
-                boot.initrd,
-                boot.cmdline,
-                memory,
-                td=settings,
-                ports=(self._agent.port,),
-                serial=output.extend,
-                quote_service=platform.quote_service,
-            ),
-            _Sink(output),
-        )
         super().__init__(platform, launch.td, launch.io, launch.runner)
+        self._owns = owns
+        self._launch = launch
+        self._agent = serving
         self._console = output
-        self._agent.bind(launch)
         #: The kernel's release, as ``uname -r`` prints it.
-        self.kernel = boot.label
-        try:
-            self._agent.wait_ready(timeout)
-        except AgentError as error:
-            self.result = error.result
-            launch.close()
-            said = f"Linux did not come up: {error.result}{self._last_words()}"
-            raise TdEnded(said, error.result) from None
-        except BaseException:
-            launch.close()
-            raise
+        self.kernel = kernel
+        #: The kernel's command line.
+        self.cmdline = cmdline
+        #: Bytes of RAM.
+        self.memory = memory
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The last lines on the console, for a message."""
         lines = self.console.replace(b"\r", b"").decode("utf-8", "replace").strip().splitlines()[-5:]
         return "".join(f"\n  {line}" for line in lines)
 
@@ -156,7 +125,7 @@ class LinuxTd(Td):
             return self._agent.ask(request, timeout, what)
         except AgentError as error:
             self.result = error.result
-            raise TdEnded(f"{error}{self._last_words()}", error.result) from None
+            raise TdEnded(f"{error}{self.last_words()}", error.result) from None
 
     # ------------------------------------------------------------------ commands
     def run(
@@ -291,7 +260,38 @@ class LinuxTd(Td):
             raise CommandFailed("making a quote", Completed(done.status or 1, b"", answer.encode()))
         return Quote(answer.quote)
 
+    # ------------------------------------------------------------------ snapshots
+    def save(self, path: str | Path) -> None:
+        """Write the TD as it is now, with its machine, to a file that ``restore`` goes on from.
+
+        The file holds everything in plain, the TD's memory and keys as well, and is readable by its owner
+        alone.  The TD can be used further.
+
+        Raises:
+            SnapshotError: the file cannot be written.
+            VmmError: something is under way that cannot be saved.
+            TdEnded: see :meth:`run`.
+        """
+        from swtdx import warm
+
+        self._need_open()
+        if self.platform.tds != (self,):
+            raise VmmError("a TD is saved with its machine, on which there may be no other TD: close those")
+        if self.result is not None:
+            raise TdEnded(f"the TD has ended: {self.result}", self.result)
+        warm.save(
+            path, self.platform.internals, self._launch,
+            label=self.kernel, cmdline=self.cmdline, memory=self.memory, waits=True,
+        )  # fmt: skip
+
     # ------------------------------------------------------------------ the end
+    def close(self) -> None:
+        """See :class:`Td`; a TD that came out of a file has a machine of its own, which is switched off."""
+        if self._owns and not self.closed:
+            self.platform.close()
+        else:
+            super().close()
+
     def off(self, timeout: float | None = 30.0) -> RunResult:
         """Have the guest switch off by itself; how it ended.
 
@@ -303,3 +303,58 @@ class LinuxTd(Td):
             raise TdEnded(f"the TD has ended: {self.result}", self.result)
         self.result = self._agent.off(timeout)
         return self.result
+
+
+def boot_linux(
+    platform: Platform,
+    *,
+    kernel: str | Path | None = None,
+    initrd: str | Path | None = None,
+    version: str | None = None,
+    append: str = "",
+    memory: int = 512 << 20,
+    vcpus: int = 1,
+    debug: bool = False,
+    add: Mapping[str | Path, str] | None = None,
+    timeout: float = 120.0,
+    config: Mapping[str, Any] | None = None,
+) -> LinuxTd:
+    """See ``Platform.linux``."""
+    if platform.engine != "qemu":
+        raise ValueError("Linux is machine code: make the platform with Platform(), not 'scripted'")
+    wishes = Wishes(
+        None if kernel is None else Path(kernel),
+        None if initrd is None else Path(initrd),
+        version,
+        None,
+        append,
+        added=tuple(Addition(Path(source), target) for source, target in (add or {}).items()),
+    )
+    boot = choose(wishes, Serve(), "", _LOG.info)
+    settings = TdConfig(vcpus=vcpus, attributes=int(debug), **dict(config or {}))
+    serving, output = GuestAgent(), bytearray()
+    launch_config = LaunchConfig(
+        boot.kernel,
+        boot.initrd,
+        boot.cmdline,
+        memory,
+        td=settings,
+        ports=(serving.port,),
+        serial=output.extend,
+        quote_service=platform.quote_service,
+    )
+    launch = Launch(platform.hypervisor.internals, launch_config, Sink(output))
+    try:
+        td = LinuxTd(
+            platform, launch, serving, output, kernel=boot.label, cmdline=boot.cmdline, memory=memory
+        )
+        serving.bind(launch)
+        try:
+            serving.wait_ready(timeout)
+        except AgentError as error:
+            said = f"Linux did not come up: {error.result}{td.last_words()}"
+            raise TdEnded(said, error.result) from None
+    except BaseException:
+        launch.close()
+        raise
+    return td

@@ -62,20 +62,19 @@ class Platform:
         module: str | None = None,
         quotes: QuoteService | None = None,
     ) -> None:
-        self.engine = engine
-        self.seed = seed.encode() if isinstance(seed, str) else seed
+        identity = seed.encode() if isinstance(seed, str) else seed
         features = None
         if module is not None:
             if module not in MODULES:
                 raise ValueError(f"there is no module {module!r}: choose one of {', '.join(sorted(MODULES))}")
             features = MODULES[module]
         if engine == "qemu":
-            config = platform_config(memory, cpus, cpus, self.seed, model, features)
+            config = platform_config(memory, cpus, cpus, identity, model, features)
         elif engine == "scripted":
             machine = MachineConfig(
                 engine="scripted",
                 processors_per_package=cpus,
-                seed=self.seed,
+                seed=identity,
                 options={} if model is None else {"model": model},
             )
             config = PlatformConfig(
@@ -83,11 +82,32 @@ class Platform:
             )
         else:
             raise ValueError(f"there is no engine {engine!r}: choose 'qemu' or 'scripted'")
+        self.take(InnerPlatform.boot(config), quotes)
+
+    def take(self, inner: InnerPlatform, quotes: QuoteService | None = None) -> None:
+        """Be the public face of ``inner``."""
+        config = inner.machine.config
+        self._platform = inner
+        #: What executes guests: ``"qemu"`` or ``"scripted"``.
+        self.engine = config.engine
+        #: The machine's identity.
+        self.seed = config.seed
         self._tds: list[Td] = []
         self._hypervisor: Hypervisor | None = None
-        self._platform = InnerPlatform.boot(config)
         #: Answers GetQuote.
-        self.quote_service: QuoteService = quotes or Quoting(self._platform)
+        self.quote_service: QuoteService = quotes or Quoting(inner)
+
+    @classmethod
+    def around(cls, inner: InnerPlatform) -> Self:
+        """A platform that is there already: one that goes on from a snapshot."""
+        platform = cls.__new__(cls)
+        platform.take(inner)
+        return platform
+
+    def adopt(self, inner: InnerHypervisor, td: Td) -> None:
+        """The hypervisor and the TD that came with it."""
+        self._hypervisor = Hypervisor(inner)
+        self._tds.append(td)
 
     # ------------------------------------------------------------------ TDs
     def scripted(
@@ -153,9 +173,9 @@ class Platform:
             VmmError: the TD cannot be built; there is too little memory, say.
             TdEnded: it did not come up; the message says how it ended.
         """
-        from swtdx.api.linux import LinuxTd
+        from swtdx.api.linux import boot_linux
 
-        td = LinuxTd(
+        td = boot_linux(
             self,
             kernel=kernel, initrd=initrd, version=version, append=append, memory=memory, vcpus=vcpus,
             debug=debug, add=add, timeout=timeout, config=config,
@@ -179,6 +199,11 @@ class Platform:
     def describe(self) -> dict[str, Any]:
         """CPUs, memory, keys, loaders and module in plain data, as ``swtdx platform --json`` has them."""
         return self._platform.summary()
+
+    @property
+    def tds(self) -> tuple[Td, ...]:
+        """The TDs on it that are not closed."""
+        return tuple(self._tds)
 
     # ------------------------------------------------------------------ attestation
     @property
