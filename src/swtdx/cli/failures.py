@@ -34,6 +34,7 @@ EXPECTED: Final = frozenset(
         "swtdx.devices.board.BoardError",
         "swtdx.firmware.errors.FirmwareError",
         "swtdx.guests.errors.GuestError",
+        "swtdx.host.errors.HostError",
         "swtdx.machine.engine.protocol.EngineError",
         "swtdx.machine.memory.addresses.AddressError",
         "swtdx.machine.snapshot.SnapshotError",

@@ -24,6 +24,8 @@ _APIC_HZ: Final = 1_000_000_000
 _XAPIC_DISABLE: Final = 1 << 21
 #: IA32_VMX_EPT_VPID_CAP: EPT of five levels; the engine's guest-physical addresses have 48 bits.
 _EPT_5: Final = 1 << 7
+#: The legacy region and the header of an XSAVE area, in bytes.
+_XSAVE_LEGACY: Final = 576
 _EFER_BITS: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
 #: IA32_APIC_BASE: the local APIC is on, in its xAPIC mode; this is the bootstrap processor.
 _APIC_ON: Final = LOCAL_APIC_BASE | 1 << 11
@@ -52,6 +54,8 @@ class Identity:
         eax, ebx, ecx, edx = self._lp.cpuid(leaf, subleaf)
         if leaf == 1:
             ecx &= ~_NOT_ON_THIS_BOARD
+        elif leaf == 0xD and subleaf == 0:
+            ebx = self._xsave_size()
         elif leaf == 5:
             return 0, 0, 0, 0
         elif leaf == 0x15:
@@ -60,6 +64,11 @@ class Identity:
             common = math.gcd(hz, _APIC_HZ)
             return _APIC_HZ // common, hz // common, _APIC_HZ, 0
         return eax, ebx, ecx | host_word(leaf, subleaf, "ecx"), edx
+
+    def _xsave_size(self) -> int:
+        """Bytes of an XSAVE area with the components that XCR0 enables now."""
+        areas = [self._lp.cpuid(0xD, number) for number in range(2, 63) if self._context.xcr0 >> number & 1]
+        return max([_XSAVE_LEGACY, *(offset + size for size, offset, _, _ in areas)])
 
     def rdmsr(self, index: int) -> int:
         """RDMSR.

@@ -1,0 +1,1 @@
+"""An operating system, Linux with KVM, on the machine: loaded, started on all processors, and listened to."""
