@@ -54,6 +54,7 @@ class About:
         cmdline: the kernel's command line.
         memory: bytes of its RAM.
         waits: it serves requests (:mod:`swtdx.guests.agent`), and waits for one.
+        token: of the command that it is running by itself; empty if it runs none.
         vcpus, debug, model: of the TD and its machine.
         saved_at: seconds since 1970 in UTC.
     """
@@ -62,6 +63,7 @@ class About:
     cmdline: str
     memory: int
     waits: bool
+    token: str = ""
     vcpus: int = 1
     debug: bool = False
     model: str = ""
@@ -77,6 +79,7 @@ def save(
     cmdline: str,
     memory: int,
     waits: bool,
+    token: str = "",
 ) -> None:
     """Write the TD of ``launch``, which stands still, with its ``platform``; the other arguments are those
     of :class:`About`.  The TD can go on afterwards.
@@ -92,6 +95,7 @@ def save(
         cmdline=cmdline,
         memory=memory,
         waits=waits,
+        token=token,
         vcpus=launch.td.config.vcpus,
         debug=launch.td.config.debug,
         model=machine.processors[0].model.name,

@@ -18,20 +18,22 @@ import click
 from swtdx.cli.deadline import Deadline, TimeIsOver
 from swtdx.cli.device_options import device_options
 from swtdx.cli.failures import complain, explanation
-from swtdx.cli.outputs import Outputs
+from swtdx.cli.outputs import OutputFile, Outputs
 from swtdx.cli.quote_service import ToldQuotes
 from swtdx.cli.run_report import NOT_STARTED, TIMED_OUT, complaint, document, exit_status
 from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size
 from swtdx.cli.starting import Starting
 from swtdx.cli.td_options import TdWishes, td_options
+from swtdx.cli.warm_options import WarmWishes, warm_options
 from swtdx.guests.added import Addition
 from swtdx.guests.choice import TINY, Boot, Wishes, choose
 from swtdx.guests.errors import GuestError
-from swtdx.guests.initramfs import Demo, Exec, Job, Shell
+from swtdx.guests.initramfs import Demo, Exec, Job, Serve, Shell
 
 if TYPE_CHECKING:
     from swtdx.arch.features import ModuleFeatures
+    from swtdx.cli.saving import Saving
     from swtdx.guests.tdvf_boot import TdvfImage
     from swtdx.vmm.command_io import CommandIo
     from swtdx.vmm.console import Console
@@ -135,6 +137,7 @@ class Options:
     seed: bytes
     debug: bool
     td: TdWishes
+    warm: WarmWishes
     peripherals: Peripherals
     qgs: str | None
     json_file: str | None
@@ -186,6 +189,7 @@ class Options:
 @click.option("--debug", is_flag=True, help="A debug TD (ATTRIBUTES.DEBUG), into which the host can look.")
 @td_options
 @device_options
+@warm_options
 @click.option("--qgs", metavar="ADDRESS", help="Quotes from this service: unix:PATH or vsock:CID[:PORT].")
 @click.option("--json", "json_file", metavar="FILE", help="Write a summary for programs; - is stdout.")
 @click.option("--serial", "serial_file", metavar="FILE", help="The guest's serial port goes to FILE.")
@@ -209,6 +213,7 @@ def run(**given: Any) -> None:
     """
     options = Options(**given)
     _check_options(options)
+    options.warm.check({name: getattr(options, name) for name in Options.__slots__})
     started = time.perf_counter()
     try:
         with Outputs() as outputs:
@@ -258,6 +263,33 @@ def _check_options(options: Options) -> None:
             raise click.UsageError(f"{name} goes with --exec")
 
 
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """Where what comes of a run goes."""
+
+    messages: _Messages
+    serial: Callable[[bytes], None] | None
+    firmware_log: Callable[[bytes], None] | None
+    trace: Callable[[bytes], None] | None
+    summary: OutputFile | None
+    brought: list[Callable[[bytes], None]]
+
+    @classmethod
+    def of(cls, options: Options, outputs: Outputs) -> _Ends:
+        """As the user wants them; opened, so that a mistake costs no time."""
+        return cls(
+            _Messages(outputs.writer(options.log_file, "the log")),
+            outputs.writer(options.serial_file, "the serial port's output"),
+            outputs.writer(options.firmware_log, "the firmware's log"),
+            outputs.writer(options.trace, "the trace"),
+            None if options.json_file in (None, "-") else outputs.open(options.json_file, "the summary"),
+            [
+                outputs.writer(file, f"{path} of the guest", empty=False) or _nowhere
+                for path, file in options.brought
+            ],
+        )
+
+
 def _run(options: Options, outputs: Outputs, started: float) -> int:
     """Everything; the exit status.
 
@@ -267,48 +299,146 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
     """
     deadline = Deadline(options.timeout)
     job = _job(options)
-    messages = _Messages(outputs.writer(options.log_file, "the log"))
-    serial = outputs.writer(options.serial_file, "the serial port's output")
-    firmware_log = outputs.writer(options.firmware_log, "the firmware's log")
-    trace = outputs.writer(options.trace, "the trace")
-    summary = None if options.json_file in (None, "-") else outputs.open(options.json_file, "the summary")
-    brought = [
-        outputs.writer(file, f"{path} of the guest", empty=False) or _nowhere
-        for path, file in options.brought
-    ]
+    ends = _Ends.of(options, outputs)
+    if options.warm.source is not None:
+        result, about = _go_on(options.warm.source, options, ends, deadline)
+    else:
+        result, about = _boot(options, job, ends, deadline)
+    command = about["command"] is not None
+    status = exit_status(result, command=command)
+    _report(result, status, ends.messages.last_words if command else b"", command, options.verbose)
+    status = _report_missing(result, status, options)
+    if options.json_file is not None:
+        about["total_seconds"] = round(time.perf_counter() - started, 4)
+        text = json.dumps(document(result, status, about), indent=2) + "\n"
+        if ends.summary is None:
+            click.echo(text, nl=False)
+        else:
+            ends.summary.write(text.encode())
+    return status or int(outputs.failed)
+
+
+def _boot(options: Options, job: Job, ends: _Ends, deadline: Deadline) -> tuple[RunResult, dict[str, Any]]:
+    """Boot a TD: how it ended, and what it was."""
     wishes = Wishes(
         options.kernel, options.initrd, options.version, options.cmdline, options.append, options.force,
         options.added, options.peripherals.kinds, tuple(share.tag for share in options.peripherals.shares),
     )  # fmt: skip
+    warm = options.warm
+    kept = warm.keep and isinstance(job, Exec) and _can_be_kept(options)
+    # A guest that is to be saved waits for requests.
+    serves = kept or (warm.target is not None and warm.at is None and warm.when is None)
+    booted: Job = Serve() if serves else job
     with deadline.watched("the kernel was being fetched or read"):
         firmware = _firmware(options.firmware)
-        boot = TINY if options.tiny else choose(wishes, job, os.environ.get("TERM", ""), complain)
+        boot = TINY if options.tiny else choose(wishes, booted, os.environ.get("TERM", ""), complain)
+    target = warm.target
+    if kept:
+        target, gone_on = _kept(options, boot, ends, deadline)
+        if gone_on is not None:
+            return gone_on
     if options.verbose:
         if firmware is not None:
             complain(f"firmware {options.firmware}, MRTD {firmware.measure().digest().hex()}")
         complain(f"booting {boot.label}" + (f" with {boot.cmdline!r}" if boot.cmdline else ""))
     with Starting(boot.label) as starting:
-        command = _command_io(options, job, starting, brought)
+        command = _command_io(options, booted, starting, ends.brought)
+        saving = None
+        if target is not None:
+            from swtdx.cli.saving import Saving
+
+            first = options.command if serves and not kept else None
+            token = job.marker_token if isinstance(booted, Exec) and isinstance(job, Exec) else ""
+            saving = Saving(target, warm, boot.label, boot.cmdline, options.memory, first, token)
         # Until the guest runs next to nothing is thrown away, and looking for it would cost 20 ms.
         gc.disable()
         try:
             result, quotes = _launch(
-                _Started(boot, firmware, firmware_log),
-                job, options, command, messages, serial, trace, deadline, starting,
+                _Started(boot, firmware, ends.firmware_log),
+                booted, options, command, ends, deadline, starting, saving,
             )  # fmt: skip
         finally:
             gc.enable()
-    status = exit_status(result, command=job_is_command(job))
-    _report(result, status, messages.last_words if job_is_command(job) else b"", job, options.verbose)
-    status = _report_missing(result, status, options)
-    if options.json_file is not None:
-        about = _about(options, boot, started) | {"quotes": quotes}
-        text = json.dumps(document(result, status, about), indent=2) + "\n"
-        if summary is None:
-            click.echo(text, nl=False)
+    if kept and target is not None and target.exists():
+        return _go_on(target, options, ends, deadline)
+    about = _about(options, boot.label, boot.cmdline) | {"quotes": quotes}
+    if serves:
+        # What the user wanted to know of the command has been said, unless it failed.
+        about["command"] = None
+    return result, about
+
+
+def _can_be_kept(options: Options) -> bool:
+    """Whether --warm has a snapshot for such a run; if not, it is told why."""
+    for name, given in (
+        ("--firmware", options.firmware is not None),
+        ("a device of its own", options.peripherals != type(options.peripherals)()),
+        ("--restart", options.restart),
+    ):
+        if given:
+            if options.warm.asked or options.verbose:
+                complain(f"a cold boot: with {name} no snapshot is kept")
+            return False
+    return True
+
+
+def _kept(
+    options: Options, boot: Boot, ends: _Ends, deadline: Deadline
+) -> tuple[Path, tuple[RunResult, dict[str, Any]] | None]:
+    """--warm: where the snapshot is; and the run, if there is one already that can be used."""
+    from swtdx.cli.saving import cached, snapshot_key, tidy
+    from swtdx.machine.snapshot import SnapshotError
+
+    kernel = b"" if boot.kernel is None else boot.kernel.data
+    key = snapshot_key(
+        kernel, boot.initrd, boot.cmdline, options.memory, options.vcpus, options.cpus, options.model,
+        options.module, options.seed, options.debug, options.td,
+    )  # fmt: skip
+    path = cached(key)
+    if path.exists():
+        try:
+            result = _go_on(path, options, ends, deadline)
+        except SnapshotError as error:
+            complain(f"{error}\nSo this is a cold boot, and a new snapshot.")
         else:
-            summary.write(text.encode())
-    return status or int(outputs.failed)
+            tidy(path)
+            return path, result
+    elif options.verbose:
+        complain(f"a cold boot, which leaves a snapshot for the next time: {path}")
+    return path, None
+
+
+def _go_on(path: Path, options: Options, ends: _Ends, deadline: Deadline) -> tuple[RunResult, dict[str, Any]]:
+    """Go on with a saved TD: how it ended, and what it was."""
+    from swtdx.cli.going_on import GoingOn, check
+    from swtdx.warm import SavedTd
+
+    gc.disable()
+    try:
+        with SavedTd(path) as saved:
+            about = saved.about
+            check(about, path, options.command)
+            if options.verbose:
+                age = time.time() - about.saved_at
+                complain(f"warm: going on with {about.label} out of {path}, saved {age:.0f} s ago")
+            with Starting(about.label, "going on with {} in a trust domain ...") as starting:
+                token = about.token or (None if options.command is None else "warm")
+                io = None if token is None else _streams(options, token, starting, ends.brought)
+                going_on = GoingOn(
+                    saved, options.command, io, tuple(path for path, _ in options.brought),
+                    ends.messages.take, ends.serial, ends.trace, options.qgs,
+                )  # fmt: skip
+                shell = isinstance(_job(options), Shell)
+                result, quotes = going_on.run(
+                    lambda: _console(Shell() if shell else Demo(), starting), deadline
+                )
+    finally:
+        gc.enable()
+    known = _about(options, about.label, about.cmdline)
+    known |= {"snapshot": str(path), "quotes": quotes, "memory": about.memory, "vcpus": about.vcpus}
+    if about.token:
+        known["command"] = "the command that was saved at work"
+    return result, known
 
 
 def _firmware(path: Path | None) -> TdvfImage | None:
@@ -320,26 +450,20 @@ def _firmware(path: Path | None) -> TdvfImage | None:
     return load_firmware(path)
 
 
-def job_is_command(job: Job) -> bool:
-    """Whether the guest is to run one command."""
-    return isinstance(job, Exec)
-
-
 def _nowhere(_data: bytes) -> None:
     """Takes what nobody wants."""
 
 
-def _about(options: Options, boot: Boot, started: float) -> dict[str, Any]:
+def _about(options: Options, label: str, cmdline: str) -> dict[str, Any]:
     return {
         "firmware": None if options.firmware is None else str(options.firmware),
-        "kernel": boot.label,
-        "cmdline": boot.cmdline,
+        "kernel": label,
+        "cmdline": cmdline,
         "memory": options.memory,
         "vcpus": options.vcpus,
         "seed": options.seed.decode("utf-8", "backslashreplace"),
         "debug": options.debug,
         "command": options.command,
-        "total_seconds": round(time.perf_counter() - started, 4),
     }
 
 
@@ -354,12 +478,17 @@ def _command_io(
     options: Options, job: Job, starting: Starting, brought: list[Callable[[bytes], None]]
 ) -> CommandIo | None:
     """Where the command's streams lead; None if there is none."""
-    if not isinstance(job, Exec):
-        return None
+    return _streams(options, job.marker_token, starting, brought) if isinstance(job, Exec) else None
+
+
+def _streams(
+    options: Options, token: str, starting: Starting, brought: list[Callable[[bytes], None]]
+) -> CommandIo:
+    """A command's streams, which lead here."""
     from swtdx.vmm.command_io import CommandIo, to_descriptor
 
     return CommandIo(
-        job.marker_token,
+        token,
         starting.before(to_descriptor(1)),
         None if options.merge_stderr else starting.before(to_descriptor(2)),
         None if options.no_stdin else _input(),
@@ -403,11 +532,10 @@ def _launch(
     job: Job,
     options: Options,
     command: CommandIo | None,
-    messages: _Messages,
-    serial: Callable[[bytes], None] | None,
-    trace: Callable[[bytes], None] | None,
+    ends: _Ends,
     deadline: Deadline,
     starting: Starting,
+    saving: Saving | None,
 ) -> tuple[RunResult, dict[str, Any]]:
     """Run the TD: how it ended, and how its quote service did."""
     from swtdx.cli.tracing import tracing
@@ -425,7 +553,7 @@ def _launch(
     building = deadline.watched("the TD was being built")
     with (
         Platform.boot(config) as platform,
-        tracing(platform, trace),
+        tracing(platform, ends.trace),
         attach(options.peripherals) as attached,
     ):
         quotes = ToldQuotes(Quoting(platform, options.qgs), options.qgs, told)
@@ -449,18 +577,25 @@ def _launch(
                 **options.td.settings(debug=options.debug),
             ),
             command=command,
-            log=messages.take if command is not None else None,
-            serial=serial,
+            log=ends.messages.take if command is not None else None,
+            serial=ends.serial,
+            ports=() if saving is None else saving.ports,
             quote_service=quotes,
             teardown=options.restart,
         )
         console = _console(job, starting)
+        if saving is not None:
+            console = saving.listening(console)
         with building:
             launch = Launch(platform.host, launch_config, console)
         # What there is now stays to the end: collections need not look at it while the guest runs.
         gc.freeze()
         gc.enable()
         try:
+            if saving is not None:
+                result = launch.finish(saving.run(platform, launch, deadline))
+                result.exit_status = saving.failed
+                return result, quotes.document()
             result = launch.finish(launch.run(deadline.left()))
             while options.restart and result.reason is EndReason.RESTART and result.exit_status is None:
                 # A TD cannot be reset: as on real hosts another one takes its place.
@@ -500,8 +635,8 @@ class _Messages:
         return b"\n".join(self._tail.replace(b"\r", b"").splitlines()[-_LAST_LINES:])
 
 
-def _report(result: RunResult, status: int, last_words: bytes, job: Job, verbose: bool) -> None:
-    trouble = complaint(result, command=job_is_command(job))
+def _report(result: RunResult, status: int, last_words: bytes, command: bool, verbose: bool) -> None:
+    trouble = complaint(result, command=command)
     if trouble is not None:
         if last_words:
             click.echo(_printable(last_words), err=True)

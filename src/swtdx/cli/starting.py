@@ -25,10 +25,11 @@ class Starting:
 
     Args:
         label: what boots.
+        line: what is said of it.
     """
 
-    def __init__(self, label: str) -> None:
-        self._line = f"booting {label} as a trust domain ..."
+    def __init__(self, label: str, line: str = "booting {} as a trust domain ...") -> None:
+        self._line = line.format(label)
         self._shown = False
         self._lock = threading.Lock()
         self._gone = threading.Event()

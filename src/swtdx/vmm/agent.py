@@ -12,12 +12,17 @@ from typing import Final
 
 from swtdx.devices.virtio.ports import PortConfig, VirtioPorts
 from swtdx.guests.agent import NAME, OFF, AgentStream, Answer, Request
+from swtdx.guests.exec_channels import CTL, ERR, IN, OUT
 from swtdx.vmm.errors import VmmError
 from swtdx.vmm.launch import Launch
 from swtdx.vmm.result import EndReason, RunResult
 
 #: Bytes of a request's body that are handed to the channel at once.
 _PIECE: Final = 1 << 20
+
+
+#: Channels of a TD, as ``LaunchConfig.ports`` takes them.
+Ports = tuple[PortConfig, ...]
 
 
 class AgentError(VmmError):
@@ -38,6 +43,19 @@ class GuestAgent:
         self._body = b""
         #: How the TD's last run ended.
         self.result: RunResult | None = None
+
+    @property
+    def ports(self) -> tuple[PortConfig, ...]:
+        """:attr:`port`, and behind others those of a command's streams, on which nobody listens yet.
+
+        A TD that is saved so can be gone on with by a command whose streams are carried as it runs
+        (``exec_request``).
+        """
+
+        def nobody(_data: bytes) -> None:
+            """Nothing is said there before there is a command."""
+
+        return (*(PortConfig(name, nobody) for name in (OUT, ERR, IN, CTL)), self.port)
 
     def bind(self, launch: Launch, *, ready: bool = False) -> None:
         """The TD is built.  ``ready``: it is one that waits for requests already."""
@@ -82,6 +100,18 @@ class GuestAgent:
         self._run_until(lambda: stream.answer is not None, timeout, what)
         assert stream.answer is not None
         return stream.answer
+
+    def tell(self, *requests: Request) -> None:
+        """Make requests without bodies, one behind the other, when the TD runs next; no answer is awaited."""
+        self._stream.expect()
+        for request in requests:
+            _ports(self._bound).send_to(NAME, request.head)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the latest request was not served, in the guest's words."""
+        answer = self._stream.answer
+        return None if answer is None else answer.failure
 
     def off(self, timeout: float | None = None) -> RunResult:
         """Have the guest switch off; how it ended."""

@@ -36,6 +36,7 @@ class CommandIo:
         stderr: takes its standard error; None merges that into ``stdout``.
         stdin: a file descriptor to read the command's input from, to its end; None: there is no input.
         files: for each file that the job asks for, what takes its bytes, piece by piece.
+        ended: called, on a vCPU's thread, when the command has ended and all has come that it has to send.
     """
 
     token: str
@@ -43,6 +44,7 @@ class CommandIo:
     stderr: Callable[[bytes], None] | None = None
     stdin: int | None = None
     files: Sequence[Callable[[bytes], None]] = field(default_factory=tuple)
+    ended: Callable[[], None] = lambda: None
 
 
 class CommandStreams:
@@ -72,8 +74,13 @@ class CommandStreams:
         if io.stdin is not None:
             ports.append(PortConfig(channels.IN, lambda _data: None))
         # The guest waits for this one, and then expects the others.
-        ports.append(PortConfig(channels.CTL, self.control.feed))
+        ports.append(PortConfig(channels.CTL, self._ctl))
         return tuple(ports)
+
+    def _ctl(self, data: bytes) -> None:
+        self.control.feed(data)
+        if self.control.status is not None:
+            self._io.ended()
 
     def _out(self, data: bytes) -> None:
         self._to_user(self._io.stdout, data, "output")
