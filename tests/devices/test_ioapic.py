@@ -102,6 +102,32 @@ def test_whoever_looks_at_acpi_s_input_is_woken(monkeypatch: pytest.MonkeyPatch)
     assert len(machine.msis) == 1, "once"
 
 
+@pytest.mark.parametrize("polled_between", [False, True])
+def test_each_suspend_has_an_end(monkeypatch: pytest.MonkeyPatch, polled_between: bool) -> None:
+    """Also one that begins when the last one's end is on its way, as on a busy host."""
+    monkeypatch.setattr(parts, "_SLEEP", 0.05)
+    machine = BoardMachine(BoardConfig(ioapic=True))
+    write(machine, 0x10, 0x31)
+    machine.outp(0x602, 2, 1 << 5)
+    read(machine, 0x10)
+    while not machine.wakes:
+        time.sleep(0.001)
+    for times in range(1, 5):
+        # The alarm has rung, and the guest suspends itself once more before anything was polled, or behind it.
+        read(machine, 0x10)
+        if polled_between:
+            machine.board.poll()
+            machine.outp(0x600, 2, 1 << 5)
+            read(machine, 0x10)
+        start, sent = time.monotonic(), len(machine.msis)
+        while len(machine.msis) == sent:
+            assert time.monotonic() - start < 30, f"it sleeps for ever, {times}"
+            time.sleep(0.01)
+            machine.nanoseconds += 10_000_000
+            machine.board.poll()
+        machine.outp(0x600, 2, 1 << 5)
+
+
 def test_one_that_was_saved_asleep_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "_SLEEP", 3600.0)
     machine = BoardMachine(BoardConfig(ioapic=True))

@@ -46,39 +46,54 @@ class Power(Part):
         self._ioapic = ioapic
         self._block: PowerBlock | None = None
         self._wake: Callable[[], None] = lambda: None
+        self._clock: Callable[[], int] = lambda: 0
         self._alarm: threading.Timer | None = None
-        self._rings = False
+        #: When it has slept long enough, by the board's clock; None if it was asleep when it was saved.
+        self._until: int | None = None
 
     def plug(self, board: Backplane) -> None:
         """Ports from :data:`swtdx.devices.power.PM_BASE` on."""
         self._block = block = PowerBlock(board.wires.power_off, board.wires.clock, self._interrupt)
         board.ports.register(power.PM_BASE, power.PM_LENGTH, block, name=self.name, widths=(1, 2, 4))
-        self._wake = board.wires.wake
+        self._wake, self._clock = board.wires.wake, board.wires.clock
         if self._ioapic is not None:
-            self._ioapic.acpi_looked_at = self._wake_later
+            self._ioapic.acpi_looked_at = self._fall_asleep
 
     def _interrupt(self, level: bool) -> None:
         if self._ioapic is not None:
             self._ioapic.acpi_interrupt(level)
 
-    def _ring(self) -> None:
-        self._rings, self._alarm = True, None
-        self._wake()
-
-    def _wake_later(self) -> None:
-        if self._alarm is None and self._block is not None:
-            self._alarm = threading.Timer(_SLEEP, self._ring)
-            self._alarm.daemon = True
+    def _fall_asleep(self) -> None:
+        if self._block is not None:
             self._block.sleeping = True
+            self._sleep_from_now()
+
+    def _sleep_from_now(self) -> None:
+        self._until = self._clock() + int(_SLEEP * 1e9)
+        self._call_later(_SLEEP)
+
+    def _call_later(self, seconds: float) -> None:
+        """Have :meth:`poll` called again.  An alarm that is set already rings earlier, and another follows."""
+        if self._alarm is None:
+            self._alarm = threading.Timer(seconds, self._ring)
+            self._alarm.daemon = True
             self._alarm.start()
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wake()
 
     def poll(self) -> None:
         """Wake the guest, if it has slept long enough; it may have been asleep when it was saved."""
-        if self._block is not None and self._block.sleeping:
-            if not self._rings:
-                self._wake_later()
-                return
-            self._rings = False
+        if self._block is None or not self._block.sleeping:
+            return
+        if self._until is None:
+            self._sleep_from_now()
+            return
+        left = self._until - self._clock()
+        if left > 0:
+            self._call_later(left / 1e9)
+        else:
             self._block.wake_up()
 
 

@@ -47,8 +47,11 @@ class RunControl:
     # ------------------------------------------------------------------ from the run loop
     def poll_due(self) -> bool:
         """Whether :meth:`wake` was called since this was asked last."""
-        due, self._poll_wanted = self._poll_wanted, False
-        return due
+        if not self._poll_wanted:
+            return False
+        # Cleared before the devices are looked at, and only if it was set: another thread may be setting it.
+        self._poll_wanted = False
+        return True
 
     def place(self, processors: Sequence[Processor]) -> None:
         """From now on the TD runs on ``processors``; how an earlier run on others ended is forgotten."""
