@@ -110,13 +110,28 @@ def test_what_is_no_kernel_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
-def test_a_kernel_that_is_no_file_is_refused_at_once(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "wanted"), [("kernel", "a bzImage"), ("initrd", "an initrd"), ("firmware", "a firmware image")]
+)
+def test_what_is_no_file_is_refused_at_once(
+    option: str, wanted: str, kind: str, tmp_path: Path, cache: Cache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     path = {"device": Path("/dev/zero"), "pipe": tmp_path / "pipe", "folder": tmp_path}[kind]
-    assert main(["run", "--kernel", str(path), "--exec", "true"]) == run_report.NOT_STARTED
-    assert capsys.readouterr().err == f"swtdx: {path} is a {kind}; give the file of a bzImage\n"
+    kernel = () if option == "kernel" else ("--kernel", str(own_kernel(tmp_path, TDX)))
+    assert main(["run", f"--{option}", str(path), *kernel, "--exec", "true"]) == run_report.NOT_STARTED
+    assert capsys.readouterr().err == f"swtdx: {path} is a {kind}; give the file of {wanted}\n"
+
+
+@pytest.mark.parametrize("option", ["kernel", "initrd", "firmware"])
+def test_a_file_that_is_too_large_to_be_that_is_not_read(
+    option: str, tmp_path: Path, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(5 << 30)  # a hole
+    kernel = () if option == "kernel" else ("--kernel", str(own_kernel(tmp_path, TDX)))
+    assert main(["run", f"--{option}", str(tmp_path / "large"), *kernel]) == run_report.NOT_STARTED
+    assert "large has 5368709120 bytes: that is too large for a" in capsys.readouterr().err
 
 
 def test_a_damaged_newest_kernel_is_not_replaced_by_an_older_one(

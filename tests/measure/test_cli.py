@@ -86,6 +86,7 @@ def test_a_kernel_is_measured_as_run_builds_it(tmp_path: Path) -> None:
         (("IMAGE", "--memory", "1G"), "only with --kernel"),
         (("nowhere",), "No such file"),
         (("/",), "directory"),
+        (("/dev/zero",), "larger than 64 MiB: it cannot be a firmware image"),
         (("--kernel", "IMAGE"), "not a Linux bzImage"),
         (("--kernel", "IMAGE", "--memory", "many"), "not a size"),
     ],

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from swtdx.guests.event_log import Event
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
+#: Bytes of a kernel or an initrd at most.
+_LARGEST: Final = 1 << 30
 
 
 @click.command()
@@ -97,7 +99,7 @@ def measure(
             summary = executed(
                 firmware,
                 kernel,
-                b"" if initrd is None else _read(initrd),
+                b"" if initrd is None else read_bytes(initrd, "an initrd", _LARGEST),
                 f"{OWN_INITRD_CMDLINE if cmdline is None else cmdline} {append or ''}".strip(),
                 memory or 512 << 20,
                 vcpus or 1,
@@ -106,9 +108,9 @@ def measure(
             if order is not None:
                 raise click.UsageError("--order: only with a firmware image")
             summary = _direct_boot(
-                _read(kernel),
+                read_bytes(kernel, "a bzImage", _LARGEST),
                 kernel,
-                b"" if initrd is None else _read(initrd),
+                b"" if initrd is None else read_bytes(initrd, "an initrd", _LARGEST),
                 f"{OWN_INITRD_CMDLINE if cmdline is None else cmdline} {append or ''}".strip(),
                 512 << 20 if memory is None else memory,
                 vcpus or 1,
@@ -151,15 +153,8 @@ def _compare(summary: dict[str, Any], quote: str) -> bool:
     return bool(fits)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Unusable(f"{path}: {error.strerror or error}") from None
-
-
 def _firmware(path: Path, orders: list[Order]) -> dict[str, Any]:
-    data = _read(path)
+    data = read_bytes(path, "a firmware image")
     try:
         tdvf = parse_tdvf(data)
         streams = {order: tdvf.measure(order) for order in orders}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,15 +16,23 @@ else:
     BytesParam = click.ParamType
 
 
+#: Bytes of a seed at most.
+_LARGEST: Final = 1 << 20
+
+
 def parse_seed(text: str) -> bytes:
     """The seed in ``text``: the text itself, ``0x`` and hex digits, or ``@`` and a file's path.
 
     Raises:
-        AttestationError: the hex is none, or the seed is empty.
+        AttestationError: the hex is none, or the seed is empty, or larger than 1 MiB.
         OSError: the file cannot be read.
     """
     if text.startswith("@"):
-        return check_seed(Path(text[1:]).read_bytes())
+        with Path(text[1:]).open("rb") as file:
+            seed = file.read(_LARGEST + 1)
+        if len(seed) > _LARGEST:
+            raise AttestationError(f"{text[1:]} is larger than {_LARGEST >> 20} MiB: it cannot be a seed")
+        return check_seed(seed)
     if text.startswith("0x"):
         try:
             return check_seed(bytes.fromhex(text[2:]))

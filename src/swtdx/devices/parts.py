@@ -73,7 +73,7 @@ class Power(Part):
         self._call_later(_SLEEP)
 
     def _call_later(self, seconds: float) -> None:
-        """Have :meth:`poll` called again.  An alarm that is set already rings earlier, and another follows."""
+        """Have :meth:`poll` called again.  An alarm that is set rings earlier, and another follows."""
         if self._alarm is None:
             self._alarm = threading.Timer(seconds, self._ring)
             self._alarm.daemon = True

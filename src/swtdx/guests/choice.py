@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from swtdx.guests.added import Addition, entries
 from swtdx.guests.cpio import Entry
 from swtdx.guests.errors import CacheError, FetchError, GuestError
+from swtdx.guests.files import read_file
 from swtdx.guests.guest import Guest, default_guest, default_version
 from swtdx.guests.initramfs import WRAPPED_INIT, Exec, Job, Serve, default_cmdline, wrapped_initrd
 from swtdx.guests.kernel import KernelImage, load_kernel
@@ -151,10 +152,12 @@ def _cmdline(wishes: Wishes, default: str) -> str:
     return f"{base} {wishes.append}".strip()
 
 
+#: Bytes of an initrd at most: more than memory of a TD here.
+_LARGEST_INITRD: Final = 4 << 30
+
+
 def _read(path: Path) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise GuestError(f"the initrd {path} is not a file")
-        return path.read_bytes()
+        return read_file(path, "an initrd", _LARGEST_INITRD)
     except OSError as error:
         raise GuestError(f"the initrd {path} cannot be read: {error.strerror}") from error

@@ -6,12 +6,12 @@ found as described in :mod:`swtdx.guests.tdx_support`.
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from swtdx.guests.errors import NotAKernel
+from swtdx.guests.files import read_file
 from swtdx.guests.setup_header import BOOT_FLAG, HEADER_MAGIC, LOADED_HIGH, SETUP_HEADER, XLF_KERNEL_64
 
 #: The 64-bit entry point and ``init_size`` exist from protocol 2.12 on (Linux 3.8).
@@ -114,12 +114,6 @@ def parse_kernel(data: bytes, name: str = "kernel") -> KernelImage:
 _LARGEST: Final = 1 << 30
 
 
-def _kind(mode: int) -> str:
-    """What a file that is none is."""
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(mode), "device")
-
-
 def load_kernel(path: Path) -> KernelImage:
     """Read and parse the bzImage at ``path``.
 
@@ -127,12 +121,7 @@ def load_kernel(path: Path) -> KernelImage:
         NotAKernel: see :func:`parse_kernel`; also when the file cannot be read.
     """
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise NotAKernel(f"{path} is a {_kind(about.st_mode)}; give the file of a bzImage")
-        if about.st_size > _LARGEST:
-            raise NotAKernel(f"{path} has {about.st_size} bytes; no bzImage is that large")
-        data = path.read_bytes()
+        data = read_file(path, "a bzImage", _LARGEST, NotAKernel)
     except PermissionError as error:
         raise NotAKernel(
             f"{path} is not readable by you (some distributions keep /boot for root): "

@@ -15,6 +15,7 @@ from typing import Final
 from swtdx.arch.guest_map import FOUR_GIB, GuestMap
 from swtdx.arch.units import PAGE
 from swtdx.guests.errors import DoesNotFit, GuestError, NotFirmware
+from swtdx.guests.files import read_file
 from swtdx.guests.memory_map import Range
 from swtdx.guests.plan import GuestPlan, PrivatePage, pages_of
 from swtdx.guests.td_hob import encode_td_hob, ram_entries
@@ -38,6 +39,10 @@ def parse_firmware(data: bytes, name: str = "the firmware") -> TdvfImage:
         raise NotFirmware(f"{name}: {error}") from error
 
 
+#: Bytes of a firmware image at most; OVMF has 2 or 4 million.
+_LARGEST: Final = 64 << 20
+
+
 def load_firmware(path: Path) -> TdvfImage:
     """The TDVF image in a file.
 
@@ -45,7 +50,7 @@ def load_firmware(path: Path) -> TdvfImage:
         NotFirmware: see :func:`parse_firmware`; GuestError: the file cannot be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, "a firmware image", _LARGEST)
     except OSError as error:
         raise GuestError(f"the firmware {path} cannot be read: {error.strerror}") from error
     return parse_firmware(data, f"the firmware {path}")
