@@ -32,6 +32,7 @@ EXPECTED: Final = frozenset(
         "swtdx.attestation.errors.AttestationError",
         "swtdx.cli.inputs.Unusable",
         "swtdx.devices.board.BoardError",
+        "swtdx.devices.smbios.SmbiosError",
         "swtdx.firmware.errors.FirmwareError",
         "swtdx.guests.errors.GuestError",
         "swtdx.host.errors.HostError",

@@ -24,6 +24,7 @@ _COMPLETION: Final = "_SWTDX_COMPLETE"
 COMMANDS: dict[str, Lazy] = {
     "run": Lazy("swtdx.cli.run:run", "Boot a kernel as a TD: to a shell, a demonstration or one command."),
     "host": Lazy("swtdx.cli.host:host", "Boot Linux as the machine's operating system, TDX host and all."),
+    "qemu": Lazy("swtdx.cli.qemu.command:qemu", "Start a TD by QEMU's own command line."),
     "guest": Lazy("swtdx.cli.guest:guest", "Fetch and list kernels that can be TDs."),
     "demo": Lazy("swtdx.cli.demo:demo", "Play scenes: #VE, interrupts, a TD's life, an attack."),
     "explain": Lazy("swtdx.cli.explain:explain", "Explain a status code, leaf, field, TDVMCALL or exit."),

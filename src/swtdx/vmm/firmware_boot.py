@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from swtdx.arch.guest_map import q35_map
 from swtdx.devices import fw_cfg
@@ -12,10 +12,14 @@ from swtdx.devices.board import Board, BoardConfig
 from swtdx.devices.fw_cfg import FwCfgContents
 from swtdx.devices.part import Part
 from swtdx.devices.parts import DebugConsole
+from swtdx.devices.smbios import SETTINGS as SMBIOS_SETTINGS
+from swtdx.devices.smbios import SmbiosConfig, smbios_files
 from swtdx.guests.kernel import KernelImage
 from swtdx.guests.plan import GuestPlan
 from swtdx.guests.tdvf_boot import TdvfImage, build_tdvf_boot, passes_rbp, q35_ram, td_hob
 from swtdx.vmm.td_params import TdConfig
+
+__all__ = ["SMBIOS_SETTINGS", "FirmwareBoot", "SmbiosConfig"]
 
 _E820_RAM = 1
 #: ``etc/system-states``, of S0 to S5: bit 7 says that there is such a state.  A TD cannot be suspended.
@@ -32,6 +36,9 @@ class FirmwareBoot:
         kernel: a bzImage for the firmware to start; None: it looks for something to boot itself.
         initrd, cmdline: of the kernel.
         log: takes what the firmware prints at its debug port.
+        files: more files for fw_cfg, by name; they replace ours of the same name.
+        console: a virtio console (hvc0) beside the serial port.
+        smbios: what SMBIOS tables say besides memory and processors; None: there are none.
     """
 
     image: TdvfImage
@@ -40,6 +47,9 @@ class FirmwareBoot:
     initrd: bytes = b""
     cmdline: str = ""
     log: Callable[[bytes], None] | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    console: bool = True
+    smbios: SmbiosConfig | None = None
 
     @property
     def passes_rbp(self) -> bool:
@@ -58,6 +68,7 @@ class FirmwareBoot:
             apic_ids=tuple(range(td.vcpus)),
             pci_window=places.pci_window,
             chipset=True,
+            console=self.console,
             fw_cfg=self._contents(td),
             ram=(ram[0].size, sum(part.size for part in ram[1:])),
             ioapic=True,
@@ -95,7 +106,10 @@ class FirmwareBoot:
             "etc/e820": b"".join(struct.pack("<QQI", part.base, part.size, _E820_RAM) for part in ram),
             "etc/system-states": _SYSTEM_STATES,
         }
-        return FwCfgContents(items, files)
+        if self.smbios is not None:
+            sizes = ram[0].size, sum(part.size for part in ram[1:])
+            files |= smbios_files(replace(self.smbios, ram=sizes, vcpus=td.vcpus))
+        return FwCfgContents(items, files | dict(self.files))
 
     def _kernel_items(self, kernel: KernelImage) -> dict[int, bytes]:
         """The file, cut where its protected-mode part begins and otherwise as it is: it will be measured."""

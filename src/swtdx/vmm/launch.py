@@ -15,7 +15,8 @@ from typing import Final
 from swtdx.arch.guest_map import GUEST_MAP
 from swtdx.devices.board import BoardConfig, describe_board
 from swtdx.devices.saved import In, Out
-from swtdx.devices.virtio.ports import PortConfig, VirtioPorts
+from swtdx.devices.virtio.ports import PortConfig as PortConfig
+from swtdx.devices.virtio.ports import VirtioPorts
 from swtdx.guests.direct_boot import DirectBoot
 from swtdx.guests.kernel import KernelImage
 from swtdx.machine.host import Host
@@ -67,6 +68,7 @@ class LaunchConfig:
         peripherals: disks, networks and what else it gets (:func:`swtdx.vmm.peripherals.attach.attach`); they
             stay open at the end.
         must_boot: end the run when firmware says on the serial port that it has found nothing to boot.
+        keys_to_serial: what the user types goes to the serial port, not to hvc0.
         teardown: give all pages and the key back at the end; a machine that is thrown away then does not
             need that.
     """
@@ -87,6 +89,7 @@ class LaunchConfig:
     boot: Boot | None = None
     peripherals: Attached | None = None
     must_boot: bool = False
+    keys_to_serial: bool = False
 
     def direct(self) -> DirectKernel | TinyGuest:
         """How ``kernel`` is started."""
@@ -148,13 +151,15 @@ class _Output:
 class _Keys:
     """The guest's side of the console (:class:`swtdx.vmm.console.Guest`)."""
 
-    def __init__(self, io: MachineIo) -> None:
+    def __init__(self, io: MachineIo, *, to_serial: bool) -> None:
         self._console = io.board.console
+        self._serial = io.board.serial if to_serial else None
         self._control = io.control
 
     def send(self, data: bytes) -> None:
-        if self._console is not None:
-            self._console.send(data)
+        target = self._serial or self._console
+        if target is not None:
+            target.send(data)
 
     def resize(self, columns: int, rows: int) -> None:
         if self._console is not None:
@@ -278,7 +283,7 @@ class Launch:
         """Run the TD for ``timeout`` seconds at most (None: no limit)."""
         with contextlib.ExitStack() as during:
             during.enter_context(_phase(self._phases, "run"))
-            during.enter_context(self._console.attached(_Keys(self.io)))
+            during.enter_context(self._console.attached(_Keys(self.io, to_serial=self.config.keys_to_serial)))
             if self._output.command is not None:
                 device = self.io.board.console
                 ports = device if isinstance(device, VirtioPorts) else None
