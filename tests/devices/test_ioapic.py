@@ -113,7 +113,7 @@ def test_each_suspend_has_an_end(monkeypatch: pytest.MonkeyPatch, polled_between
     while not machine.wakes:
         time.sleep(0.001)
     for times in range(1, 5):
-        # The alarm has rung, and the guest suspends itself once more before anything was polled, or behind it.
+        # The alarm has rung; the guest suspends itself once more before anything was polled, or after.
         read(machine, 0x10)
         if polled_between:
             machine.board.poll()
