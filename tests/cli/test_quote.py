@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,15 @@ def test_what_cannot_be_meant_is_refused_before_anything_starts(
     assert result.exit_code == 2
     assert complaint in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_covers_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetching(*_: object) -> None:
+        time.sleep(60)
+
+    monkeypatch.setattr("swtdx.cli.quote.choose", fetching)
+    start = time.monotonic()
+    done = CliRunner().invoke(quote, ["--timeout", "0.2", "--nonce", "00"])
+    assert done.exit_code == 1
+    assert "the time was over (0.2 s) while the kernel was being fetched or read" in done.output
+    assert time.monotonic() - start < 30

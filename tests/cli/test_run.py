@@ -134,12 +134,16 @@ def test_a_file_that_is_too_large_to_be_that_is_not_read(
     assert "large has 5368709120 bytes: that is too large for a" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("file", "problem"), [("vmlinuz", "is damaged"), ("manifest.json", "is missing")])
 def test_a_damaged_newest_kernel_is_not_replaced_by_an_older_one(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
+    file: str, problem: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for version in (OLD, NEW):
         put(cache, version, busybox())
-    (cache.root / "guests" / f"linux-{NEW}" / "vmlinuz").write_bytes(b"damaged")
+    damaged = cache.root / "guests" / f"linux-{NEW}" / file
+    damaged.unlink()
+    if problem == "is damaged":
+        damaged.write_bytes(b"damaged")
     asked: list[str | None] = []
 
     def fetch(version: str | None, **_: object) -> None:
@@ -151,7 +155,7 @@ def test_a_damaged_newest_kernel_is_not_replaced_by_an_older_one(
     with pytest.raises(FetchError, match="no network"):
         choose(Wishes(), Exec("true"), "", said.append)
     assert asked == [NEW]
-    assert "vmlinuz is damaged" in said[0]
+    assert f"{damaged} {problem}" in said[0]
 
 
 def test_the_newest_cached_kernel_boots_unless_one_is_named(cache: Cache) -> None:

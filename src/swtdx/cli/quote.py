@@ -17,6 +17,7 @@ import click
 from swtdx.attestation.keys import DEFAULT_SEED
 from swtdx.attestation.quote import ParsedQuote
 from swtdx.cli.attesting import Url
+from swtdx.cli.deadline import Deadline, TimeIsOver
 from swtdx.cli.failures import complain
 from swtdx.cli.inputs import check_writable, write_bytes
 from swtdx.cli.quote_service import ToldQuotes
@@ -82,7 +83,7 @@ class NoQuote(click.ClickException):
     type=click.FloatRange(min=0, min_open=True),
     default=120.0,
     show_default=True,
-    help="Seconds.",
+    help="Seconds for all of it, fetching too.",
 )
 @td_options
 def quote(
@@ -122,8 +123,13 @@ def quote(
             check_writable(path, what)
     wanted = nonce or report_data or secrets.token_bytes(_NONCE).ljust(REPORTDATA, b"\0")
     job = Exec(command(wanted))
-    boot = choose(Wishes(kernel=kernel, version=version), job, "", complain)
-    answer, world = _ask(boot, job, memory, seed, qgs, timeout, 5 if v5 else None, pcs_url, td)
+    deadline = Deadline(timeout)
+    try:
+        with deadline.watched("the kernel was being fetched or read"):
+            boot = choose(Wishes(kernel=kernel, version=version), job, "", complain)
+        answer, world = _ask(boot, job, memory, seed, qgs, deadline, 5 if v5 else None, pcs_url, td)
+    except TimeIsOver as over:
+        raise NoQuote(str(over)) from None
     if eventlog and not answer.eventlog:
         raise NoQuote("the kernel shows no event log (/sys/firmware/acpi/tables/data/CCEL)")
     _write(output, answer.quote)
@@ -142,7 +148,7 @@ def _ask(
     memory: int,
     seed: bytes,
     qgs: str | None,
-    timeout: float,
+    deadline: Deadline,
     quote_version: int | None,
     pcs_url: str | None,
     td: TdWishes,
@@ -151,6 +157,7 @@ def _ask(
 
     Raises:
         NoQuote: the TD ended without a quote.
+        TimeIsOver: while the TD was being built.
     """
     from swtdx.platform import Platform, platform_config
     from swtdx.quoting import Quoting, world_of
@@ -160,7 +167,7 @@ def _ask(
         quotes = ToldQuotes(Quoting(platform, qgs, quote_version, pcs_url), qgs, lambda _message: None)
         # Imported only now: QEMU comes up meanwhile.
         from swtdx.vmm.command_io import CommandIo
-        from swtdx.vmm.launch import LaunchConfig, launch
+        from swtdx.vmm.launch import Launch, LaunchConfig
         from swtdx.vmm.td_params import TdConfig
 
         output = bytearray()
@@ -169,13 +176,14 @@ def _ask(
             boot.initrd,
             boot.cmdline,
             memory,
-            timeout=timeout,
             td=TdConfig(**td.settings()),
             command=CommandIo(job.marker_token, output.extend),
             quote_service=quotes,
             teardown=False,
         )
-        result = launch(platform.host, config)
+        with deadline.watched("the TD was being built"):
+            launch = Launch(platform.host, config)
+        result = launch.finish(launch.run(deadline.left()))
         world = replace(world_of(platform, pcs_url), now=dt.datetime.now(dt.UTC))
     answer = parse_output(bytes(output))
     if isinstance(answer, str):

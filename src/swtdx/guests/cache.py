@@ -59,9 +59,10 @@ class Cache:
         self.root = root or cache_root()
 
     def names(self, kind: str) -> list[str]:
-        """Names of the complete entries of ``kind``, sorted."""
+        """Names of the entries of ``kind``, sorted; whether one is damaged, :meth:`open` finds out."""
         try:
-            found = [entry.name for entry in (self.root / kind).iterdir() if (entry / MANIFEST).is_file()]
+            # One that is being written is in a folder whose name begins with a dot.
+            found = [entry.name for entry in (self.root / kind).iterdir() if entry.is_dir()]
         except OSError:
             return []
         return sorted(name for name in found if _NAME.fullmatch(name))
