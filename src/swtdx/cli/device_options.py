@@ -180,6 +180,13 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(str(error), param, ctx)
 
 
+class DiskText(_Parsed):
+    """The value of ``--disk``."""
+
+    def __init__(self) -> None:
+        super().__init__("file", parse_disk)
+
+
 def device_options(command: _F) -> _F:
     """Add the options; ``command`` gets them as one argument ``peripherals``."""
 
@@ -202,7 +209,7 @@ def device_options(command: _F) -> _F:
         return command(*arguments, peripherals=peripherals, **others)
 
     options = (
-        click.option("--disk", "disks", type=_Parsed("file", parse_disk), multiple=True,
+        click.option("--disk", "disks", type=DiskText(), multiple=True,
                      metavar="FILE[,snapshot=on]...", help="A disk; also format=, readonly=on, serial=."),
         click.option("--net", "nets", type=_Parsed("net", parse_net), multiple=True,
                      metavar="user[,hostfwd=...]",

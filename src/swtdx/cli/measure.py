@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from swtdx.cli.device_options import DiskText
 from swtdx.cli.inputs import Unusable, read_bytes
 from swtdx.cli.sizes import Size
 from swtdx.guests.choice import OWN_INITRD_CMDLINE
@@ -23,6 +24,7 @@ from swtdx.measure.tdvf import MR_EXTEND, PAGE_AUG, TdvfImage, parse_tdvf
 if TYPE_CHECKING:
     from swtdx.guests.direct_boot import DirectBoot
     from swtdx.guests.event_log import Event
+    from swtdx.vmm.peripherals.config import DiskConfig
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 #: Bytes of a kernel or an initrd at most.
@@ -35,6 +37,14 @@ _LARGEST: Final = 1 << 30
     "--firmware",
     type=_FILE,
     help="Run this TDVF image in a TD until the kernel has taken over: all registers.",
+)
+@click.option(
+    "--disk",
+    "disks",
+    type=DiskText(),
+    multiple=True,
+    metavar="FILE",
+    help="With --firmware: a disk, as for `swtdx run`; it is not written to.",
 )
 @click.option("--kernel", type=_FILE, help="Measure what `swtdx run` builds of this kernel instead.")
 @click.option("--initrd", type=_FILE, help="With --kernel: the initial RAM disk.")
@@ -56,6 +66,7 @@ _LARGEST: Final = 1 << 30
 def measure(
     image: Path | None,
     firmware: Path | None,
+    disks: tuple[DiskConfig, ...],
     kernel: Path | None,
     initrd: Path | None,
     append: str | None,
@@ -72,9 +83,9 @@ def measure(
     IMAGE is a TDVF firmware image such as OVMF.fd. Its MRTD depends on the order in which the VMM adds and
     measures pages, and QEMU's versions differ: both values are shown, and --quote says which one a TD has.
     With --kernel it is the TD that `swtdx run` builds with the same kernel, initrd, command line, memory
-    and number of vCPUs: MRTD, and the RTMRs when the kernel starts. With --firmware and --kernel it is the
-    TD of `swtdx run --firmware`: the firmware is executed until the kernel has taken over, and each
-    extension is shown with the event that the firmware logged for it.
+    and number of vCPUs: MRTD, and the RTMRs when the kernel starts. With --firmware and --kernel or --disk it
+    is the TD of `swtdx run --firmware`: the firmware, and a boot loader on the disk, are executed until the
+    kernel has taken over, and each extension is shown with the event that was logged for it.
     """
     given = {
         "initrd": initrd,
@@ -90,6 +101,8 @@ def measure(
             raise click.UsageError("--firmware goes without IMAGE, --order and --gpaw")
         if kernel is None and (initrd is not None or cmdline is not None or append is not None):
             raise click.UsageError("--initrd, --cmdline and --append go with --kernel")
+    elif disks:
+        raise click.UsageError("--disk goes with --firmware")
     elif (image is None) == (kernel is None):
         raise click.UsageError("give a firmware image, or --kernel and what goes with it")
     try:
@@ -103,6 +116,7 @@ def measure(
                 f"{OWN_INITRD_CMDLINE if cmdline is None else cmdline} {append or ''}".strip(),
                 memory or 512 << 20,
                 vcpus or 1,
+                disks,
             )
         elif kernel is not None:
             if order is not None:

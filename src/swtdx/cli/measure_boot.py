@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +27,8 @@ from swtdx.vmm.errors import VmmError
 if TYPE_CHECKING:
     from swtdx.vmm.console import Console
     from swtdx.vmm.firmware_boot import FirmwareBoot
+    from swtdx.vmm.peripherals.attach import Attached
+    from swtdx.vmm.peripherals.config import DiskConfig
 
 #: edk2's last words before the operating system has the machine (``EFI_EXIT_BOOT_SERVICES_SUCCEEDED``).
 _LAST_WORDS: Final = b"Exit Boot Services Returned with Success"
@@ -64,6 +66,7 @@ def executed(
     cmdline: str,
     memory: int,
     vcpus: int,
+    disks: Sequence[DiskConfig] = (),
 ) -> dict[str, Any]:
     """MRTD, RTMR0 to RTMR3, and the event of each extension.
 
@@ -73,18 +76,24 @@ def executed(
     from swtdx.guests.kernel import load_kernel
     from swtdx.guests.tdvf_boot import load_firmware
     from swtdx.vmm.firmware_boot import FirmwareBoot
+    from swtdx.vmm.peripherals.attach import attach
+    from swtdx.vmm.peripherals.config import Peripherals
 
+    # To measure a disk is not to change it.
+    kept = tuple(disk if disk.read_only else replace(disk, snapshot=True) for disk in disks)
     try:
         image = load_firmware(firmware)
         loaded = None if kernel is None else load_kernel(kernel)
         boot = FirmwareBoot(image, memory, loaded, initrd, cmdline)
-        seen = _run(boot, memory, vcpus)
+        with attach(Peripherals(disks=kept)) as attached:
+            seen = _run(boot, memory, vcpus, attached)
         known = Known(boot, seen.files)
     except (GuestError, VmmError) as error:
         raise Unusable(str(error)) from None
     return {
         "firmware": str(firmware),
         "kernel": None if kernel is None else str(kernel),
+        "disks": [str(disk.path) for disk in disks],
         "cmdline": cmdline,
         "memory": memory,
         "vcpus": vcpus,
@@ -119,7 +128,7 @@ def _events(seen: Seen, known: Known) -> list[dict[str, Any]]:
     return found
 
 
-def _run(boot: FirmwareBoot, memory: int, vcpus: int) -> Seen:
+def _run(boot: FirmwareBoot, memory: int, vcpus: int, peripherals: Attached) -> Seen:
     from swtdx.platform import Platform, platform_config
     from swtdx.trace.extends import RtmrExtends
     from swtdx.vmm.launch import Launch, LaunchConfig
@@ -131,6 +140,7 @@ def _run(boot: FirmwareBoot, memory: int, vcpus: int) -> Seen:
         config = LaunchConfig(
             None,
             boot=boot,
+            peripherals=peripherals,
             must_boot=True,
             td=TdConfig(vcpus=vcpus, rbp_mod=boot.passes_rbp),
             teardown=False,

@@ -206,7 +206,7 @@ def run(**given: Any) -> None:
 
     On a terminal: to a shell (Ctrl-A x leaves). Otherwise: show what a TD is, and switch off. With --exec:
     run one command with the standard input given here (unless that is a terminal), print its output and
-    exit with its status.
+    exit with its status. With --firmware and --disk and no word on a kernel: what is on the disk.
 
     Exit status: 0, or the command's; 2 wrong use, 124 --timeout is over, 125 nothing was run, 126 the guest
     did not end in an orderly way.
@@ -331,7 +331,8 @@ def _boot(options: Options, job: Job, ends: _Ends, deadline: Deadline) -> tuple[
     booted: Job = Serve() if serves else job
     with deadline.watched("the kernel was being fetched or read"):
         firmware = _firmware(options.firmware)
-        boot = TINY if options.tiny else choose(wishes, booted, os.environ.get("TERM", ""), complain)
+        boot = TINY if options.tiny else _disk(options)
+        boot = boot or choose(wishes, booted, os.environ.get("TERM", ""), complain)
     target = warm.target
     if kept:
         target, gone_on = _kept(options, boot, ends, deadline)
@@ -439,6 +440,19 @@ def _go_on(path: Path, options: Options, ends: _Ends, deadline: Deadline) -> tup
     if about.token:
         known["command"] = "the command that was saved at work"
     return result, known
+
+
+def _disk(options: Options) -> Boot | None:
+    """What the firmware finds on the disk, where nothing is said of a kernel or of what to do in the guest.
+
+    As with QEMU: firmware that is given no kernel looks for one itself.
+    """
+    kernel = (options.kernel, options.version, options.cmdline, options.append or None)
+    job = (options.command, options.demo or None, options.added or None)
+    disks = options.peripherals.disks
+    if options.firmware is None or not disks or any(word is not None for word in (*kernel, *job)):
+        return None
+    return Boot(None, b"", "", f"the disk {disks[0].path.name}")
 
 
 def _firmware(path: Path | None) -> TdvfImage | None:
