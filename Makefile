@@ -23,7 +23,7 @@ RELATIVE = for file in $(VENV)/lib/python*/site-packages/__editable__*swtdx*.pth
 # Tests that start no QEMU and fetch nothing.
 FAST := not boot and not slow and not qemu and not network
 
-.PHONY: run test fast lint cover bench mutants clean help
+.PHONY: run test fast lint cover bench mutants man wheel examples clean help
 
 run: $(BASE)  ## Boot Linux as a trust domain, to a shell
 	@$(BIN)/swtdx setup --quiet
@@ -56,6 +56,15 @@ mutants: $(DEV)  ## Plant faults and see which of them the tests see: docs/mutat
 	@$(COMPILE)
 	@$(BIN)/python -m tools.mutants --jobs $(JOBS)
 
+man: $(DEV)  ## Man pages of all commands, in build/man
+	@$(BIN)/python -m tools.man_pages build/man
+
+wheel: $(DEV)  ## A wheel and a source distribution, in dist
+	@$(BIN)/python -m build --outdir dist
+
+examples: $(DEV)  ## Install the wheel into a fresh environment, and run the examples there
+	@$(BIN)/python -m tools.try_examples
+
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "swtdx needs Python 3.11 or later; give one with: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -82,4 +91,4 @@ clean:  ## Remove .venv and what was built
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
-	    while IFS='|' read -r target text; do printf '%-12s %s\n' "$$target" "$$text"; done
+	    while IFS='|' read -r target text; do printf '%-14s %s\n' "$$target" "$$text"; done

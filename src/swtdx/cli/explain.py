@@ -44,6 +44,7 @@ def explain(words: tuple[str, ...], as_json: bool, everything: bool) -> None:
     swtdx explain msr 0x1a0              what an MSR does in a TD
     swtdx explain cpuid 7.0              what a CPUID leaf returns in a TD
 
+    \b
     swtdx explain 'SEAMCALL (0x21) failed: 0xc000090000000000'    a line of a log
     dmesg | swtdx explain -              whatever a log has in it
     swtdx explain 0xe044                 a code of Intel's DCAP libraries, which logs have beside these

@@ -16,8 +16,8 @@ import click
 from swtdx import __version__
 from swtdx.cli.lazy import Lazy, LazyGroup
 
-#: Set by shell completion (`eval "$(_SWTDX_COMPLETE=bash_source swtdx)"`).
-_COMPLETION: Final = "_SWTDX_COMPLETE"
+#: Set by the script that `swtdx completion` prints.
+COMPLETION: Final = "_SWTDX_COMPLETE"
 
 #: Every command, in the order in which ``swtdx --help`` shows them.  One whose module is not part of this
 #: installation is left out.
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Lazy] = {
     "pcs": Lazy("swtdx.cli.pcs:pcs", "Serve the collateral of a simulated machine."),
     "vectors": Lazy("swtdx.cli.vectors:vectors", "Make test vectors for people who write verifiers."),
     "setup": Lazy("swtdx.cli.setup:setup", "Install QEMU, if it is missing."),
+    "completion": Lazy("swtdx.cli.completion:completion", "Print a script for completion in a shell."),
 }
 
 
@@ -53,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     from swtdx.cli.failures import INTERRUPTED, report
 
-    if _COMPLETION in os.environ:
-        cli.main(prog_name="swtdx", complete_var=_COMPLETION)
+    if COMPLETION in os.environ:
+        cli.main(prog_name="swtdx", complete_var=COMPLETION)
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Not cli.main(): it takes a broken pipe for exit status 1, which here means "the answer is no".
     try:
