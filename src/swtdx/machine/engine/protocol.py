@@ -137,6 +137,15 @@ class TranslationCache(Protocol):
     def map(self, gpa: int, hpa: int, size: int, access: Access, *, code: bool) -> None:
         """Cache a translation of ``size`` bytes (4 KiB or 2 MiB); ``code`` allows fetches."""
 
+    def map_run(self, gpa: int, hpa: int, pages: int, access: Access, *, code: bool) -> None:
+        """Cache translations of ``pages`` adjacent pages of 2 MiB that :meth:`uncached` has told of.
+
+        They do not cross a multiple of 1 GiB.
+        """
+
+    def uncached(self, gpa: int) -> npt.NDArray[np.bool_]:
+        """Of which of the 512 regions of 2 MiB in the 1 GiB at ``gpa`` nothing is cached."""
+
     def lookup(self, gpa: int) -> int | None:
         """The HPA that ``gpa`` is mapped to (byte address), or None."""
 

@@ -137,19 +137,20 @@ class Translator:
         assert found.table is not None
         entries = np.frombuffer(found.table, dtype="<u8")
         base = gpa & -HUGE_PAGE
-        lookup = vmcs.space.lookup
+        leaf = (entries & np.uint64(0x87)) > np.uint64(LEAF)
+        there = np.flatnonzero(leaf & vmcs.space.uncached(base))
+        if self._core.memory.image is not None:
+            there = np.array(
+                [each for each in there.tolist() if not self._absent(int(entries[each]))], dtype=np.int64
+            )
+        if not there.size:
+            return
         # Pages that follow each other in both address spaces go together: after every flush of a TD's
         # translations there may be hundreds.
-        run: list[int] = []
-        for index in np.flatnonzero((entries & np.uint64(0x87)) > np.uint64(LEAF)).tolist():
-            if lookup(base + index * LARGE_PAGE) is not None or self._absent(int(entries[index])):
-                continue
-            if run and (index != run[-1] + 1 or int(entries[index]) != int(entries[run[-1]]) + LARGE_PAGE):
-                self._fill_run(vmcs, base, entries, run, found.above, keyid)
-                run = []
-            run.append(index)
-        if run:
-            self._fill_run(vmcs, base, entries, run, found.above, keyid)
+        step = entries[there[1:]] - entries[there[:-1]]
+        cuts = np.flatnonzero((np.diff(there) != 1) | (step != np.uint64(LARGE_PAGE))) + 1
+        for run in np.split(there, cuts):
+            self._fill_run(vmcs, base, entries, int(run[0]), run.size, found.above, keyid)
 
     def _absent(self, entry: int) -> bool:
         """Whether some of a neighbour is still in a snapshot's file: it is left there."""
@@ -161,26 +162,23 @@ class Translator:
         vmcs: Vmcs,
         base: int,
         entries: npt.NDArray[np.uint64],
-        run: list[int],
+        start: int,
+        count: int,
         above: int,
         keyid: int,
     ) -> None:
-        """Cache the 2 MiB pages of adjacent ``entries``, whose frames are adjacent, too."""
+        """Cache the 2 MiB pages of ``count`` ``entries`` from ``start`` on, whose frames are adjacent."""
         core = self._core
-        first = int(entries[run[0]])
+        first = int(entries[start])
         hpa, number_of_key = core.split(first & FRAME_MASK | keyid)
-        size = len(run) * LARGE_PAGE
+        size = count * LARGE_PAGE
         try:
             core.memory.acquire(hpa, size, number_of_key, core.guest)
         except MemoryFault:
             # What is wrong with one of them is not wrong with the others, nor with this access.
-            if len(run) > 1:
-                for index in run:
-                    self._fill_run(vmcs, base, entries, [index], above, keyid)
+            if count > 1:
+                for index in range(start, start + count):
+                    self._fill_run(vmcs, base, entries, index, 1, above, keyid)
             return
         core.machine.frames_mapped(hpa, size)
-        access = Access(first & above & 7)
-        for number, index in enumerate(run):
-            vmcs.space.map(
-                base + index * LARGE_PAGE, hpa + number * LARGE_PAGE, LARGE_PAGE, access, code=True
-            )
+        vmcs.space.map_run(base + start * LARGE_PAGE, hpa, count, Access(first & above & 7), code=True)

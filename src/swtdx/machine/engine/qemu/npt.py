@@ -201,6 +201,42 @@ class NestedTable:
         self._units.add(hpa >> 21)
         self._enter(gpa, hpa, size, self._process.physical(hpa) | bits)
 
+    def map_run(self, gpa: int, hpa: int, pages: int, access: Access, *, code: bool) -> None:
+        """Cache ``pages`` adjacent translations of 2 MiB at once, of which nothing is cached yet.
+
+        A TD whose pages go to and fro between private and shared has all translations flushed each time, and
+        then they come back by the hundred.
+        """
+        if len(self._pool.free) < _RESERVE:
+            self._pool.make_room()
+        bits = _BASE | PTE_PS
+        if access & Access.WRITE:
+            bits |= PTE_W
+        if not (code and access & Access.FETCH):
+            bits |= PTE_NX
+        where = self._directory(gpa) + (gpa >> 21 & 511) << 3
+        entries = np.frombuffer(self._process.memory[where : where + 8 * pages], "<u8")
+        first = self._process.physical(hpa) | bits
+        entries[:] = np.arange(pages, dtype=np.uint64) * np.uint64(LARGE_PAGE) + np.uint64(first)
+        end = hpa + pages * LARGE_PAGE
+        self._units.update(range(hpa >> 21, end >> 21))
+        self._large.update(
+            zip(range(gpa >> 21, (gpa >> 21) + pages), range(hpa, end, LARGE_PAGE), strict=True)
+        )
+
+    def uncached(self, gpa: int) -> npt.NDArray[np.bool_]:
+        """Of which of the 512 regions of 2 MiB in the 1 GiB at ``gpa`` nothing is cached."""
+        directory = self._directories.get(gpa >> 30)
+        if directory is None:
+            free = np.ones(512, dtype=np.bool_)
+        else:
+            where = directory << 3
+            free = np.frombuffer(self._process.memory[where : where + PAGE], "<u8") & np.uint64(PTE_P) == 0
+        if self.identity and gpa >> 30 == _REGION >> 9:
+            # Beside the identity tables only small pages can be.
+            free[_REGION & 511] = False
+        return free
+
     def _enter(self, gpa: int, hpa: int, size: int, entry: int) -> None:
         """Put ``entry`` where the walk of ``gpa`` leads."""
         if self.identity and gpa >> 21 == _REGION:

@@ -48,6 +48,19 @@ class ScriptedSpace:
                 self._large.pop(gpa >> 21, None)
                 self._small[gpa >> 12] = (hpa, rights)
 
+    def map_run(self, gpa: int, hpa: int, pages: int, access: Access, *, code: bool) -> None:
+        """Cache translations of ``pages`` adjacent pages of 2 MiB."""
+        for offset in range(0, pages * LARGE_PAGE, LARGE_PAGE):
+            self.map(gpa + offset, hpa + offset, LARGE_PAGE, access, code=code)
+
+    def uncached(self, gpa: int) -> npt.NDArray[np.bool_]:
+        """Of which of the 512 regions of 2 MiB in the 1 GiB at ``gpa`` nothing is cached."""
+        free = np.ones(512, dtype=np.bool_)
+        with self.lock:
+            taken = [*self._large, *(page >> 9 for page in self._small)]
+        free[[region & 511 for region in taken if region >> 9 == gpa >> 30]] = False
+        return free
+
     def serve(self, context: object) -> None:
         """Nothing: any context can use it."""
 
