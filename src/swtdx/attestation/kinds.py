@@ -9,7 +9,7 @@ from swtdx.arch.report_structs import REPORTTYPE, TEE_TYPE_TDX
 
 from .errors import AttestationError, QuoteFormatError
 from .qgs import messages
-from .quote import HEADER, ParsedQuote
+from .quote import HEADER, INTEL_QE_VENDOR_ID, ParsedQuote
 from .tdreport import TDREPORT_SIZE
 from .textforms import decode, looks_like_text
 
@@ -50,7 +50,11 @@ def is_report(data: bytes) -> bool:
 
 
 def without_envelope(data: bytes) -> bytes:
-    """The quote out of a GetQuote buffer or a QGS answer (also behind its length); else ``data`` itself."""
+    """The quote out of what it is sent or kept in; else ``data`` itself.
+
+    A GetQuote buffer, a QGS answer (also behind its length), or any other bytes in which Intel's QE vendor
+    id is at its place in a TD quote's header: CBOR, protocol buffers, tar.
+    """
     if is_quote(data):
         return data
     if data[:8] == (1).to_bytes(8, "little") and len(data) > _BUFFER_HEADER:
@@ -64,6 +68,9 @@ def without_envelope(data: bytes) -> bytes:
             return messages.parse_quote_response(message)
         except AttestationError:
             continue
+    at = data.find(INTEL_QE_VENDOR_ID) - HEADER.qe_vendor_id.offset
+    if at > 0 and is_quote(data[at : at + HEADER.size]) and HEADER.tee_type.get(data, at) == TEE_TYPE_TDX:
+        return data[at:]
     return data
 
 

@@ -34,6 +34,17 @@ _ARMOUR: Final = re.compile(rb"^-----(?:BEGIN|END)[^\n]*$", re.MULTILINE)
 #: A long word of hex or base64 inside other text (a line of a log, YAML, a token), and how many are tried.
 _WORD: Final = re.compile(rb"[A-Za-z0-9+/_\-]{600,}={0,2}")
 _WORDS: Final = 16
+#: Bytes as decimal numbers, as programs print arrays: [4, 0, 2] or [4 0 2].
+_DECIMALS: Final = re.compile(rb"(?<![\w.])\d{1,3}(?:[,\s]{1,3}\d{1,3}){64,}(?![\w.])")
+#: A line of a dump with something before it: what Linux's print_hex_dump prints, or gdb's x/8xb.
+_PREFIXED: Final = re.compile(
+    rb"(?:^|[^0-9a-fA-F])(?:0x)?[0-9a-fA-F]{8,16}:((?:\s(?:0x)?[0-9a-fA-F]{2}){1,16})(?:\s{2}.*)?$"
+)
+#: What a line of hex or of base64 among others consists of, without blanks around it.
+_HEX_LINES: Final = re.compile(rb"(?:[0-9a-fA-F]{2}[\s:,]*){8,}")
+_BASE64_LINES: Final = re.compile(rb"[A-Za-z0-9+/_\-]{48,}={0,2}|[A-Za-z0-9+/_\-]+={1,2}")
+#: Lines one behind the other that are taken for one text.
+_BLOCK: Final = 4
 #: Not None, which JSON has.
 _NOT_JSON: Final = object()
 _GZIP: Final = b"\x1f\x8b"
@@ -81,6 +92,8 @@ def _text(data: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
     if text[:1] in b'{["' and (document := _parsed(text)) is not _NOT_JSON:
         yield from _json(document, depth)
         return
+    if text[:2] == b"\\x" and _HEX.fullmatch(text[2:]):
+        text = text[2:]  # a bytea of PostgreSQL
     if text[:2] in (b"b'", b'b"') and (literal := _literal(text)):
         yield literal, "a Python literal"
     if _HEX.fullmatch(text):
@@ -96,7 +109,10 @@ def _text(data: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
     if text.startswith(b"-----BEGIN"):
         text = _ARMOUR.sub(b"", text).strip()
     if not _BASE64.fullmatch(text):
-        yield from _words(text, depth)
+        if text.isascii() and b"\0" not in text:
+            yield from _numbers(text)
+            yield from _words(text, depth)
+            yield from _blocks(text, depth)
     else:
         joined = b"".join(text.split()).rstrip(b"=")
         name = "base64url" if b"-" in joined or b"_" in joined else "base64"
@@ -113,12 +129,36 @@ def _text(data: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
 
 def _words(text: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
     """What the longest words of a text stand for."""
-    if not text.isascii() or b"\0" in text:
-        return
     words = sorted(_WORD.findall(text), key=len, reverse=True)
     for word in words[:_WORDS]:
         for inner, form in _text(word, depth - 1):
             yield inner, f"{form} in other text"
+
+
+def _numbers(text: bytes) -> Iterator[tuple[bytes, str]]:
+    """Arrays of bytes that are printed as decimal numbers."""
+    for match in _DECIMALS.finditer(text):
+        values = [int(digits) for digits in re.findall(rb"\d+", match[0])]
+        if max(values) <= 0xFF:
+            yield bytes(values), "decimal numbers in other text"
+
+
+def _blocks(text: bytes, depth: int) -> Iterator[tuple[bytes, str]]:
+    """Lines of hex or of base64 one behind the other, with other lines before or after them, or indented."""
+    for lines, any_line in ((_HEX_LINES, _HEX), (_BASE64_LINES, _BASE64)):
+        block: list[bytes] = []
+        for line in (*text.splitlines(), b"."):
+            word = line.strip()
+            if lines.fullmatch(word):
+                block.append(word)
+                continue
+            if len(block) >= _BLOCK:
+                # The last line is shorter, and may look like any word.
+                tail = [word] if any_line.fullmatch(word) else []
+                for whole in ([*block, *tail], block) if tail else (block,):
+                    for inner, form in _text(b"\n".join(whole), depth - 1):
+                        yield inner, f"{form} in other text"
+            block = []
 
 
 def _unzip(data: bytes) -> bytes:
@@ -137,12 +177,12 @@ def _dump(text: bytes) -> bytes:
         if line == b"*":
             # Lines are left out here: how many, only the offsets would say.
             return b""
-        match = _XXD.match(line + b"  ") or _OTHER.match(line)
+        match = _XXD.match(line + b"  ") or _OTHER.match(line) or _PREFIXED.search(line)
         if match is None:
             if not out or not _OFFSET.match(line):
                 return b""
             continue
-        digits = re.sub(rb"\s", b"", match[1])
+        digits = re.sub(rb"\s|0x", b"", match[1])
         if len(digits) % 2:
             return b""
         out += bytes.fromhex(digits.decode("ascii"))
@@ -176,10 +216,20 @@ def _json(document: Any, depth: int) -> Iterator[tuple[bytes, str]]:
             yield bytes(value), f"{where}, numbers"
 
 
+def _is_array(value: dict[str, Any]) -> bool:
+    """Whether it is what JavaScript makes of an array of bytes: {"0": 4, "1": 0, ...}."""
+    return all(
+        key == str(place) and type(each) is int and 0 <= each <= 255
+        for place, (key, each) in enumerate(value.items())
+    )
+
+
 def _members(value: Any, path: str) -> Iterator[tuple[str, str | list[int]]]:
     """Every text and every list of bytes in a JSON document, with its path."""
     if isinstance(value, str):
         yield path, value
+    elif isinstance(value, dict) and len(value) > 64 and _is_array(value):
+        yield path, list(value.values())
     elif isinstance(value, dict):
         # "quote" before what may be as long and is none, such as an event log.
         for key in sorted(value, key=lambda each: "quote" not in str(each).lower()):
