@@ -16,14 +16,19 @@ def test_polling_follows_the_host(side: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Cores, "scarce", lambda _: scarce)
     monkeypatch.setattr(Cores, "count", staticmethod(lambda: cores))
 
-    def polls(guests: int) -> int:
+    def polls(guests: int, awake: int | None = None) -> int:
         port.guests = guests
+        port.awake = guests if awake is None else awake
         port.look()
         return int(getattr(port, side))
 
     spare = polls(1)
     assert polls(3) == spare, "three guests and we have a core each"
     assert polls(4) < spare
+    assert polls(4, awake=3) == spare, "one of them waits for an interrupt, and needs no core"
+    assert port.crowded, "but it may come any time, so a guest that only waits gives way"
+    port.others(4)
+    assert getattr(port, side) < spare, "it has come"
     cores = 1
     assert polls(1) == spare, "it is for the load to say whether one guest and we have one core"
     cores = 4

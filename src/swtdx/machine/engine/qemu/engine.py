@@ -32,6 +32,8 @@ _SPIN: Final = at.MB_SPIN >> 2
 _ASLEEP: Final = at.MB_ASLEEP >> 2
 _EXIT_CODE: Final = vmcb.EXIT_CODE >> 3
 _NESTED_CR3: Final = vmcb.NESTED_CR3 >> 3
+_RUN: Final = at.CMD_RUN
+_UNDEFINED: Final = Stop.UNDEFINED
 _UD: Final = vmcb.EXIT_EXCEPTION + 6
 #: Between two tries to take a lock, in seconds.
 _BRIEFLY: Final = 20e-6
@@ -56,6 +58,8 @@ _SIMPLE: Final = {
     vmcb.EXIT_INIT: Stop.INTERRUPT,
     **dict.fromkeys(vmcb.FOREIGN, Stop.UNDEFINED),
 }
+#: Those that say nothing else.
+_PLAIN: Final[dict[int, Stop]] = {code: stop for code, stop in _SIMPLE.items() if stop is not Stop.INTERRUPT}
 
 
 class QemuEngine:
@@ -338,9 +342,8 @@ class QemuEngine:
     def run(self, lp: int, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
         """Run the guest until it stops; see the protocol."""
         port = self._ports[lp]
-        is_live = port.live is context and not context.needs_load
         # Not with the lock held: it may need another port's.
-        if not is_live and not self._make_live(port, context):
+        if (port.live is not context or context.needs_load) and not self._make_live(port, context):
             context.event.stop = Stop.UNLOADABLE
             context.event.tsc = self.tsc()
             return context.event
@@ -367,7 +370,7 @@ class QemuEngine:
             port.runs = runs = port.runs + 1
             if not runs & LOOK_EVERY:
                 port.look()
-            words[_CMD] = at.CMD_RUN
+            words[_CMD] = _RUN
             words[_SPIN] = port.stub_polls
             port.seq = seq = (port.seq + 1) & 0xFFFFFFFF
             if not IN_ORDER:
@@ -390,12 +393,13 @@ class QemuEngine:
                 self._latest = tsc
             code = context.q[_EXIT_CODE]
             if code == _UD and not context.unpaged:
-                event.stop = Stop.UNDEFINED
+                event.stop = _UNDEFINED
                 event.length = 0
                 port.last = CALL + (context.gpr[0] & 15)
             else:
                 self._decode(port, context, event, code)
-                port.last = CALL + (context.gpr[0] & 15) if event.stop is Stop.UNDEFINED else event.stop
+                stop = event.stop
+                port.last = CALL + (context.gpr[0] & 15) if stop is _UNDEFINED else stop
         return event
 
     def _arm(self, port: Port, deadline: int | None) -> bool:
@@ -413,8 +417,12 @@ class QemuEngine:
 
     def _decode(self, port: Port, context: QemuContext, event: Event, code: int) -> None:
         """Turn the VMCB's exit code into an event."""
-        q = context.q
         event.length = 0
+        plain = _PLAIN.get(code)
+        if plain is not None and not context.unpaged:
+            event.stop = plain
+            return
+        q = context.q
         if context.unpaged and q[vmcb.CR3 >> 3] != IDENTITY_GPA and code not in vmcb.INVALID:
             # QEMU does not stop at a task switch, and this one has loaded CR3 over our stand-in.
             q[vmcb.CR3 >> 3] = IDENTITY_GPA
@@ -510,7 +518,7 @@ class QemuEngine:
         port = self._ports[lp]
         port.park()
         program = current(port)
-        return woken.wait(seconds) if program is None else program.wait(woken, seconds)
+        return woken.wait(seconds) if program is None else program.idle(woken, seconds)
 
     def close(self) -> None:
         """Stop QEMU.  Idempotent."""

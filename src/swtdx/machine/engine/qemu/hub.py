@@ -43,6 +43,14 @@ class Program(greenlet):
         """Let the others run until the port's latest command has been carried out."""
         self._hub.switch()
 
+    def idle(self, woken: Wakeup, seconds: float | None) -> bool:
+        """:meth:`wait`; meanwhile its guest wants no core."""
+        self._hub.wakes(-1)
+        try:
+            return self.wait(woken, seconds)
+        finally:
+            self._hub.wakes(1)
+
     def wait(self, woken: Wakeup, seconds: float | None) -> bool:
         """Let the others run until ``woken`` is set (True), or ``seconds`` have passed (False)."""
         self.until = math.inf if seconds is None else time.monotonic() + seconds
@@ -75,6 +83,15 @@ class Hub:
         #: Rounds of looking that have paid off.
         self._rounds = SPIN
         self._failure: BaseException | None = None
+        self._ports: list[Port] = []
+        #: How many of the guests are awake.
+        self._awake = 0
+
+    def wakes(self, change: int) -> None:
+        """So many guests more are awake."""
+        self._awake += change
+        for port in self._ports:
+            port.others(self._awake)
 
     def poke(self) -> None:
         """Something has happened that a program may wait for.  Any thread."""
@@ -94,10 +111,12 @@ class Hub:
         return; the first one is raised in the end.
         """
         programs = [Program(self, ports[index], body) for index, body in bodies.items()]
+        self._ports = [program.port for program in programs]
+        self._awake = len(programs)
         try:
             for program in programs:
                 program.port.program = program
-                program.port.guests = len(programs)
+                program.port.guests = program.port.awake = len(programs)
                 program.port.look()
             for program in programs:
                 self._resume(program, failed)
@@ -110,7 +129,7 @@ class Hub:
         finally:
             for program in programs:
                 program.port.program = None
-                program.port.guests = 1
+                program.port.guests = program.port.awake = 1
             self._ear.close()
             self._mouth.close()
         if self._failure is not None:

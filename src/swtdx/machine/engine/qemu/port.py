@@ -34,6 +34,8 @@ CALL: Final = 32
 #: wake-up is answered at once (``slices.py``).
 _STUB_POLLS: Final = 300_000
 _STUB_POLLS_SCARCE: Final = 2_000
+#: The same where it is only that all guests of the machine are awake: as long as a wake-up takes.
+_STUB_POLLS_SHARED: Final = 8_000
 #: Our own polls there, at most.
 _SPIN_SCARCE: Final = 100
 #: Runs between two looks at the host's load (a mask).
@@ -63,6 +65,9 @@ class Software(Protocol):
     def wait(self, woken: Wakeup, seconds: float | None) -> bool:
         """Let the others run until ``woken`` is set (True), or ``seconds`` have passed (False)."""
 
+    def idle(self, woken: Wakeup, seconds: float | None) -> bool:
+        """:meth:`wait`; meanwhile its guest wants no core."""
+
 
 class Port:
     """One QEMU processor and its mailbox.
@@ -76,8 +81,10 @@ class Port:
     __slots__ = (
         "_process",
         "armed",
+        "awake",
         "base",
         "bell",
+        "cores",
         "crowded",
         "fence",
         "guests",
@@ -89,6 +96,7 @@ class Port:
         "program",
         "q",
         "runs",
+        "scarce",
         "seq",
         "spins",
         "stub_polls",
@@ -117,10 +125,16 @@ class Port:
         self.spins = [SPIN] * (CALL + 16)
         self.runs = 0
         self.stub_polls = _STUB_POLLS
-        #: Whether more threads want to run than there are cores: ours, and those of all guests here.
+        #: Whether more threads want to run than there are cores, ours and those of all guests here: PAUSE
+        #: stops then.
         self.crowded = False
-        #: Guests that run side by side with this one's, and it.
+        #: Guests that run side by side with this one's, and it; and those of them that do not wait for an
+        #: interrupt now.
         self.guests = 1
+        self.awake = 1
+        #: Whether others than these want the cores, and how many there are, two at least.
+        self.scarce = False
+        self.cores = 2
         #: Our own polls, at most.
         self.most_spins = SPIN
 
@@ -157,9 +171,20 @@ class Port:
 
     def look(self) -> None:
         """Look at the host's load: how long the stub may poll, and whether a guest may that only waits."""
-        self.crowded = CORES.scarce() or self.guests >= max(CORES.count(), 2)
-        self.stub_polls = _STUB_POLLS_SCARCE if self.crowded else _STUB_POLLS
-        self.most_spins = _SPIN_SCARCE if self.crowded else SPIN
+        self.scarce = CORES.scarce()
+        self.cores = max(CORES.count(), 2)
+        self.crowded = self.scarce or self.guests >= self.cores
+        self.others(self.awake)
+
+    def others(self, awake: int) -> None:
+        """So many guests are awake now, this one among them: poll accordingly."""
+        self.awake = awake
+        if self.scarce:
+            self.stub_polls, self.most_spins = _STUB_POLLS_SCARCE, _SPIN_SCARCE
+        elif awake >= self.cores:
+            self.stub_polls, self.most_spins = _STUB_POLLS_SHARED, _SPIN_SCARCE
+        else:
+            self.stub_polls, self.most_spins = _STUB_POLLS, SPIN
 
     def park(self) -> None:
         """There will be nothing to do for a while: the stub need not poll for it."""
@@ -168,11 +193,11 @@ class Port:
     # ------------------------------------------------------------------ waiting
     def wait(self) -> None:
         """Wait, on a thread of one's own, until the latest command has been carried out."""
-        words = self.w
+        words, sequence = self.w, self.seq
         after, spins = self.last, self.spins
         spin = spins[after]
         for _ in range(min(spin, self.most_spins)):
-            if words[_DONE] == self.seq:
+            if words[_DONE] == sequence:
                 if not IN_ORDER:
                     with self.fence:
                         pass
