@@ -27,9 +27,8 @@ class TdxModule:
     ) -> None:
         if isinstance(features, str):
             features = MODULES[features]
-        self.state = ModuleState(machine, seam_range, features)
+        self.state = ModuleState(machine, seam_range, guest_leaf.table(features), features)
         self._leaves = host_leaf.table(features)
-        guest_leaf.table(features)
 
     def __call__(self, lp: LogicalProcessor) -> None:
         """One SEAMCALL on ``lp``, operands and results in its registers."""

@@ -7,6 +7,7 @@ them.  Every leaf gets it; it knows none of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from swtdx.arch import status as st
@@ -31,19 +32,27 @@ from swtdx.module.keyhole import Keyhole
 from swtdx.module.objects.pamt import Pamt
 from swtdx.module.objects.td import Td, Vp
 from swtdx.module.processor_facts import ProcessorFacts
+from swtdx.module.served import Served
 from swtdx.module.sysinfo import SysInfo
 
 
 class ModuleState:
     """One loaded module's.
 
-    ``seam_range`` is (base, bytes) of its part of the SEAM range; ``features`` what the module offers.
+    ``seam_range`` is (base, bytes) of its part of the SEAM range; ``features`` what the module offers, and
+    ``guest_leaves`` those leaves of it that a TD calls, by number.
     """
 
     def __init__(
-        self, machine: Uncore, seam_range: tuple[int, int], features: ModuleFeatures = BASE_MODULE
+        self,
+        machine: Uncore,
+        seam_range: tuple[int, int],
+        guest_leaves: Mapping[int, Served],
+        features: ModuleFeatures = BASE_MODULE,
     ) -> None:
         self.features = features
+        #: The leaves of TDCALL, by number.
+        self.guest_leaves = guest_leaves
         #: The CPUID leaves that it virtualises, and its metadata fields.
         self.cpuid = features.cpuid
         self.fields = features.fields

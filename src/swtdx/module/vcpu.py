@@ -7,7 +7,7 @@ from typing import Final
 from swtdx.arch import msrs
 from swtdx.arch import vmcs as f
 from swtdx.arch.control_structs import TDCS, TDVPS
-from swtdx.arch.units import PAGE
+from swtdx.arch.units import MASK64, PAGE
 from swtdx.arch.vmx_controls import BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, PENDING_DEBUG_BS
 from swtdx.arch.x86 import RFLAGS_TF
 from swtdx.machine.processor import LogicalProcessor
@@ -39,7 +39,9 @@ class Vcpu:
     executes (the last one, when it executes none).
     """
 
-    __slots__ = ("context", "entry_rip", "gpr", "leaf", "lp", "main", "module", "tdcs", "vmcs", "vp")
+    __slots__ = (
+        "context", "entry_rip", "exit", "gpr", "leaf", "lp", "main", "module", "td", "tdcs", "vmcs", "vp",
+    )  # fmt: skip
 
     leaf: Served
 
@@ -51,19 +53,12 @@ class Vcpu:
         self.context = vmcs.context
         self.gpr = vmcs.context.gpr
         self.main = vp.main
+        self.td = vp.td
         self.tdcs = vp.td.tdcs
+        #: The last VM exit.
+        self.exit: VmExit = lp.vmx.exit
         #: RIP at the last TD entry.
         self.entry_rip = vmcs.context.rip
-
-    @property
-    def td(self) -> Td:
-        """Its TD."""
-        return self.vp.td
-
-    @property
-    def exit(self) -> VmExit:
-        """The last VM exit."""
-        return self.lp.vmx.exit
 
     def refresh(self) -> None:
         """Look at the control structures' pages anew, after some page has left the cache."""
@@ -73,18 +68,21 @@ class Vcpu:
             td.map_tdcs(module.keyhole)
         vp = module.vp(self.vp.hpa, td)
         vp.map_pages(module.keyhole)
-        self.vp, self.main, self.tdcs = vp, vp.main, td.tdcs
+        self.vp, self.main, self.td, self.tdcs = vp, vp.main, td, td.tdcs
 
     def advance(self) -> None:
         """RIP moves past the instruction that exited: a shadow of STI or MOV SS is over, TF asks for #DB."""
         context = self.context
+        length = self.exit.length
+        if not self.vmcs.debug_exceptions and context.skip(length):
+            return
         if context.in_shadow:
             vmcs = self.vmcs
             kept = vmcs.read(f.GUEST_INTERRUPTIBILITY) & ~(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS)
             vmcs.write(f.GUEST_INTERRUPTIBILITY, kept)
         if context.rflags & RFLAGS_TF or self.vmcs.debug_exceptions:
             self._single_step()
-        context.rip = context.rip + self.lp.vmx.exit.length & (1 << 64) - 1
+        context.rip = context.rip + length & MASK64
 
     def _single_step(self) -> None:
         vmcs = self.vmcs

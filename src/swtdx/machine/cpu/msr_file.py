@@ -39,6 +39,13 @@ class MsrFile:
         self.package = package
         self.model = model
         self.values: dict[int, int] = {}
+        #: Where registers are of which RDMSR only gives the contents, and what it gives if they were never
+        #: written.
+        self._plain = {
+            index: (self._home(row), row.reset)
+            for index, row in MSRS.items()
+            if row.readable and row.rule not in read_rules
+        }
 
     def save_state(self, out: SectionWriter) -> None:
         """See :class:`swtdx.machine.saved.Saved`.  The package's registers are the package's."""
@@ -55,6 +62,9 @@ class MsrFile:
         Raises:
             GeneralProtection: the register does not exist, or is write-only.
         """
+        plain = self._plain.get(index)
+        if plain is not None:
+            return plain[0].get(index, plain[1])
         row = MSRS.get(index)
         if row is None:
             raise GeneralProtection(f"RDMSR {index:#x}: this processor has no such MSR")

@@ -245,6 +245,9 @@ class GuestContext(Protocol):
     #: Blocking by NMI (bit 3 of the guest interruptibility).  While it is set, IRET stops.
     nmi_blocked: bool
 
+    def skip(self, length: int) -> bool:
+        """Move RIP ``length`` bytes on; False, and nothing done, in a shadow of STI or MOV SS or with TF."""
+
     def step(self) -> bool:
         """Have the next run end as soon as the guest has been delivered the event that is injected, or else
         has executed the IRET that it is at; an exception that the IRET raises stops, too.

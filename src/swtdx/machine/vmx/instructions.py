@@ -85,7 +85,7 @@ class Instructions:
             # The guest's own tables have changed under the instruction: it will fault by itself.
             return None
         bits = self._unit.code_bits(vmcs)
-        if decode.is_int1(code, bits):
+        if not code.startswith(decode.TDCALL_BYTES) and decode.is_int1(code, bits):
             # QEMU before 9.1 does not know it.
             return self._debug.int1(vmcs, event)
         why, length = decode.undefined_reason(code, bits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from swtdx.arch.x86 import CR4_LA57, EFER_LMA
+from swtdx.arch.x86 import CR4_LA57
 from swtdx.machine.cpu.core import ProcessorCore
 from swtdx.machine.engine.protocol import GuestContext
 from swtdx.machine.vmx import decode
@@ -21,7 +21,8 @@ class Microcode(VmxCore):
     def __init__(self, lp: ProcessorCore) -> None:
         super().__init__(lp)
         self.translator = Translator(self)
-        self._words = self.memory.frames.cast("Q")
+        self._frames = self.memory.frames
+        self._words = self._frames.cast("Q")
 
     def _read_qword(self, vmcs: Vmcs) -> Callable[[int], int | None]:
         lookup, frames, reach = vmcs.space.lookup, self.memory.frames, self.translator.reach
@@ -43,12 +44,14 @@ class Microcode(VmxCore):
         known = context.code
         if known is not None:
             return known
+        if context.long_mode:
+            linear = context.rip
+            if linear & 4095 <= 4096 - count and not context.cr4 & CR4_LA57:
+                # The usual case, some ten thousand times in a boot: everything is cached.
+                hpa = vmcs.space.code_address(linear, context.cr3, self._words)
+                if hpa is not None:
+                    return bytes(self._frames[hpa : hpa + count])
         linear = self.linear_rip(vmcs)
-        if linear & 4095 <= 4096 - count and context.efer & EFER_LMA and not context.cr4 & CR4_LA57:
-            # The usual case, some ten thousand times in a boot: everything is cached.
-            hpa = vmcs.space.code_address(linear, context.cr3, self._words)
-            if hpa is not None:
-                return bytes(self.memory.frames[hpa : hpa + count])
         read = self._read_qword(vmcs)
         code = b""
         while len(code) < count:

@@ -39,6 +39,12 @@ from swtdx.machine.vmx.vmcs import Vmcs
 #: Address spaces of which a processor keeps translations.
 MOST_SPACES: Final = 64
 _TSC_UNIT: Final = 1 << 48
+# Looked at on every stop.
+_ENTRY_INFO: Final = f.ENTRY_INTERRUPTION_INFO
+_PROC_BASED: Final = f.PROC_BASED_CONTROLS
+_INTERRUPT: Final = Stop.INTERRUPT
+_STEP: Final = Stop.STEP
+_MISS: Final = Stop.MISS
 #: Instructions that are carried out here, if they do not exit.
 _NATIVE: Final = frozenset((Stop.CR_ACCESS, Stop.DR_ACCESS, Stop.RDMSR, Stop.WRMSR, Stop.RDTSC, Stop.RDTSCP))
 #: B0 to B3 and BS, which pending debug exceptions and DR6 have at the same places.
@@ -142,12 +148,17 @@ class VmxUnit(Microcode):
         lp = self.lp
         memory = self.memory
         engine = self.machine.engine
-        self._prepare(vmcs)
+        controls = vmcs.controls
+        if not context.cr0 & CR0_ET:
+            # No VM entry changes it: it is always set (SDM volume 3, 27.3.2.1).
+            context.cr0 = context.cr0 | CR0_ET
+        if not vmcs.prepared or memory.epoch != vmcs.apic_epoch:
+            self._prepare(vmcs)
         if vmcs.unchecked:
             if not ControlRegisters.loadable(vmcs):
                 return self.exit.set(reason.INVALID_GUEST_STATE)
             vmcs.unchecked = False
-        entry_event = vmcs.take_entry_event()
+        entry_event = vmcs.take_entry_event() if controls[_ENTRY_INFO] & INTERRUPTION_VALID else None
         if entry_event is not None:
             context.inject(*entry_event)
             if entry_event[1] == TYPE_NMI:
@@ -156,11 +167,13 @@ class VmxUnit(Microcode):
             outcome = self._pending_debug(vmcs, lost=entry_event is not None)
             if outcome is not None:
                 return outcome
-        nmi_window = vmcs.controls[f.PROC_BASED_CONTROLS] & PROC_NMI_WINDOW_EXITING
+        nmi_window = controls[_PROC_BASED] & PROC_NMI_WINDOW_EXITING
         shadow = _SHADOW if nmi_window and context.in_shadow else 0
         shadow_at = context.rip
         vmcs.unblocking = None
         stepping = False
+        run, handlers, index = engine.run, self._handlers, lp.index
+        lock, unlock = memory.lock.acquire, memory.lock.release
         while True:
             if (
                 nmi_window
@@ -175,7 +188,10 @@ class VmxUnit(Microcode):
                 outcome = self._external_interrupt(vmcs)
                 if outcome is not None:
                     return self._leave(vmcs, outcome, None)
-            context.offer_interrupt(None if shadow else self._deliverable(vmcs))
+            vector = None
+            if context.interrupt_status & 0xFF and not shadow:
+                vector = self._deliverable(vmcs)
+            context.offer_interrupt(vector)
             deadline = lp.timer_deadline
             if vmcs.unblocking is not None or (nmi_window and not context.nmi_blocked):
                 # An event is to be delivered, or an IRET to be executed, and something may come right then.
@@ -183,16 +199,19 @@ class VmxUnit(Microcode):
             if shadow or (nmi_window and not context.nmi_blocked and not stepping):
                 # Give the guest its one instruction, or its event: interrupts are offered again soon after.
                 deadline = self.machine.tsc() + (100_000 << (_SHADOW - shadow if shadow else 0))
-            vmcs.space.serve(context)
-            memory.lock.release()
+            space = vmcs.space
+            space.serve(context)
+            unlock()
             try:
-                event = engine.run(lp.index, context, vmcs.space, deadline)
+                event = run(index, context, space, deadline)
             finally:
-                memory.lock.acquire()
+                lock()
+            stop = event.stop
             if stepping:
                 stepping = False
                 context.stepped(event)
-                if event.stop is Stop.STEP or not vmcs.unblocks_nmis:
+                stop = event.stop
+                if stop is _STEP or not vmcs.unblocks_nmis:
                     vmcs.unblocking = None
             if memory.epoch != vmcs.apic_epoch:
                 self._map_apic_page(vmcs)
@@ -200,22 +219,22 @@ class VmxUnit(Microcode):
             lp.last_exit_tsc = event.tsc
             if context.interrupt_taken():
                 self._delivered(vmcs)
-            if event.stop is Stop.INTERRUPT or event.stop is Stop.STEP:
+            if stop is _INTERRUPT or stop is _STEP:
                 shadow = shadow - 1 if shadow and context.rip == shadow_at else 0
                 lp.poll_timer(event.tsc)
                 undelivered = context.undelivered()
                 if undelivered is not None:
                     context.inject(*undelivered)
                 continue
-            if event.stop is not Stop.MISS:
+            if stop is not _MISS:
                 shadow = 0
             elif context.in_shadow or context.rip != shadow_at:
                 # QEMU does not load it at entry: an instruction that misses twice is in it at the first only.
                 shadow, shadow_at = (_SHADOW if context.in_shadow else 0), context.rip
             undelivered = context.undelivered()
-            rip = context.rip if event.stop in _NATIVE else 0
+            rip = context.rip if stop in _NATIVE else 0
             try:
-                outcome = self._handlers[event.stop](vmcs, event)
+                outcome = handlers[stop](vmcs, event)
             except GeneralProtection:
                 context.inject(VECTOR_GP, TYPE_HARDWARE_EXCEPTION, 0)
                 continue
@@ -240,10 +259,6 @@ class VmxUnit(Microcode):
     def _prepare(self, vmcs: Vmcs) -> None:
         """Derive what the engine needs from control fields that have changed."""
         controls = vmcs.controls
-        context = vmcs.context
-        if not context.cr0 & CR0_ET:
-            # No VM entry changes it: it is always set (SDM volume 3, 27.3.2.1).
-            context.cr0 = context.cr0 | CR0_ET
         key = (controls[f.EPTP], controls[f.HKID], controls[f.SHARED_EPTP])
         space = self.lp.spaces.get(key)
         if space is None:
@@ -261,6 +276,7 @@ class VmxUnit(Microcode):
             self._load_msr_bitmap(vmcs)
         if vmcs.apic_page is None or self.memory.epoch != vmcs.apic_epoch:
             self._map_apic_page(vmcs)
+        vmcs.prepared = True
 
     def _new_space(self, vmcs: Vmcs, key: tuple[int, ...]) -> Any:
         """A translation cache for an address space; the oldest of too many goes."""
@@ -273,6 +289,8 @@ class VmxUnit(Microcode):
             )
         if len(spaces) >= MOST_SPACES:
             spaces.pop(next(iter(spaces))).close()
+            for each in self.active.values():
+                each.prepared = False
         spaces[key] = space = engine.space(self.lp.index)
         return space
 
@@ -359,11 +377,8 @@ class VmxUnit(Microcode):
 
     @staticmethod
     def _deliverable(vmcs: Vmcs) -> int | None:
-        status: int = vmcs.context.interrupt_status
-        if not status & 0xFF:
-            return None
         assert vmcs.apic_page is not None
-        return VirtualApic.deliverable(vmcs.apic_page, status)
+        return VirtualApic.deliverable(vmcs.apic_page, vmcs.context.interrupt_status)
 
     def _delivered(self, vmcs: Vmcs) -> None:
         assert vmcs.apic_page is not None

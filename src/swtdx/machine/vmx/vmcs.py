@@ -36,7 +36,7 @@ class Vmcs:
         "address_key", "apic_epoch", "apic_page", "context", "controls", "cr0_owned", "cr4_owned",
         "debug_exceptions",
         "exceptions_set", "launched",
-        "msr_bitmap", "offset_set", "pa", "scaled", "space", "unblocking", "unchecked",
+        "msr_bitmap", "offset_set", "pa", "prepared", "scaled", "space", "unblocking", "unchecked",
     )  # fmt: skip
 
     def __init__(self, pa: int, context: Any) -> None:
@@ -53,6 +53,8 @@ class Vmcs:
         #: The bits of CR0 and CR4 that the host owns, as they really are.
         self.cr0_owned = 0
         self.cr4_owned = 0
+        #: Whether all that follows from control fields, below and in the context, has been derived.
+        self.prepared = False
         # Derived from control fields at entry; None: derive again.
         self.msr_bitmap: memoryview | None = None
         self.apic_page: memoryview | None = None
@@ -123,6 +125,7 @@ class Vmcs:
 
     def _forget(self, encoding: int) -> None:
         """Drop what was derived from a control field that changes."""
+        self.prepared = False
         if encoding == f.MSR_BITMAP:
             self.msr_bitmap = None
         elif encoding == f.VIRTUAL_APIC_PAGE:
@@ -159,7 +162,7 @@ class Vmcs:
                 self.write(encoding, value)
         self.msr_bitmap = self.apic_page = self.offset_set = None
         self.address_key = ()
-        self.exceptions_set = False
+        self.exceptions_set = self.prepared = False
 
     def save_state(self, out: SectionWriter) -> None:
         """See :class:`swtdx.machine.saved.Saved`: the launch state, and the vCPU's registers that are not

@@ -15,7 +15,6 @@ from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.errors import LeafFailed, RetryTdcall, TdExit
 from swtdx.module.exits.inject import inject_gp
 from swtdx.module.guest import l2_tlb, mem, mem_attr, mr, rdwr, servtd, vp
-from swtdx.module.register import guest_leaf
 from swtdx.module.vcpu import Vcpu
 
 __all__ = ["TDVMCALL", "tdcall"]
@@ -28,6 +27,7 @@ _VM_RD: Final = BY_NAME["TDG.VM.RD"].number
 _INVALID_RAX: Final = st.TDX_OPERAND_INVALID | OperandId.RAX
 _INVALID_RCX: Final = st.TDX_OPERAND_INVALID | OperandId.RCX
 _CODE: Final = st.CODE_MASK
+_hp_lock_busy: Final = TDVPS.hp_lock_busy.get
 
 
 def tdcall(vcpu: Vcpu, out: VmExit) -> object:
@@ -46,7 +46,7 @@ def tdcall(vcpu: Vcpu, out: VmExit) -> object:
         gpr[RAX] = _INVALID_RCX
         vcpu.advance()
         return None
-    entry = guest_leaf.table(vcpu.module.features).get(rax & 0xFFFF)
+    entry = vcpu.module.guest_leaves.get(rax & 0xFFFF)
     if entry is None or rax & RAX_RESERVED or rax >> 16 & 0xFF > entry.max_version:
         status = _INVALID_RAX
         if rax & (RAX_RESERVED | 0xFFFF) == _VM_RD:
@@ -60,7 +60,9 @@ def tdcall(vcpu: Vcpu, out: VmExit) -> object:
             status = failed.status
         except RetryTdcall:
             return None
-    gpr[RAX] = _host_priority(vcpu, status)
+    if status & _CODE == st.TDX_OPERAND_BUSY_HOST_PRIORITY or _hp_lock_busy(vcpu.main):
+        status = _host_priority(vcpu, status)
+    gpr[RAX] = status
     vcpu.advance()
     return None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 from swtdx.arch import status as st
 from swtdx.arch.control_structs import CPUID_FLAGS, TDCS, TDR, TDVPS
 from swtdx.arch.exits import BUS_LOCK_PREEMPTED, ENTER_HINT, ENTER_RESUME_L1, ExitReason
-from swtdx.arch.msrs import IA32_MISC_ENABLE, MISC_ENABLE_MONITOR
+from swtdx.arch.msrs import IA32_MISC_ENABLE, MISC_ENABLE_LIMIT_CPUID, MISC_ENABLE_MONITOR
 from swtdx.arch.operands import OperandId
 from swtdx.arch.regs import R8, R9, RAX, RBP, RCX, RDX, RSP
 from swtdx.arch.states import LastTdExit, VcpuState
@@ -21,13 +22,13 @@ from swtdx.module.exits import stepping
 from swtdx.module.exits.dispatch import TDVMCALL, dispatch
 from swtdx.module.exits.inject import inject_ve, request_nmi_window
 from swtdx.module.globals import LP_DATA
-from swtdx.module.host.platform_checks import check_boot_nt4
 from swtdx.module.objects.pamt import Entry
 from swtdx.module.objects.td import Vp
 from swtdx.module.register import host_leaf
 from swtdx.module.vcpu import GPRS, Vcpu, flush_translations, vmcs_of
 
 _SIGN: Final = 1 << 63
+_REGISTERS: Final = struct.Struct("<16Q")
 _TDCALL_REASON: Final = ExitReason.TDCALL.value
 _MONITOR: Final = CPUID_FLAGS.index("monitor_mwait")
 #: Registers that an asynchronous TD exit clears.
@@ -52,7 +53,9 @@ _refcount = TDCS.refcount
 def vp_enter(call: HostCall) -> int:
     """See the module's docstring."""
     module, lp, i = call.module, call.lp, call.inputs
-    check_boot_nt4(lp)
+    misc_enable = lp.rdmsr(IA32_MISC_ENABLE)
+    if misc_enable & MISC_ENABLE_LIMIT_CPUID:
+        raise LeafFailed(st.TDX_LIMIT_CPUID_MAXVAL_SET)
     handle = i[RCX]
     if handle & ~(FRAME_MASK | ENTER_HINT | ENTER_RESUME_L1):
         raise LeafFailed(st.TDX_OPERAND_INVALID | OperandId.RCX)
@@ -72,7 +75,7 @@ def vp_enter(call: HostCall) -> int:
     module.check_tsc_adjust(lp)
     if lp.machine.tsc() - _last_tsc.get(main) & _SIGN:
         raise LeafFailed(st.TDX_TSC_ROLLBACK)
-    if TDCS.cpuid_flags.get(td.tdcs, _MONITOR) and not lp.rdmsr(IA32_MISC_ENABLE) & MISC_ENABLE_MONITOR:
+    if TDCS.cpuid_flags.get(td.tdcs, _MONITOR) and not misc_enable & MISC_ENABLE_MONITOR:
         raise LeafFailed(st.TDX_INCORRECT_MSR_VALUE | IA32_MISC_ENABLE)
     _begin_epoch(call, vp, newly_associated)
     try:
@@ -154,7 +157,7 @@ def _load_registers(call: HostCall, vcpu: Vcpu, last_exit: int, handle: int) -> 
     if last_exit == _AFTER_TDVMCALL:
         mask = TDVPS.gpr.get(main, RCX)
         module = call.module
-        saved = memoryview(main[GPRS]).cast("Q")
+        saved = main[GPRS].cast("Q")
         inputs = call.inputs
         for number in module.selected(mask & 0xFFFC):
             saved[number] = inputs[number]
@@ -269,7 +272,7 @@ def _asynchronous(call: HostCall, leaving: TdExit, *, keep_rbp: bool = False) ->
 
 def _synchronous(call: HostCall, vcpu: Vcpu) -> int:
     """TDG.VP.VMCALL: the selected registers of the guest, zero in the others."""
-    g, gpr, main = call.gpr, vcpu.gpr, vcpu.main
+    g, gpr, main = call.gpr, _REGISTERS.unpack(vcpu.context.gpr_bytes), vcpu.main
     mask = gpr[RCX]
     g[2:16] = _ZEROES[2:]
     if TDCS.config_flags.get(vcpu.tdcs) & CONFIG_NO_RBP_MOD:

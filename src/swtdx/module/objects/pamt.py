@@ -32,6 +32,7 @@ _NOT_SIMPLY_SHARED: Final = locks.EXCLUSIVE | locks.HOST_PRIORITY
 _MOST_PLACES: Final = 4096
 #: A page of a PAMT and the byte where an entry starts.
 Place = tuple[memoryview, int]
+_Shared = tuple["Entry", tuple[int, ...], Place, tuple[int, ...], Place, tuple[int, ...]]
 #: A page that a call has locked: its HPA and size (0: 4 KiB, 1: 2 MiB, 2: 1 GiB).
 Held = tuple[int, int]
 SIZES: Final = (PAGE, LARGE_PAGE, HUGE_PAGE)
@@ -100,6 +101,8 @@ class Pamt:
         #: Where the three entries of a page are, biggest page last, by page number; valid at ``_mark``.
         self._places: dict[int, tuple[Place, Place, Place]] = {}
         self._mark = (-1, -1)
+        #: Pages of 4 KiB that could be locked shared, with their entries at the three sizes as they were.
+        self._shared: dict[int, _Shared] = {}
 
     def find(self, hpa: int) -> Tdmr | None:
         """The TDMR that covers ``hpa``, if its PAMT is initialised that far."""
@@ -123,6 +126,7 @@ class Pamt:
         mark = (self._keyhole.epoch, self._data.changes)
         if mark != self._mark or len(self._places) >= _MOST_PLACES:
             self._places.clear()
+            self._shared.clear()
         found = self._places.get(hpa >> 12)
         if found is None:
             tdmr = self.find(hpa)
@@ -138,6 +142,7 @@ class Pamt:
             if after != mark:
                 # Mapping pushed a page out of the cache: what was remembered, and perhaps this, is stale.
                 self._places.clear()
+                self._shared.clear()
                 self._mark = after
                 return found
             self._places[hpa >> 12] = found
@@ -199,10 +204,42 @@ class Pamt:
         """
         if hpa & PAGE - 1 or hpa & self._outside:
             raise LeafFailed(st.TDX_OPERAND_INVALID | operand)
+        if not exclusive:
+            entry = self._again(hpa)
+            if entry is not None and entry.page_type == page_type:
+                return entry
         entry = self.walk(hpa, operand, exclusive=exclusive, held=held)
         if entry.page_type != page_type:
             raise LeafFailed(st.TDX_PAGE_METADATA_INCORRECT | operand)
+        if not exclusive:
+            self._remember(hpa, entry, self._places_of(hpa, operand))
         return entry
+
+    def _again(self, hpa: int) -> Entry | None:
+        """What :meth:`walk` would find, shared, if the three entries are what they were when it did last.
+
+        A vCPU's page is looked up at each of its entries.
+        """
+        if (self._keyhole.epoch, self._data.changes) != self._mark:
+            return None
+        known = self._shared.get(hpa)
+        if known is None:
+            return None
+        entry, small, (large, large_at), large_word, (huge, huge_at), huge_word = known
+        if (
+            small == _TWO.unpack_from(entry.view, entry.offset)
+            and large_word == _Q.unpack_from(large, large_at)
+            and huge_word == _Q.unpack_from(huge, huge_at)
+        ):
+            return entry
+        return None
+
+    def _remember(self, hpa: int, entry: Entry, places: tuple[Place, Place, Place]) -> None:
+        """See :meth:`_again`; not where a lock is wanted by others, because that changes it."""
+        small = _TWO.unpack_from(entry.view, entry.offset)
+        large, huge = (_Q.unpack_from(*place) for place in places[1:])
+        if hpa >> 12 in self._places and not (small[0] | large[0] | huge[0]) & _NOT_SIMPLY_SHARED:
+            self._shared[hpa] = (entry, small, places[1], large, places[2], huge)
 
     def free_range(self, hpa: int, operand: int, size: int, held: tuple[Held, ...] = ()) -> Entry:
         """The entry of a wholly free range of ``size`` (0 or 1) that an operand names.

@@ -16,7 +16,7 @@ from typing import Final
 
 from swtdx.arch import msrs, vmcs
 from swtdx.arch.msrs import IA32_TSC_AUX
-from swtdx.arch.units import PAGE
+from swtdx.arch.units import MASK64, PAGE
 from swtdx.arch.x86 import (
     AR_UNUSABLE,
     CR0_PG,
@@ -58,6 +58,16 @@ _SEGMENTS: Final = {
     "LDTR": vmcb.LDTR, "TR": vmcb.TR,
 }  # fmt: skip
 _LIVE_SEGMENTS: Final = ("FS", "GS", "LDTR", "TR")
+
+# Of the fields that are looked at on every stop.
+_RIP: Final = vmcb.RIP >> 3
+_RFLAGS: Final = vmcb.RFLAGS >> 3
+_CR3: Final = vmcb.CR3 >> 3
+_CPL: Final = vmcb.CPL
+_CS_FLAGS: Final = vmcb.CS + 3
+_INT_STATE: Final = vmcb.INT_STATE
+_EXIT_INT_INFO: Final = vmcb.EXIT_INT_INFO >> 2
+_EVENT_VALID: Final = vmcb.EVENT_VALID
 
 _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
@@ -264,7 +274,7 @@ class QemuContext:
     @property
     def cr3(self) -> int:
         """CR3 as the guest sees it."""
-        return self._cr3 if self.unpaged else self.q[vmcb.CR3 >> 3]
+        return self._cr3 if self.unpaged else self.q[_CR3]
 
     @cr3.setter
     def cr3(self, value: int) -> None:
@@ -303,25 +313,33 @@ class QemuContext:
     @property
     def rip(self) -> int:
         """Instruction pointer."""
-        return self.q[vmcb.RIP >> 3]
+        return self.q[_RIP]
 
     @rip.setter
     def rip(self, value: int) -> None:
-        self.q[vmcb.RIP >> 3] = value
+        self.q[_RIP] = value
+
+    def skip(self, length: int) -> bool:
+        """Move RIP ``length`` bytes on; False, and nothing done, in a shadow of STI or MOV SS or with TF."""
+        q = self.q
+        if self._b[_INT_STATE] & 1 or q[_RFLAGS] & RFLAGS_TF:
+            return False
+        q[_RIP] = q[_RIP] + length & MASK64
+        return True
 
     @property
     def rflags(self) -> int:
         """Flags."""
-        return self.q[vmcb.RFLAGS >> 3]
+        return self.q[_RFLAGS]
 
     @rflags.setter
     def rflags(self, value: int) -> None:
-        self.q[vmcb.RFLAGS >> 3] = value
+        self.q[_RFLAGS] = value
 
     @property
     def cpl(self) -> int:
         """Current privilege level."""
-        return self._b[vmcb.CPL]
+        return self._b[_CPL]
 
     @property
     def cs_base(self) -> int:
@@ -331,7 +349,7 @@ class QemuContext:
     @property
     def long_mode(self) -> bool:
         """Whether the guest executes 64-bit code (EFER.LMA and CS.L)."""
-        return bool(self._efer & EFER_LMA and self._b[vmcb.CS + 3] & 2)
+        return bool(self._efer & EFER_LMA and self._b[_CS_FLAGS] & 2)
 
     @property
     def cr2(self) -> int:
@@ -345,7 +363,7 @@ class QemuContext:
     @property
     def in_shadow(self) -> bool:
         """Whether the stop came in an STI or MOV SS shadow."""
-        return bool(self._b[vmcb.INT_STATE] & 1)
+        return bool(self._b[_INT_STATE] & 1)
 
     def set_tsc_offset(self, offset: int) -> None:
         """What RDTSC adds to the host's TSC (modulo 2**64)."""
@@ -649,8 +667,8 @@ class QemuContext:
 
     def undelivered(self) -> tuple[int, int, int | None] | None:
         """The event whose delivery the last stop interrupted: (vector, VMX type, error code)."""
-        word = self._i[vmcb.EXIT_INT_INFO >> 2]
-        if not word & vmcb.EVENT_VALID:
+        word = self._i[_EXIT_INT_INFO]
+        if not word & _EVENT_VALID:
             return None
         vector, kind = word & 0xFF, word >> 8 & 7
         if kind == 3 and vector > 31:
@@ -677,4 +695,6 @@ class QemuContext:
 
     def interrupt_taken(self) -> bool:
         """Whether the offered interrupt was delivered."""
-        return self.virq is not None and not self._i[vmcb.INT_CTL >> 2] & vmcb.V_IRQ
+        if self.virq is None:
+            return False
+        return not self._i[vmcb.INT_CTL >> 2] & vmcb.V_IRQ

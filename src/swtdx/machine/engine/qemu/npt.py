@@ -65,6 +65,9 @@ def guest_gpa(gpa: int) -> int:
 _RESERVE: Final = 16
 #: Translations of small pages that a table has at most: what Python keeps of them takes memory, too.
 _MOST_SMALL: Final = 1 << 19
+#: Walks of guests' page tables that it remembers at most, and a walk: see ``NestedTable._walks``.
+_MOST_WALKS: Final = 64
+_Walk = tuple[int, int, int, int, int, int, int, int, int]
 
 
 class PagePool:
@@ -120,6 +123,7 @@ class NestedTable:
         "_tables",
         "_units",
         "_used",
+        "_walks",
         "identity",
         "root",
     )
@@ -137,6 +141,9 @@ class NestedTable:
         self._units: set[int] = set()  # HPA >> 21 of everything mapped
         #: HPA >> 21 of regions of which a snapshot's file shows something, and their GPA >> 21.
         self._lent: dict[int, int] = {}
+        #: Walks of the guest's page tables, by linear address and CR3: where entries are, what they said, and
+        #: where that led.  As long as no translation changes they are true if the entries are the same.
+        self._walks: dict[tuple[int, int], _Walk] = {}
         #: The pages of the identity tables.
         self._identity: list[int] = []
         self.identity = False
@@ -209,6 +216,7 @@ class NestedTable:
         """
         if len(self._pool.free) < _RESERVE:
             self._pool.make_room()
+        self._walks.clear()
         bits = _BASE | PTE_PS
         if access & Access.WRITE:
             bits |= PTE_W
@@ -239,6 +247,7 @@ class NestedTable:
 
     def _enter(self, gpa: int, hpa: int, size: int, entry: int) -> None:
         """Put ``entry`` where the walk of ``gpa`` leads."""
+        self._walks.clear()
         if self.identity and gpa >> 21 == _REGION:
             self._map_beside_root(gpa, hpa, size, entry)
         elif size == LARGE_PAGE:
@@ -261,6 +270,7 @@ class NestedTable:
         """
         if len(self._pool.free) < _RESERVE:
             self._pool.make_room()
+        self._walks.clear()
         bits = _BASE if code and access & Access.FETCH else _BASE | PTE_NX
         where = self._table(gpa) << 3
         entries = np.frombuffer(self._process.memory[where : where + PAGE], "<u8")
@@ -306,9 +316,20 @@ class NestedTable:
     def code_address(self, linear: int, cr3: int, words: memoryview) -> int | None:
         """The HPA of ``linear`` in 4-level paging, if all that the walk needs is cached, else None.
 
-        ``words``: all frames as 8-byte integers.  One loop over plain dictionaries: some ten thousand
-        instructions are looked up here in a boot.
+        ``words``: all frames as 8-byte integers.  Some ten thousand instructions are looked up here in a
+        boot, most of them at a few places.
         """
+        known = self._walks.get((linear, cr3))
+        if known is not None:
+            first, second, third, last, one, two, three, four, found = known
+            if words[last] == four and words[third] == three and words[second] == two and words[first] == one:
+                return found
+        return self._walk(linear, cr3, words)
+
+    def _walk(self, linear: int, cr3: int, words: memoryview) -> int | None:
+        """Walk the guest's page tables by what is cached, and remember the way."""
+        places: list[int] = []
+        entries: list[int] = []
         large, small = self._large, self._small
         gpa = cr3 & FRAME_MASK | (linear >> 36 & 0xFF8)
         shift = 39
@@ -322,10 +343,21 @@ class NestedTable:
                     return None
                 hpa = base | gpa & 0xFFF
             if not shift:
+                # Where a page is large there are fewer than four.
+                places += places[-1:] * (4 - len(places))
+                entries += entries[-1:] * (4 - len(entries))
+                if len(self._walks) >= _MOST_WALKS:
+                    self._walks.clear()
+                self._walks[linear, cr3] = (
+                    places[0], places[1], places[2], places[3],
+                    entries[0], entries[1], entries[2], entries[3], hpa,
+                )  # fmt: skip
                 return hpa
             entry: int = words[hpa >> 3]
             if not entry & 1:
                 return None
+            places.append(hpa >> 3)
+            entries.append(entry)
             if shift == 12 or (entry & 0x80 and shift < 39):
                 size = 1 << shift
                 gpa = entry & FRAME_MASK & -size | linear & size - 1
@@ -378,6 +410,7 @@ class NestedTable:
 
     def _forget(self, region: int) -> None:
         """Forget the translations of 2 MiB, whose GPA >> 21 is ``region``."""
+        self._walks.clear()
         self._large.pop(region, None)
         self._forget_lent(region)
         slot = self._directory(region << 21) + (region & 511)
@@ -397,6 +430,7 @@ class NestedTable:
     def _drop(self) -> None:
         self._pool.give(self._used)
         self._used = []
+        self._walks.clear()
         self._identity.clear()
         self._directories.clear()
         self._tables.clear()

@@ -94,6 +94,7 @@ class RootTable(NestedTable):
                 small += [pa >> 12 for pa in self._keyed.pop(page, ())]
         if not large and not small:
             return
+        self._walks.clear()
         with self._outside:
             for unit in large:
                 self._q[self._directory(unit << 21) + (unit & 511)] = 0

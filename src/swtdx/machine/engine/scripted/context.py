@@ -9,7 +9,8 @@ from typing import Final
 from swtdx.arch import msrs
 from swtdx.arch import vmcs as f
 from swtdx.arch.msrs import IA32_TSC_AUX
-from swtdx.arch.x86 import AR_DB, AR_L, EFER_LMA, EFER_LME, RFLAGS_IF
+from swtdx.arch.units import MASK64
+from swtdx.arch.x86 import AR_DB, AR_L, EFER_LMA, EFER_LME, RFLAGS_IF, RFLAGS_TF
 from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, Event, debug_register
 
 #: An event to deliver: vector, VMX interruption type, error code.
@@ -213,6 +214,13 @@ class ScriptedContext:
     def intercept_exceptions(self, bitmap: int) -> None:
         """Which exceptions that instructions raise stop instead of being delivered."""
         self.exceptions_intercepted = bitmap
+
+    def skip(self, length: int) -> bool:
+        """Move RIP ``length`` bytes on; False, and nothing is done, in a shadow of STI or with TF."""
+        if self.shadow or self.rflags & RFLAGS_TF:
+            return False
+        self.rip = self.rip + length & MASK64
+        return True
 
     # ------------------------------------------------------------------ events
     def step(self) -> bool:
