@@ -69,6 +69,9 @@ MB_PROBE_TSC: Final = 0xA0
 MB_OWED: Final = 0xA8
 MB_NMIS: Final = 0xAC
 MB_VECTOR: Final = 0xB0
+MB_LOAD_FIRST: Final = 0xB4
+MB_OLD_VMCB: Final = 0xB8
+MB_OLD_EXTRA: Final = 0xC0
 
 #: In MB_RESULT: an exception in the stub, at the address that the next quadword says.
 STUB_FAULT: Final = 0xDEAD

@@ -9,11 +9,11 @@ processor's microcode does then (acknowledge one, process posted interrupts) is 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from swtdx.arch.units import PAGE
-from swtdx.machine.engine.protocol import Event
+from swtdx.machine.engine.protocol import Event, Stop
 from swtdx.machine.engine.qemu import layout as at
 from swtdx.machine.engine.qemu import vmcb
 from swtdx.machine.engine.qemu.context import QemuContext
@@ -27,6 +27,10 @@ from swtdx.machine.engine.qemu.root_table import Outside, RootTable
 
 _NMIS: Final = at.MB_NMIS >> 2
 _VECTOR: Final = at.MB_VECTOR >> 2
+_FAILED: Final = at.MB_FAILED >> 2
+_LOAD_FIRST: Final = at.MB_LOAD_FIRST >> 2
+_OLD_VMCB: Final = at.MB_OLD_VMCB >> 3
+_OLD_EXTRA: Final = at.MB_OLD_EXTRA >> 3
 _IOPM_SIZE: Final = 3 * PAGE
 
 
@@ -111,11 +115,75 @@ class RootEngine(QemuEngine):
             timer = threading.Timer(max(left, 0), self.kick, (lp,))
             timer.daemon = True
             timer.start()
+        port = self._ports[lp]
         try:
-            return super().run(lp, context, space, None)
+            event = super().run(lp, context, space, None)
         finally:
             if timer is not None:
                 timer.cancel()
+        if port.q[_OLD_VMCB] or port.w[_LOAD_FIRST]:
+            self._did_not_run(port, context)
+        elif port.w[_FAILED]:
+            # The processor does not take what the context holds.
+            port.w[_FAILED] = 0
+            port.live = context.live_on = None
+            context.needs_load = True
+            event.stop = Stop.UNLOADABLE
+        return event
+
+    def _make_live(self, port: Port, context: QemuContext) -> bool:
+        """Give the processor to ``context``; the next RUN saves and loads what is to be.
+
+        A TD's entry and its exit thus cost a command each.
+        """
+        previous = port.live
+        if context.live_on not in (None, port.index):
+            return super()._make_live(port, context)
+        with port:
+            if previous is not None and previous is not context:
+                if not previous.saved:
+                    port.q[_OLD_EXTRA] = previous.base + at.CTX_EXTRA
+                    port.q[_OLD_VMCB] = previous.base + at.CTX_VMCB
+                    previous.saved = True
+                previous.live_on = None
+                previous.needs_load = True
+            self._address(port, context)
+            port.w[_LOAD_FIRST] = int(context.needs_load)
+            context.needs_load = False
+            port.w[at.MB_DR7 >> 2] = context.armed
+            port.live = context
+            context.live_on = port.index
+        return True
+
+    def _did_not_run(self, port: Port, context: QemuContext) -> None:
+        """What RUN was to save first is saved now, and what it was to load is still to be loaded."""
+        old, extra = port.q[_OLD_VMCB], port.q[_OLD_EXTRA]
+        port.q[_OLD_VMCB] = 0
+        port.w[_LOAD_FIRST] = 0
+        with port:
+            if old:
+                port.q[at.MB_VMCB >> 3], port.q[at.MB_EXTRA >> 3] = old, extra
+                port.command(at.CMD_SAVE)
+        port.live = context.live_on = None
+        context.needs_load = True
+
+    def together(
+        self, programs: Mapping[int, Callable[[], None]], failed: Callable[[BaseException], None]
+    ) -> None:
+        """Run the software of several processors; see the protocol.
+
+        One that is idle halts in its own code: only what the host says tells whether cores are scarce.
+        """
+
+        def alone(index: int, body: Callable[[], None]) -> Callable[[], None]:
+            def program() -> None:
+                self._ports[index].guests = 1
+                self._ports[index].look()
+                body()
+
+            return program
+
+        super().together({index: alone(index, body) for index, body in programs.items()}, failed)
 
     def _decode(self, port: Port, context: QemuContext, event: Event, code: int) -> None:
         """Turn the VMCB's exit code into an event, and take the interrupt that it was for."""

@@ -55,6 +55,9 @@
         .equ    MB_OWED,        0xA8            # u32 1: an NMI of Python's is on its way
         .equ    MB_NMIS,        0xAC            # u32 NMIs that were not Python's
         .equ    MB_VECTOR,      0xB0            # u32 ACK: the vector that was taken, 0: none
+        .equ    MB_LOAD_FIRST,  0xB4            # u32 1: RUN loads the context's state first
+        .equ    MB_OLD_VMCB,    0xB8            # u64 RUN saves the state to this context first, 0: to none
+        .equ    MB_OLD_EXTRA,   0xC0            # u64
 
         .equ    STUB_FAULT,     0xDEAD          # in MB_RESULT: an exception in the stub
 
@@ -316,6 +319,19 @@ run:
 4:      mov     ecx, LAPIC
         mov     [rcx + 0x380], eax
 5:
+        .else
+        # From one context to another in one command.
+        mov     rax, [r12 + MB_OLD_VMCB]
+        test    rax, rax
+        jz      1f
+        mov     rdi, [r12 + MB_OLD_EXTRA]
+        call    save_state
+        mov     qword ptr [r12 + MB_OLD_VMCB], 0
+1:      cmp     dword ptr [r12 + MB_LOAD_FIRST], 0
+        je      2f
+        mov     dword ptr [r12 + MB_LOAD_FIRST], 0
+        call    load_state
+2:
         .endif
         mov     rdx, [r12 + MB_VMCB]
         # QEMU flushes its TLB for each change of these bits, so ours are the guest's.
@@ -441,8 +457,11 @@ kicked:
 # ---- SAVE: the state that a VM entry and exit leave in the processor, to the context
 save:
         mov     rax, [r12 + MB_VMCB]
-        vmsave  rax
         mov     rdi, [r12 + MB_EXTRA]
+        call    save_state
+        jmp     done
+save_state:
+        vmsave  rax
         xor     ecx, ecx
         xgetbv
         mov     [rdi + EX_XCR0], eax
@@ -456,11 +475,14 @@ save:
         mov     ecx, 0xC0000103
         rdmsr
         mov     [rdi + EX_TSC_AUX], eax
-        jmp     done
+        ret
 
 # ---- LOAD: the reverse, and DR0-3, which no guest writes itself.  XRSTOR and XSETBV fault where the context
 # does not hold what the processor takes: isr_gp.
 load:
+        call    load_state
+        jmp     done
+load_state:
         mov     dword ptr [r12 + MB_LOADING], 1
         mov     rax, [r12 + MB_VMCB]
         vmload  rax
@@ -486,7 +508,7 @@ load:
         mov     rax, [rdi + EX_DR0 + 24]
         mov     dr3, rax
         mov     dword ptr [r12 + MB_LOADING], 0
-        jmp     done
+        ret
 
 # ---- COPY: so that QEMU sees the write (it does not see Python's) and drops translated code
 copy:
