@@ -62,10 +62,22 @@ def test_a_kernel_that_panics(guest: Guest) -> None:
     assert "panic" in done.stderr
 
 
+def test_files_are_added(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"words of ours")
+    done = swtdx(
+        "host", "--kernel", str(guest.kernel), "--timeout", "100", "--add", f"{tmp_path}/folder:/lib/folder",
+        "--add", f"{tmp_path}/folder/file", "--exec", "cat file /lib/folder/file",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "words of ours" * 2), done.stderr
+    done = swtdx("host", "--kernel", str(guest.kernel), "--add", f"{tmp_path}/folder/file:/bin/busybox")
+    assert done.returncode == 125
+    assert "/bin/busybox is the host's own" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "saying"),
     [
-        ([], "--kernel"),
         (["--kernel", "/dev/null"], "/dev/null"),
         (["--kernel", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--kernel", __file__], "is not a Linux bzImage"),

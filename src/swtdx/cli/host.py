@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,14 +17,18 @@ from swtdx.arch.units import MIB
 from swtdx.cli.deadline import Deadline, TimeIsOver
 from swtdx.cli.failures import complain, explanation
 from swtdx.cli.outputs import Outputs
+from swtdx.cli.run import Added
 from swtdx.cli.run_report import ABNORMAL, NOT_STARTED, TIMED_OUT
 from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size
 from swtdx.cli.tracing import tracing
 
 if TYPE_CHECKING:
+    from swtdx.guests.added import Addition
     from swtdx.guests.kernel import KernelImage
+    from swtdx.host.initramfs import HostModule
     from swtdx.host.job import HostResult
+    from swtdx.host.kernel import HostKernel
     from swtdx.host.machine import HostMachine
 
 #: Memory that a machine has at least and at most: the engine's QEMU puts more than that elsewhere.
@@ -43,6 +48,7 @@ class Options:
     memory: int
     cpus: int
     command: str | None
+    added: tuple[Addition, ...]
     timeout: float | None
     seed: bytes
     json_file: str | None
@@ -52,12 +58,15 @@ class Options:
 
 
 @click.group(invoke_without_command=True)
-@click.option("--kernel", type=click.Path(path_type=Path), help="A bzImage.")
+@click.option("--kernel", type=click.Path(path_type=Path), help="A bzImage [that of `swtdx host prepare`].")
 @click.option("--initrd", type=click.Path(path_type=Path), help="An initrd of your own [swtdx's own].")
 @click.option("--append", default="", metavar="TEXT", help="Add this to the kernel command line.")
 @click.option("--memory", type=Size(), default="1G", show_default=True, help="The machine's memory.")
 @click.option("--cpus", type=click.IntRange(1, 16), default=1, show_default=True, help="Its processors.")
 @click.option("--exec", "command", metavar="CMD", help="Run CMD by sh -c; print its output, exit as it does.")
+@click.option(
+    "--add", "added", type=Added(), multiple=True, help="Put a file or folder into the host [in /root]."
+)
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End after that time."
 )
@@ -82,12 +91,12 @@ def host(context: click.Context, /, **given: Any) -> None:
     options = Options(**given)
     if options.initrd is not None and options.command is not None:
         raise click.UsageError("--exec needs swtdx's own initramfs: leave out --initrd")
+    if options.initrd is not None and options.added:
+        raise click.UsageError("--add goes with swtdx's own initramfs: leave out --initrd")
     if options.log_file is not None and options.command is None:
         raise click.UsageError("--log goes with --exec; without it the console is on standard output")
     if not _LEAST <= options.memory <= _MOST:
         raise click.UsageError(f"--memory: a host has {_LEAST // MIB} MiB to {_MOST // MIB} MiB")
-    if options.kernel is None:
-        raise click.UsageError("give the host's kernel: --kernel FILE")
     started = time.perf_counter()
     try:
         with Outputs() as outputs:
@@ -102,6 +111,28 @@ def host(context: click.Context, /, **given: Any) -> None:
         complain(words)
         raise click.exceptions.Exit(NOT_STARTED) from None
     raise click.exceptions.Exit(status)
+
+
+@host.command("prepare")
+@click.option("--suite", metavar="NAME", help="Source of this release, such as sid [the system's own].")
+@click.option("--again", is_flag=True, help="Build even if the cache has one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def host_prepare(suite: str | None, again: bool, as_json: bool) -> None:
+    """Build a kernel that can be a TDX host, once: some minutes.
+
+    It comes from the distribution's source package of Linux (6.16 or later), with a small configuration, and
+    is kept in the cache by the hash of both.
+    """
+    from swtdx.guests.progress import Bar
+    from swtdx.host.kernel import prepare_kernel
+
+    with Bar() as bar:
+        kernel = prepare_kernel(suite, progress=bar, again=again)
+    if as_json:
+        about = {"version": kernel.version, "source": kernel.entry.details["source"]}
+        click.echo(json.dumps(about | {"image": str(kernel.image)}, indent=2))
+    else:
+        click.echo(f"Linux {kernel.version} as a TDX host: {kernel.image}")
 
 
 class _Console:
@@ -132,10 +163,13 @@ def _run(options: Options, outputs: Outputs, started: float) -> int:
     trace = outputs.writer(options.trace, "the trace")
     summary = None if options.json_file in (None, "-") else outputs.open(options.json_file, "the summary")
     log = outputs.writer(options.log_file, "the console")
-    assert options.kernel is not None, "checked"
     with deadline.watched("the kernel was being read"):
-        kernel = load_kernel(options.kernel)
-        initrd = _initrd(options)
+        if options.kernel is not None:
+            kernel, modules = load_kernel(options.kernel), []
+        else:
+            prepared = _prepared()
+            kernel, modules = prepared.load(), prepared.modules()
+        initrd = _initrd(options, modules)
     if options.verbose:
         complain(f"booting {kernel.release or kernel.name} on {options.cpus} processors")
     result = run_host(
@@ -169,13 +203,28 @@ def _connect_terminal(machine: HostMachine) -> None:
         threading.Thread(target=forward, name="swtdx terminal", daemon=True).start()
 
 
-def _initrd(options: Options) -> bytes:
+def _prepared() -> HostKernel:
+    """The kernel that was built by ``swtdx host prepare``."""
+    from swtdx.host.errors import HostError
+    from swtdx.host.kernel import cached_kernel
+
+    found = cached_kernel()
+    if found is None:
+        raise HostError(
+            "no kernel for a host has been built yet: run `swtdx host prepare` (some minutes, once), or give"
+            " one: --kernel FILE"
+        )
+    return found
+
+
+def _initrd(options: Options, modules: Sequence[HostModule]) -> bytes:
+    from swtdx.guests.added import entries
     from swtdx.guests.host import find_busybox
     from swtdx.host.initramfs import host_archive
 
     if options.initrd is not None:
         return options.initrd.read_bytes()
-    return host_archive(find_busybox(), (), options.command)
+    return host_archive(find_busybox(), modules, options.command, entries(options.added))
 
 
 def _status(result: HostResult, options: Options) -> int:

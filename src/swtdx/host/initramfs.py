@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -9,6 +10,7 @@ from typing import Final
 
 from swtdx.guests import cpio
 from swtdx.guests.exec_protocol import default_token
+from swtdx.host.errors import HostError
 
 _DIRECTORIES: Final = (
     "bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "swtdx", "sys", "tmp",
@@ -36,7 +38,10 @@ def host_archive(
         busybox: a static x86-64 busybox.
         modules: in load order.
         command: for ``sh -c``.
-        extra: more files; folders that they need are among them, but for the usual ones at the top.
+        extra: more files, and the folders that they need.
+
+    Raises:
+        HostError: one of them would take the place of one of ours.
     """
     loaded = list(modules)
     entries = [cpio.directory(path) for path in _DIRECTORIES]
@@ -55,5 +60,10 @@ def host_archive(
             cpio.regular("swtdx/command", command.encode("utf-8", "surrogateescape"), 0o600),
             cpio.regular("swtdx/token", default_token(command).encode() + b"\n", 0o600),
         ]
-    entries += extra
+    ours = {entry.path for entry in entries}
+    for entry in extra:
+        if entry.path not in ours:
+            entries.append(entry)
+        elif not stat.S_ISDIR(entry.mode):
+            raise HostError(f"/{entry.path} is the host's own: put the file elsewhere")
     return cpio.archive(entries)
