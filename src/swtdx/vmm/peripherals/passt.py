@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -19,7 +20,7 @@ from typing import Final
 from swtdx.vmm.peripherals.config import Forward, NetConfig
 from swtdx.vmm.peripherals.errors import PeripheralError
 from swtdx.vmm.peripherals.helper import Helper
-from swtdx.vmm.peripherals.watch import READABLE, WRITABLE, Watch
+from swtdx.vmm.peripherals.watch import WRITABLE, Watch
 
 #: What QEMU's user network gives out.
 GUEST_ADDRESS: Final = "10.0.2.15"
@@ -27,7 +28,9 @@ _GATEWAY: Final = "10.0.2.2"
 _NETMASK: Final = "255.255.255.0"
 #: No frame is longer; a longer one is no frame.
 _LONGEST: Final = 128 << 10
-_BUFFER: Final = 1 << 20
+#: Bytes that are read at once, and how many wait for the guest before no more are read.
+_PIECE: Final = 256 << 10
+_MOST_HELD: Final = 8 << 20
 #: Seconds for passt to say what it gives the guest, or that it cannot.
 _PATIENCE: Final = 5.0
 _LOOK_AGAIN: Final = 0.005
@@ -51,6 +54,9 @@ class Passt:
             )
         _check_free(config.forwards)
         self._stream, far = socket.socketpair()
+        for end in (self._stream, far):
+            # As much as the host allows: what does not fit passt drops, and sends again much later.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST_HELD)
         self._watch = Watch()
         try:
             with far:
@@ -61,14 +67,25 @@ class Passt:
             self._watch.close()
             self._stream.close()
             raise
-        self._stream.setblocking(False)
         self._unsent = b""
-        self._buffer = bytearray(_BUFFER)
-        self._start = self._end = 0
         self._gone = False
+        #: What has been read: pieces of the stream, and of those that :meth:`receive` has taken the rest.
+        self._pieces: list[memoryview] = []
+        self._held = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._rest = memoryview(b"")
+        self._reader = threading.Thread(target=self._read, name="passt", daemon=True)
+        self._reader.start()
 
     def close(self) -> None:
         """End it."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        with contextlib.suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
         self._watch.close()
         self._stream.close()
         self._helper.close()
@@ -85,9 +102,9 @@ class Passt:
             return False
         size = sum(map(len, frame))
         try:
-            done = self._stream.sendmsg([size.to_bytes(4, "big"), *frame])
+            done = self._stream.sendmsg([size.to_bytes(4, "big"), *frame], (), socket.MSG_DONTWAIT)
         except BlockingIOError:
-            self._watch.arm(self._stream.fileno(), READABLE | WRITABLE)
+            self._watch.arm(self._stream.fileno(), WRITABLE)
             return False
         except OSError:
             self._gone = True
@@ -99,49 +116,54 @@ class Passt:
     def _finish(self) -> bool:
         """Send the rest of a frame; whether it is all sent."""
         try:
-            self._unsent = self._unsent[self._stream.send(self._unsent) :]
+            self._unsent = self._unsent[self._stream.send(self._unsent, socket.MSG_DONTWAIT) :]
         except BlockingIOError:
             pass
         except OSError:
             self._gone = True
             self._unsent = b""
         if self._unsent:
-            self._watch.arm(self._stream.fileno(), READABLE | WRITABLE)
+            self._watch.arm(self._stream.fileno(), WRITABLE)
         return not self._unsent
 
     def receive(self) -> memoryview | None:
         """See :class:`swtdx.devices.virtio.net.Network`."""
         while not self._gone:
-            have = self._end - self._start
-            if have >= 4:
-                start = self._start + 4
-                size = int.from_bytes(self._buffer[self._start : start], "big")
-                if size > _LONGEST:
+            rest = self._rest
+            if len(rest) >= 4:
+                end = 4 + int.from_bytes(rest[:4], "big")
+                if end > _LONGEST:
                     self._gone = True
-                    return None
-                if have >= 4 + size:
-                    self._start = start + size
-                    return memoryview(self._buffer)[start : start + size]
-            if not self._more():
-                break
+                    break
+                if len(rest) >= end:
+                    self._rest = rest[end:]
+                    return rest[4:end]
+            with self._changed:
+                if not self._pieces:
+                    break
+                pieces, self._pieces, self._held = self._pieces, [], 0
+                self._changed.notify()
+            self._rest = memoryview(b"".join((rest, *pieces)))
         return None
 
-    def _more(self) -> bool:
-        """Read as much as there is; whether there was any."""
-        have = self._end - self._start
-        if self._start:
-            self._buffer[:have] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, have
-        try:
-            got = self._stream.recv_into(memoryview(self._buffer)[self._end :])
-        except BlockingIOError:
-            self._watch.arm(self._stream.fileno(), READABLE | (WRITABLE if self._unsent else 0))
-            return False
-        except OSError:
-            got = 0
-        self._end += got
-        self._gone = self._gone or not got
-        return got > 0
+    def _read(self) -> None:
+        """Read all that comes, on a thread of its own: passt drops what is not read at once."""
+        while True:
+            piece = memoryview(bytearray(_PIECE))
+            try:
+                got = self._stream.recv_into(piece)
+            except OSError:
+                got = 0
+            if not got:
+                return
+            with self._changed:
+                while self._held > _MOST_HELD and not self._closing:
+                    self._changed.wait()
+                first = not self._pieces
+                self._pieces.append(piece[:got])
+                self._held += got
+            if first:
+                self._watch.wake()
 
 
 def _await(helper: Helper) -> None:
