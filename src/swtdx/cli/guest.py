@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -109,6 +109,20 @@ def guest_remove(version: str) -> None:
         )
     with Bar() as bar, cache.lock(bar):
         cache.remove(KIND, f"linux-{version}")
+
+
+@guest.command("symbols")
+@click.argument("kallsyms", type=click.File("rb"))
+@click.option("-o", "--output", required=True, metavar="FILE", help="Write the symbol file there.")
+def guest_symbols(kallsyms: BinaryIO, output: str) -> None:
+    """Make a file that GDB takes a kernel's symbols from, of its /proc/kallsyms (- is standard input)."""
+    from swtdx.gdb.symbols import SymbolsError, symbol_file
+
+    try:
+        data = symbol_file(kallsyms.read())
+    except SymbolsError as error:
+        raise click.ClickException(str(error)) from None
+    Path(output).write_bytes(data)
 
 
 def _version(entry: str) -> str:

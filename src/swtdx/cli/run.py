@@ -18,6 +18,7 @@ import click
 from swtdx.cli.deadline import Deadline, TimeIsOver
 from swtdx.cli.device_options import device_options
 from swtdx.cli.failures import complain, explanation
+from swtdx.cli.gdb_options import GdbWishes, gdb_options
 from swtdx.cli.outputs import OutputFile, Outputs
 from swtdx.cli.quote_service import ToldQuotes
 from swtdx.cli.run_report import NOT_STARTED, TIMED_OUT, complaint, document, exit_status
@@ -32,12 +33,15 @@ from swtdx.guests.errors import GuestError
 from swtdx.guests.initramfs import Demo, Exec, Job, Serve, Shell
 
 if TYPE_CHECKING:
+    import socket
+
     from swtdx.arch.features import ModuleFeatures
     from swtdx.cli.saving import Saving
     from swtdx.guests.tdvf_boot import TdvfImage
     from swtdx.vmm.command_io import CommandIo
     from swtdx.vmm.console import Console
     from swtdx.vmm.firmware_boot import FirmwareBoot
+    from swtdx.vmm.launch import Launch
     from swtdx.vmm.peripherals.config import Peripherals
     from swtdx.vmm.result import RunResult
 
@@ -138,6 +142,7 @@ class Options:
     debug: bool
     td: TdWishes
     warm: WarmWishes
+    gdb: GdbWishes
     peripherals: Peripherals
     qgs: str | None
     json_file: str | None
@@ -190,6 +195,7 @@ class Options:
 @td_options
 @device_options
 @warm_options
+@gdb_options
 @click.option("--qgs", metavar="ADDRESS", help="Quotes from this service: unix:PATH or vsock:CID[:PORT].")
 @click.option("--json", "json_file", metavar="FILE", help="Write a summary for programs; - is stdout.")
 @click.option("--serial", "serial_file", metavar="FILE", help="The guest's serial port goes to FILE.")
@@ -213,7 +219,9 @@ def run(**given: Any) -> None:
     """
     options = Options(**given)
     _check_options(options)
-    options.warm.check({name: getattr(options, name) for name in Options.__slots__})
+    given = {name: getattr(options, name) for name in Options.__slots__}
+    options.warm.check(given)
+    options.gdb.check(given)
     started = time.perf_counter()
     try:
         with Outputs() as outputs:
@@ -564,6 +572,13 @@ def _launch(
     config = platform_config(
         options.memory, options.vcpus, options.cpus, options.seed, options.model, options.module
     )
+    debugged = None
+    if options.gdb.address is not None:
+        from swtdx.gdb.serve import listen
+
+        debugged = listen(options.gdb.address)
+        if options.gdb.wait:
+            told(f"waiting for GDB at {options.gdb.address}: target remote {options.gdb.address}")
     building = deadline.watched("the TD was being built")
     with (
         Platform.boot(config) as platform,
@@ -610,6 +625,8 @@ def _launch(
                 result = launch.finish(saving.run(platform, launch, deadline))
                 result.exit_status = saving.failed
                 return result, quotes.document()
+            if debugged is not None:
+                return launch.finish(_under_gdb(launch, debugged, options, deadline)), quotes.document()
             result = launch.finish(launch.run(deadline.left()))
             while options.restart and result.reason is EndReason.RESTART and result.exit_status is None:
                 # A TD cannot be reset: as on real hosts another one takes its place.
@@ -620,6 +637,15 @@ def _launch(
         except BaseException:
             launch.close()
             raise
+
+
+def _under_gdb(launch: Launch, server: socket.socket, options: Options, deadline: Deadline) -> RunResult:
+    """Run the TD with GDB looking on, if it comes."""
+    from swtdx.cli.debugging import Monitor
+    from swtdx.gdb.serve import Debugging
+
+    debugging = Debugging(launch, server, Monitor(launch))
+    return debugging.run(deadline.left, wait=options.gdb.wait)
 
 
 def _console(job: Job, starting: Starting) -> Console:

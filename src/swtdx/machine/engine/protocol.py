@@ -86,6 +86,7 @@ class Stop(enum.IntEnum):
     STEP = 24  #: the one instruction, or the event, that was asked for by :meth:`GuestContext.step` is done
     XSETBV = 25  #: of an engine that can intercept it
     PAUSE = 26  #: the guest waits for another processor, and the engine is short of cores
+    SOFTWARE_INTERRUPT = 27  #: INT3 or INT n, not executed yet, while #BP is to stop
 
 
 class Access(enum.IntFlag):
@@ -278,7 +279,10 @@ class GuestContext(Protocol):
         """Whether RDTSC and RDTSCP stop."""
 
     def intercept_exceptions(self, bitmap: int) -> None:
-        """Which exceptions stop with :attr:`Stop.EXCEPTION`."""
+        """Which exceptions stop with :attr:`Stop.EXCEPTION`; #BP with :attr:`Stop.SOFTWARE_INTERRUPT`."""
+
+    def intercept_software(self, on: bool) -> None:
+        """Whether INT3 and INT n stop until exceptions are chosen again, if the engine cannot tell them."""
 
     def allow_msr(self, index: int, *, read: bool, write: bool) -> None:
         """Let RDMSR/WRMSR of ``index`` run in the engine (True) or stop (False)."""

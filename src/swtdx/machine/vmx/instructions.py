@@ -6,9 +6,14 @@ from collections.abc import Callable
 from typing import Final
 
 from swtdx.arch import vmcs as f
-from swtdx.arch.exits import INTERRUPTION_NMI_UNBLOCKING, INTERRUPTION_VALID, TYPE_HARDWARE_EXCEPTION
+from swtdx.arch.exits import (
+    INTERRUPTION_NMI_UNBLOCKING,
+    INTERRUPTION_VALID,
+    TYPE_HARDWARE_EXCEPTION,
+    InterruptionType,
+)
 from swtdx.arch.regs import RAX, RCX, RDX
-from swtdx.arch.x86 import VECTOR_DB, VECTOR_DF, VECTOR_MC, VECTOR_PF, VECTOR_UD
+from swtdx.arch.x86 import VECTOR_BP, VECTOR_DB, VECTOR_DF, VECTOR_MC, VECTOR_PF, VECTOR_UD
 from swtdx.machine.engine.protocol import Event, Stop
 from swtdx.machine.faults import GeneralProtection
 from swtdx.machine.vmx import decode
@@ -26,6 +31,7 @@ Handler = Callable[[Vmcs, Event], VmExit | None]
 _SHORTEST_PAUSE: Final = 20e-6
 _LONGEST_PAUSE: Final = 8
 
+_INT3: Final = b"\xcc"
 _HAS_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
 
 
@@ -60,6 +66,7 @@ class Instructions:
             Stop.DR_ACCESS: self._debug.access,
             Stop.ICEBP: self._debug.int1,
             Stop.PAUSE: self._pause,
+            Stop.SOFTWARE_INTERRUPT: self._software_interrupt,
             Stop.DEAD: self._dead,
             Stop.UNLOADABLE: self._unloadable,
         }
@@ -186,6 +193,17 @@ class Instructions:
             outcome.qualification = event.qualification
         elif event.vector == VECTOR_DB:
             outcome.qualification = DebugRegisters.pending(vmcs)
+        return outcome
+
+    def _software_interrupt(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
+        """INT3 is a #BP, which exits; INT n is the guest's, and is executed."""
+        if not self._unit.fetch(vmcs).startswith(_INT3):
+            vmcs.context.intercept_software(False)
+            # To be looked at again at the next VM entry.
+            vmcs.exceptions_set = False
+            return None
+        outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI, 0, len(_INT3))
+        outcome.intr_info = VECTOR_BP | InterruptionType.SOFTWARE_EXCEPTION << 8 | INTERRUPTION_VALID
         return outcome
 
     def _task_switch(self, _vmcs: Vmcs, _event: Event) -> VmExit | None:

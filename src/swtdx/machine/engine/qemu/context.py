@@ -30,6 +30,7 @@ from swtdx.arch.x86 import (
     EFER_LMA,
     EFER_LME,
     RFLAGS_TF,
+    VECTOR_BP,
     VECTOR_DB,
     VECTOR_MC,
     VECTOR_UD,
@@ -134,6 +135,7 @@ class QemuContext:
         "_nmi_blocked",
         "_other",
         "_save",
+        "_software",
         "_stepping",
         "_tsc",
         "armed",
@@ -185,6 +187,7 @@ class QemuContext:
         self._dr = [0] * 4
         self._dr7 = at.DR7_OFF
         self._exceptions = 0
+        self._software = False
         self._tsc = False
         #: Whether PAUSE stops the guest.
         self.yields = False
@@ -383,6 +386,8 @@ class QemuContext:
         extra = vmcb.intercept(vmcb.EXIT_RDTSC, vmcb.EXIT_RDTSCP) if self._tsc else 0
         if self._nmi_blocked:
             extra |= vmcb.intercept(vmcb.EXIT_IRET)
+        if self._software:
+            extra |= vmcb.intercept(vmcb.EXIT_SWINT)
         if self.yields:
             extra |= vmcb.intercept(vmcb.EXIT_PAUSE)
         _U64.pack_into(self._b, vmcb.INTERCEPT, vmcb.INTERCEPTS | extra)
@@ -391,6 +396,13 @@ class QemuContext:
         """Which exceptions stop, besides those that always do."""
         self._exceptions = bitmap
         self._apply_exceptions()
+        self.intercept_software(bool(bitmap >> VECTOR_BP & 1))
+
+    def intercept_software(self, on: bool) -> None:
+        """Whether INT3 and INT n stop.  To QEMU an INT3 is one of them, and no exception."""
+        if on is not self._software:
+            self._software = on
+            self._apply_intercepts()
 
     def _apply_exceptions(self) -> None:
         # #UD is how instructions that QEMU does not know arrive; #MC would be QEMU's own.  A #DB clears

@@ -52,6 +52,7 @@ _SIMPLE: Final = {
     vmcb.EXIT_TASK_SWITCH: Stop.TASK_SWITCH,
     vmcb.EXIT_ICEBP: Stop.ICEBP,
     vmcb.EXIT_PAUSE: Stop.PAUSE,
+    vmcb.EXIT_SWINT: Stop.SOFTWARE_INTERRUPT,
     vmcb.EXIT_IRET: Stop.IRET,
     vmcb.EXIT_INTR: Stop.INTERRUPT,
     vmcb.EXIT_NMI: Stop.INTERRUPT,

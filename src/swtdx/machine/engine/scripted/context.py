@@ -222,6 +222,9 @@ class ScriptedContext:
         self.rip = self.rip + length & MASK64
         return True
 
+    def intercept_software(self, on: bool) -> None:
+        """There are no such operations."""
+
     # ------------------------------------------------------------------ events
     def step(self) -> bool:
         """Have the next run end behind the event that is injected, or behind an IRET."""
