@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
+import re
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from swtdx.attestation.eventlog.acpi import split
 from swtdx.attestation.eventlog.format import parse
 from swtdx.attestation.eventlog.replay import replay
 from swtdx.attestation.quote import ParsedQuote
+from swtdx.guests import cpio
 from swtdx.guests.errors import CacheError, FetchError
 from swtdx.guests.firmware import Firmware, fetch_firmware
 from swtdx.guests.guest import Guest
@@ -209,3 +213,41 @@ def test_secure_boot_refuses_and_the_tool_says_so(guest: Guest) -> None:
     assert done.returncode == 126
     assert "the firmware found nothing to boot: it has Secure Boot on" in done.stderr
     assert "virt-fw-vars" in done.stderr
+
+
+def test_tables_of_the_qemu_here_are_those_that_its_guests_have(guest: Guest, tmp_path: Path) -> None:
+    """`--like-qemu` measures what OVMF in a plain VM of this QEMU hands to Linux for the same line."""
+    firmware = image("trixie")
+    # With a PIC, which a plain VM needs and a TD has not.
+    line = "-machine q35,smm=off,pic=on,hpet=off -m 512M -smp 2 -nodefaults -device virtio-rng-pci,addr=5"
+    job = Exec("true")
+    (tmp_path / "initrd").write_bytes(guest.initramfs(job))
+    done = swtdx(
+        "measure", "--firmware", str(firmware.image), "--kernel", str(guest.kernel), "--initrd",
+        str(tmp_path / "initrd"), "--like-qemu", f"{line} -serial stdio", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["entered"], found["end"]
+    [measured] = [each for each in found["events"] if each.get("measured") == "etc/acpi/tables"]
+    tables = {name: table for name, _, table in split(bytes.fromhex(measured["measured_bytes"])) if name}
+
+    shell = b"#!/bin/sh\nexport PATH=/bin\n/bin/busybox mkdir /s\n/bin/busybox mount -t sysfs s /s\n"
+    shell += b'cd /s/firmware/acpi/tables\nfor t in DSDT MCFG APIC WAET; do /bin/busybox echo "== $t"\n'
+    shell += b"/bin/busybox base64 $t; done\n/bin/busybox poweroff -f\n"
+    entries = [cpio.directory("bin"), cpio.regular("bin/busybox", guest.busybox.read_bytes(), 0o755),
+               cpio.symlink("bin/sh", "busybox"), cpio.regular("init", shell, 0o755),
+               cpio.directory("dev"), cpio.character_device("dev/console", 5, 1)]  # fmt: skip
+    (tmp_path / "plain").write_bytes(cpio.archive(entries))
+    plain = subprocess.run(
+        ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", *line.split(), "-bios", str(firmware.image),
+         "-kernel", str(guest.kernel), "-initrd", str(tmp_path / "plain"), "-append", "console=ttyS0 quiet",
+         "-display", "none", "-serial", "stdio", "-no-reboot"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=250, check=True,
+    )  # fmt: skip
+    for name in ("DSDT", "MCFG", "APIC", "WAET"):
+        _, _, rest = plain.stdout.replace("\r", "").partition(f"== {name}\n")
+        lines = itertools.takewhile(lambda each: re.fullmatch(r"[A-Za-z0-9+/]+=*", each), rest.splitlines())
+        theirs = base64.b64decode("".join(lines))
+        # Firmware sets the checksum, which is 0 in QEMU's file.
+        assert theirs[:9] + theirs[10:] == tables[name][:9] + tables[name][10:], name

@@ -46,6 +46,11 @@ _LARGEST: Final = 1 << 30
     metavar="FILE",
     help="With --firmware: a disk, as for `swtdx run`; it is not written to.",
 )
+@click.option(
+    "--like-qemu",
+    metavar="ARGS",
+    help="With --firmware: fw_cfg files and ACPI tables of the QEMU here, for these arguments of its.",
+)
 @click.option("--kernel", type=_FILE, help="Measure what `swtdx run` builds of this kernel instead.")
 @click.option("--initrd", type=_FILE, help="With --kernel: the initial RAM disk.")
 @click.option("--append", help="With --kernel: add this to the kernel command line.")
@@ -67,6 +72,7 @@ def measure(
     image: Path | None,
     firmware: Path | None,
     disks: tuple[DiskConfig, ...],
+    like_qemu: str | None,
     kernel: Path | None,
     initrd: Path | None,
     append: str | None,
@@ -85,7 +91,9 @@ def measure(
     With --kernel it is the TD that `swtdx run` builds with the same kernel, initrd, command line, memory
     and number of vCPUs: MRTD, and the RTMRs when the kernel starts. With --firmware and --kernel or --disk it
     is the TD of `swtdx run --firmware`: the firmware, and a boot loader on the disk, are executed until the
-    kernel has taken over, and each extension is shown with the event that was logged for it.
+    kernel has taken over, and each extension is shown with the event that was logged for it. With
+    --like-qemu firmware gets the tables of the QEMU on this computer, for a line as a script has it: RTMR0 is
+    then that of such a host, but for boot variables, which follow from the devices.
     """
     given = {
         "initrd": initrd,
@@ -101,6 +109,8 @@ def measure(
             raise click.UsageError("--firmware goes without IMAGE, --order and --gpaw")
         if kernel is None and (initrd is not None or cmdline is not None or append is not None):
             raise click.UsageError("--initrd, --cmdline and --append go with --kernel")
+    elif like_qemu is not None:
+        raise click.UsageError("--like-qemu goes with --firmware")
     elif disks:
         raise click.UsageError("--disk goes with --firmware")
     elif (image is None) == (kernel is None):
@@ -114,9 +124,10 @@ def measure(
                 kernel,
                 b"" if initrd is None else read_bytes(initrd, "an initrd", _LARGEST),
                 f"{OWN_INITRD_CMDLINE if cmdline is None else cmdline} {append or ''}".strip(),
-                memory or 512 << 20,
-                vcpus or 1,
+                memory,
+                vcpus,
                 disks,
+                like_qemu,
             )
         elif kernel is not None:
             if order is not None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: edk2's last words before the operating system has the machine (``EFI_EXIT_BOOT_SERVICES_SUCCEEDED``).
 _LAST_WORDS: Final = b"Exit Boot Services Returned with Success"
 _ENTERED: Final = hashlib.sha384(_LAST_WORDS).digest()
+#: Bytes of RAM where nothing is said.
+_MEMORY: Final = 512 << 20
 #: Seconds for firmware that never gets there.
 _PATIENCE: Final = 300
 #: Where a log's first event has its signature, and what firmware reserves for a log (edk2: 64 KiB).
@@ -64,9 +66,10 @@ def executed(
     kernel: Path | None,
     initrd: bytes,
     cmdline: str,
-    memory: int,
-    vcpus: int,
+    memory: int | None = None,
+    vcpus: int | None = None,
     disks: Sequence[DiskConfig] = (),
+    like_qemu: str | None = None,
 ) -> dict[str, Any]:
     """MRTD, RTMR0 to RTMR3, and the event of each extension.
 
@@ -74,6 +77,7 @@ def executed(
         Unusable: a file is none of what it should be, or the TD cannot be built.
     """
     from swtdx.guests.kernel import load_kernel
+    from swtdx.guests.like_qemu import LikeQemu
     from swtdx.guests.tdvf_boot import load_firmware
     from swtdx.vmm.firmware_boot import FirmwareBoot
     from swtdx.vmm.peripherals.attach import attach
@@ -84,8 +88,14 @@ def executed(
     try:
         image = load_firmware(firmware)
         loaded = None if kernel is None else load_kernel(kernel)
-        boot = FirmwareBoot(image, memory, loaded, initrd, cmdline)
-        with attach(Peripherals(disks=kept)) as attached:
+        with contextlib.ExitStack() as during:
+            like = None if like_qemu is None else during.enter_context(LikeQemu(like_qemu))
+            if like is not None:
+                memory = _agreed("--memory", memory, like.memory)
+                vcpus = _agreed("--vcpus", vcpus, like.vcpus)
+            memory, vcpus = memory or _MEMORY, vcpus or 1
+            boot = FirmwareBoot(image, memory, loaded, initrd, cmdline, like=like)
+            attached = during.enter_context(attach(Peripherals(disks=kept)))
             seen = _run(boot, memory, vcpus, attached)
         known = Known(boot, seen.files)
     except (GuestError, VmmError) as error:
@@ -94,6 +104,7 @@ def executed(
         "firmware": str(firmware),
         "kernel": None if kernel is None else str(kernel),
         "disks": [str(disk.path) for disk in disks],
+        "like_qemu": like_qemu,
         "cmdline": cmdline,
         "memory": memory,
         "vcpus": vcpus,
@@ -103,6 +114,12 @@ def executed(
         **{f"rtmr{number}": value.hex() for number, value in enumerate(seen.rtmrs)},
         "events": _events(seen, known),
     }
+
+
+def _agreed(option: str, ours: int | None, theirs: int) -> int:
+    if ours is not None and ours != theirs:
+        raise Unusable(f"{option} is {ours}, and the arguments of --like-qemu make it {theirs}: leave it out")
+    return theirs
 
 
 def _events(seen: Seen, known: Known) -> list[dict[str, Any]]:

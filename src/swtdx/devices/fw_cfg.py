@@ -57,10 +57,14 @@ class FwCfgError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FwCfgContents:
-    """What firmware finds beside the fixed items: by number, and files by name."""
+    """What firmware finds beside the fixed items: by number, and files by name.
+
+    ``acpi`` makes ACPI's files where they are not the board's own, given where ECAM is (a GPA).
+    """
 
     items: Mapping[int, bytes] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    acpi: Callable[[int], Mapping[str, bytes]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -306,11 +307,13 @@ class FirmwareConfig(Part):
 
     def __init__(self, contents: FwCfgContents | None = None) -> None:
         self._contents = FwCfgContents() if contents is None else contents
+        self._pci: PciHost | None = None
         self.device: FwCfg | None = None
 
     def plug(self, board: Backplane) -> None:
         """Its ports."""
         self.device = device = FwCfg(board.wires.dma)
+        self._pci = board.pci
         for key, data in self._contents.items.items():
             device.add_item(key, data)
         for name, data in self._contents.files.items():
@@ -321,6 +324,11 @@ class FirmwareConfig(Part):
         """Let firmware fetch ACPI tables, made anew whenever it does: it may have moved what they tell of."""
         device = self.device
         assert device is not None
+        others = self._contents.acpi
+        if others is not None:
+            for name, data in others(self._ecam()).items():
+                device.add_file(name, MadeFile(len(data), functools.partial(self._of_others, name)))
+            return
         now = make()
 
         def size(data: bytes) -> int:
@@ -329,6 +337,14 @@ class FirmwareConfig(Part):
         device.add_file(RSDP_FILE, MadeFile(len(now.rsdp), lambda: make().rsdp))
         device.add_file(TABLES_FILE, MadeFile(size(now.tables), lambda: make().tables))
         device.add_file(LOADER_FILE, MadeFile(size(now.loader), lambda: make().loader))
+
+    def _ecam(self) -> int:
+        """Where ECAM is now; 0 if it is off."""
+        return 0 if self._pci is None else self._pci.ecam[0]
+
+    def _of_others(self, name: str) -> bytes:
+        assert self._contents.acpi is not None
+        return self._contents.acpi(self._ecam())[name]
 
 
 class DebugConsole(Part):

@@ -15,8 +15,10 @@ from swtdx.devices.parts import DebugConsole
 from swtdx.devices.smbios import SETTINGS as SMBIOS_SETTINGS
 from swtdx.devices.smbios import SmbiosConfig, smbios_files
 from swtdx.guests.kernel import KernelImage
+from swtdx.guests.like_qemu import LikeQemu
 from swtdx.guests.plan import GuestPlan
 from swtdx.guests.tdvf_boot import TdvfImage, build_tdvf_boot, passes_rbp, q35_ram, td_hob
+from swtdx.vmm.errors import ConfigError
 from swtdx.vmm.td_params import TdConfig
 
 __all__ = ["SMBIOS_SETTINGS", "FirmwareBoot", "SmbiosConfig"]
@@ -38,6 +40,7 @@ class FirmwareBoot:
         log: takes what the firmware prints at its debug port.
         files: more files for fw_cfg, by name; they replace ours of the same name.
         console: a virtio console (hvc0) beside the serial port.
+        like: a QEMU whose fw_cfg files and ACPI tables the firmware gets instead of ours.
         smbios: what SMBIOS tables say besides memory and processors; None: there are none.
     """
 
@@ -50,6 +53,7 @@ class FirmwareBoot:
     files: Mapping[str, bytes] = field(default_factory=dict)
     console: bool = True
     smbios: SmbiosConfig | None = None
+    like: LikeQemu | None = None
 
     @property
     def passes_rbp(self) -> bool:
@@ -101,6 +105,8 @@ class FirmwareBoot:
         }
         if self.kernel is not None:
             items |= self._kernel_items(self.kernel)
+        if self.like is not None:
+            return FwCfgContents(items | self.like.items(), self._files_of(self.like), self.like.acpi)
         files = {
             "bootorder": b"",
             "etc/e820": b"".join(struct.pack("<QQI", part.base, part.size, _E820_RAM) for part in ram),
@@ -110,6 +116,22 @@ class FirmwareBoot:
             sizes = ram[0].size, sum(part.size for part in ram[1:])
             files |= smbios_files(replace(self.smbios, ram=sizes, vcpus=td.vcpus))
         return FwCfgContents(items, files | dict(self.files))
+
+    def _files_of(self, like: LikeQemu) -> dict[str, bytes]:
+        """That QEMU's files.
+
+        Raises:
+            ConfigError: its memory is not laid out as ours.
+        """
+        files = like.files()
+        entries = struct.iter_unpack("<QQI", files.get("etc/e820", b""))
+        theirs = [(base, size) for base, size, kind in entries if kind == _E820_RAM]
+        ours = [(part.base, part.size) for part in q35_ram(self.memory, q35_map(self.memory))]
+        if theirs != ours:
+            raise ConfigError(
+                f"--like-qemu: this QEMU lays {self.memory >> 20} MiB of RAM out as {theirs}, a q35 as {ours}"
+            )
+        return files
 
     def _kernel_items(self, kernel: KernelImage) -> dict[int, bytes]:
         """The file, cut where its protected-mode part begins and otherwise as it is: it will be measured."""
