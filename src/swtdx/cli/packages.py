@@ -37,6 +37,7 @@ MANAGERS: Final = (
         environment=("DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8"),
         names={
             "as": "binutils",
+            "gdb": "gdb",
             "iasl": "acpica-tools",
             "mcopy": "mtools",
             "mkfs.ext4": "e2fsprogs",

@@ -383,6 +383,7 @@ def _can_be_kept(options: Options) -> bool:
         ("--firmware", options.firmware is not None),
         ("a device of its own", options.peripherals != type(options.peripherals)()),
         ("--restart", options.restart),
+        ("--gdb", options.gdb.address is not None),
     ):
         if given:
             if options.warm.asked or options.verbose:
