@@ -23,7 +23,7 @@ RELATIVE = for file in $(VENV)/lib/python*/site-packages/__editable__*swtdx*.pth
 # Tests that start no QEMU and fetch nothing.
 FAST := not boot and not slow and not qemu and not network
 
-.PHONY: run test fast lint cover bench mutants man wheel examples clean help
+.PHONY: run test fast lint cover bench mutants docs man wheel examples clean help
 
 run: $(BASE)  ## Boot Linux as a trust domain, to a shell
 	@$(BIN)/swtdx setup --quiet
@@ -55,6 +55,9 @@ bench: $(DEV)  ## All benchmarks, and whether they keep what was promised
 mutants: $(DEV)  ## Plant faults and see which of them the tests see: docs/mutation.md
 	@$(COMPILE)
 	@$(BIN)/python -m tools.mutants --jobs $(JOBS)
+
+docs: $(DEV)  ## The documentation as a site, in build/site
+	@$(BIN)/python -m tools.site build/site
 
 man: $(DEV)  ## Man pages of all commands, in build/man
 	@$(BIN)/python -m tools.man_pages build/man

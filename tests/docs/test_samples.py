@@ -78,8 +78,8 @@ def console(sample: Sample, where: str, folder: Path) -> None:
             ["sh", "-c", typed], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=280
         )
         shown = done.stdout + done.stderr
-        pattern = re.escape(expected).replace(re.escape("..."), ".*")
-        assert re.fullmatch(pattern.strip(), shown.strip(), re.DOTALL), f"{where}: $ {typed}\n{shown}"
+        pattern = re.escape(expected.strip()).replace(re.escape("..."), ".*")
+        assert re.fullmatch(pattern, shown.strip(), re.DOTALL), f"{where}: $ {typed}\n{shown}"
 
 
 def dialogue(text: str) -> list[tuple[str, str]]:
