@@ -11,6 +11,7 @@ from swtdx.machine.engine.qemu.port import Port
 @pytest.mark.parametrize("side", ["stub_polls", "most_spins"])
 def test_polling_follows_the_host(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = Port.__new__(Port)
+    port.locks_code = True
     scarce = False
     cores = 4
     monkeypatch.setattr(Cores, "scarce", lambda _: scarce)

@@ -86,7 +86,7 @@ class Stop(enum.IntEnum):
     STEP = 24  #: the one instruction, or the event, that was asked for by :meth:`GuestContext.step` is done
     XSETBV = 25  #: of an engine that can intercept it
     PAUSE = 26  #: the guest waits for another processor, and the engine is short of cores
-    SOFTWARE_INTERRUPT = 27  #: INT3 or INT n, not executed yet, while #BP is to stop
+    SOFTWARE_INTERRUPT = 27  #: INT3, INT n or INTO, not executed yet, or what was there before
 
 
 class Access(enum.IntFlag):
@@ -281,8 +281,8 @@ class GuestContext(Protocol):
     def intercept_exceptions(self, bitmap: int) -> None:
         """Which exceptions stop with :attr:`Stop.EXCEPTION`; #BP with :attr:`Stop.SOFTWARE_INTERRUPT`."""
 
-    def intercept_software(self, on: bool) -> None:
-        """Whether INT3 and INT n stop until exceptions are chosen again, if the engine cannot tell them."""
+    def believe_interrupt(self) -> None:
+        """Have the next run execute what :attr:`Stop.SOFTWARE_INTERRUPT` was for, not stop there."""
 
     def allow_msr(self, index: int, *, read: bool, write: bool) -> None:
         """Let RDMSR/WRMSR of ``index`` run in the engine (True) or stop (False)."""

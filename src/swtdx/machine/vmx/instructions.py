@@ -196,11 +196,13 @@ class Instructions:
         return outcome
 
     def _software_interrupt(self, vmcs: Vmcs, _event: Event) -> VmExit | None:
-        """INT3 is a #BP, which exits; INT n is the guest's, and is executed."""
-        if not self._unit.fetch(vmcs).startswith(_INT3):
-            vmcs.context.intercept_software(False)
-            # To be looked at again at the next VM entry.
-            vmcs.exceptions_set = False
+        """INT3 is a #BP, which may exit.  Else the engine executes what is in memory now."""
+        bitmap = vmcs.controls[f.EXCEPTION_BITMAP]
+        if not (bitmap >> VECTOR_BP & 1 and self._unit.fetch(vmcs).startswith(_INT3)):
+            hpa = self._unit.code_at(vmcs)
+            if hpa is not None:
+                self._unit.machine.engine.rewrite(hpa & -8, 8)
+            vmcs.context.believe_interrupt()
             return None
         outcome = self._unit.exit.set(reason.EXCEPTION_OR_NMI, 0, len(_INT3))
         outcome.intr_info = VECTOR_BP | InterruptionType.SOFTWARE_EXCEPTION << 8 | INTERRUPTION_VALID

@@ -64,6 +64,14 @@ class Microcode(VmxCore):
             linear += part
         return code
 
+    def code_at(self, vmcs: Vmcs) -> int | None:
+        """The host-physical address of the code at CS:RIP; None where it is not mapped."""
+        context = vmcs.context
+        gpa = linear_to_gpa(
+            self.linear_rip(vmcs), context.cr0, context.cr3, context.cr4, context.efer, self._read_qword(vmcs)
+        )
+        return None if gpa is None else self.translator.reach(vmcs, gpa)
+
     def length(self, vmcs: Vmcs, usual: bytes) -> int:
         """Length of the instruction at RIP, most likely ``usual``."""
         code = self.fetch(vmcs)

@@ -45,6 +45,7 @@ _PROC_BASED: Final = f.PROC_BASED_CONTROLS
 _INTERRUPT: Final = Stop.INTERRUPT
 _STEP: Final = Stop.STEP
 _MISS: Final = Stop.MISS
+_SOFTWARE_INTERRUPT: Final = Stop.SOFTWARE_INTERRUPT
 #: Instructions that are carried out here, if they do not exit.
 _NATIVE: Final = frozenset((Stop.CR_ACCESS, Stop.DR_ACCESS, Stop.RDMSR, Stop.WRMSR, Stop.RDTSC, Stop.RDTSCP))
 #: B0 to B3 and BS, which pending debug exceptions and DR6 have at the same places.
@@ -226,7 +227,7 @@ class VmxUnit(Microcode):
                 if undelivered is not None:
                     context.inject(*undelivered)
                 continue
-            if stop is not _MISS:
+            if stop is not _MISS and stop is not _SOFTWARE_INTERRUPT:
                 shadow = 0
             elif context.in_shadow or context.rip != shadow_at:
                 # QEMU does not load it at entry: an instruction that misses twice is in it at the first only.

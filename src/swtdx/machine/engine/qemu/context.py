@@ -140,6 +140,7 @@ class QemuContext:
         "_tsc",
         "armed",
         "base",
+        "doubts",
         "event",
         "extra_msrs",
         "gpr",
@@ -191,6 +192,8 @@ class QemuContext:
         self._tsc = False
         #: Whether PAUSE stops the guest.
         self.yields = False
+        #: Whether INT3 and INT n stop the guest whatever #BP does; None: in the next run they do not at all.
+        self.doubts: bool | None = False
         self._nmi_blocked = False
         #: DR6 of a guest whose IRET is being stepped over, else None.
         self._stepping: int | None = None
@@ -382,26 +385,38 @@ class QemuContext:
         self.yields = on
         self._apply_intercepts()
 
+    def doubt_interrupts(self, on: bool) -> None:
+        """Whether the guest stops at INT3 and INT n; not in the one run after :meth:`believe_interrupt`."""
+        if self.doubts is None:
+            # The run that begins now; the next one finds that something has changed.
+            self.doubts = not on
+            return
+        self.doubts = on
+        self._apply_intercepts()
+
+    def believe_interrupt(self) -> None:
+        """Let the next run execute the INT n that the guest has stopped at, if that is what is there."""
+        self.doubts = None
+        self._apply_intercepts()
+
     def _apply_intercepts(self) -> None:
         extra = vmcb.intercept(vmcb.EXIT_RDTSC, vmcb.EXIT_RDTSCP) if self._tsc else 0
         if self._nmi_blocked:
             extra |= vmcb.intercept(vmcb.EXIT_IRET)
-        if self._software:
-            extra |= vmcb.intercept(vmcb.EXIT_SWINT)
         if self.yields:
             extra |= vmcb.intercept(vmcb.EXIT_PAUSE)
+        if self.doubts or (self._software and self.doubts is not None):
+            # To QEMU an INT3 is one of them, and no exception.
+            extra |= vmcb.intercept(vmcb.EXIT_SWINT)
         _U64.pack_into(self._b, vmcb.INTERCEPT, vmcb.INTERCEPTS | extra)
 
     def intercept_exceptions(self, bitmap: int) -> None:
         """Which exceptions stop, besides those that always do."""
         self._exceptions = bitmap
         self._apply_exceptions()
-        self.intercept_software(bool(bitmap >> VECTOR_BP & 1))
-
-    def intercept_software(self, on: bool) -> None:
-        """Whether INT3 and INT n stop.  To QEMU an INT3 is one of them, and no exception."""
-        if on is not self._software:
-            self._software = on
+        software = bool(bitmap >> VECTOR_BP & 1)
+        if software is not self._software:
+            self._software = software
             self._apply_intercepts()
 
     def _apply_exceptions(self) -> None:

@@ -334,10 +334,9 @@ class QemuEngine:
         """
         where = self._process.physical(hpa)
         with self._free_port() as port:
-            port.q[at.MB_SRC >> 3] = where
             port.q[at.MB_DST >> 3] = where
             port.q[at.MB_LEN >> 3] = size
-            port.command(at.CMD_COPY)
+            port.command(at.CMD_REWRITE)
 
     # ------------------------------------------------------------------ running
     def run(self, lp: int, context: QemuContext, space: NestedTable, deadline: int | None) -> Event:
@@ -364,6 +363,8 @@ class QemuEngine:
                 return event
             if context.yields is not port.crowded:
                 context.yield_at_pause(port.crowded)
+            if context.doubts is not port.doubts:
+                context.doubt_interrupts(port.doubts)
             context.q[_NESTED_CR3] = space.root
             context.saved = False
             self.runs += 1

@@ -83,7 +83,7 @@ VEC_WAKE: Final = 0x42
 CMD_RUN: Final = 1
 CMD_SAVE: Final = 2
 CMD_LOAD: Final = 3
-CMD_COPY: Final = 4
+CMD_REWRITE: Final = 4
 CMD_PROBE: Final = 5
 # Of the root stub: take an interrupt from the local APIC, and end it.
 CMD_ACK: Final = 6

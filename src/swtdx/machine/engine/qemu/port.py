@@ -27,6 +27,12 @@ SPIN_LEAST: Final = 50
 WORTH_SPINNING: Final = 150e-6
 #: How long to sleep before looking again whether all is well, in seconds.
 NAP: Final = 0.25
+#: The first QEMU that keeps other processors from writing to code while it translates it (accel/tcg: "Always
+#: lock pages before translation").  In those before, what a processor reads can be replaced before QEMU has
+#: noted that it watches the page: it then goes on running what is there no longer.  Linux replaces code
+#: under running processors by way of INT3, so that it is an INT3 that stays behind; it has no use for it
+#: any more, and dies.
+_LOCKS_CODE: Final = (8, 1)
 #: Kinds of stops are the values of Stop; undefined instructions (TDCALL) are told apart by RAX[3:0].
 CALL: Final = 32
 #: How often the stub polls (some 7 ns each) for the answer to a stop before its processor sleeps, on a host
@@ -86,12 +92,14 @@ class Port:
         "bell",
         "cores",
         "crowded",
+        "doubts",
         "fence",
         "guests",
         "index",
         "last",
         "live",
         "lock",
+        "locks_code",
         "most_spins",
         "program",
         "q",
@@ -135,6 +143,9 @@ class Port:
         #: Whether others than these want the cores, and how many there are, two at least.
         self.scarce = False
         self.cores = 2
+        #: Whether QEMU never goes on running code that is not in memory any more; whether that is in doubt.
+        self.locks_code = process.version >= _LOCKS_CODE
+        self.doubts = False
         #: Our own polls, at most.
         self.most_spins = SPIN
 
@@ -174,6 +185,7 @@ class Port:
         self.scarce = CORES.scarce()
         self.cores = max(CORES.count(), 2)
         self.crowded = self.scarce or self.guests >= self.cores
+        self.doubts = self.guests > 1 and not self.locks_code
         self.others(self.awake)
 
     def others(self, awake: int) -> None:

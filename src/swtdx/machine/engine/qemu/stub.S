@@ -38,7 +38,7 @@
         .equ    MB_GPRS,        0x28            # u64 16 registers, x86 order
         .equ    MB_EXTRA,       0x30            # u64 XSAVE area, debug registers, XCR0, TSC_AUX
         .equ    MB_EXIT_TSC,    0x38            # u64 TSC at the last exit
-        .equ    MB_SRC,         0x40            # u64 COPY: source, in bytes
+        .equ    MB_SRC,         0x40            # u64 PROBE: the leaf
         .equ    MB_DST,         0x48            # u64
         .equ    MB_LEN,         0x50            # u64 multiple of 8
         .equ    MB_INDEX,       0x58            # u32 this processor's number
@@ -64,7 +64,7 @@
         .equ    CMD_RUN,        1
         .equ    CMD_SAVE,       2
         .equ    CMD_LOAD,       3
-        .equ    CMD_COPY,       4
+        .equ    CMD_REWRITE,    4
         .equ    CMD_PROBE,      5
         .equ    CMD_ACK,        6
         .equ    CMD_EOI,        7
@@ -269,8 +269,8 @@ command:
         je      save
         cmp     eax, CMD_LOAD
         je      load
-        cmp     eax, CMD_COPY
-        je      copy
+        cmp     eax, CMD_REWRITE
+        je      rewrite
         cmp     eax, CMD_PROBE
         je      probe
         .ifdef  ROOT
@@ -510,13 +510,16 @@ load_state:
         mov     dword ptr [r12 + MB_LOADING], 0
         ret
 
-# ---- COPY: so that QEMU sees the write (it does not see Python's) and drops translated code
-copy:
-        mov     rsi, [r12 + MB_SRC]
+# ---- REWRITE: write memory onto itself, so that QEMU drops code translated from there.  Locked: guests may
+# be writing there meanwhile.
+rewrite:
         mov     rdi, [r12 + MB_DST]
         mov     rcx, [r12 + MB_LEN]
         shr     rcx, 3
-        rep movsq
+        jz      done
+1:      lock or qword ptr [rdi], 0
+        add     rdi, 8
+        loop    1b
         jmp     done
 
 # ---- PROBE: CPUID(MB_SRC, MB_DST) to MB_RESULT

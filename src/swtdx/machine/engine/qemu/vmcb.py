@@ -78,6 +78,7 @@ EXIT_RDPMC: Final = 0x06F
 EXIT_CPUID: Final = 0x072
 EXIT_RSM: Final = 0x073
 EXIT_IRET: Final = 0x074
+#: INT n, INT3 and INTO.  (Of AMD's processors INT n alone.)
 EXIT_SWINT: Final = 0x075
 EXIT_INVD: Final = 0x076
 EXIT_PAUSE: Final = 0x077

@@ -181,6 +181,9 @@ class ScriptedContext:
     def allow_msr(self, index: int, *, read: bool, write: bool) -> None:
         """Nothing: every RDMSR and WRMSR stops, and the microcode carries out what is allowed."""
 
+    def believe_interrupt(self) -> None:
+        """Nothing: a script has no code that could be old."""
+
     def read_dr(self, number: int) -> int:
         """DR0-DR3, DR6 or DR7."""
         return self._dr[number]
@@ -221,9 +224,6 @@ class ScriptedContext:
             return False
         self.rip = self.rip + length & MASK64
         return True
-
-    def intercept_software(self, on: bool) -> None:
-        """There are no such operations."""
 
     # ------------------------------------------------------------------ events
     def step(self) -> bool:
