@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import socket
 import subprocess
 import threading
@@ -10,14 +12,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from swtdx.attestation.quote import ParsedQuote
 from swtdx.guests.errors import CacheError, FetchError
 from swtdx.guests.firmware import fetch_firmware
 from swtdx.guests.guest import Guest
 from tests.boot.debian import Debian, debian
-from tests.boot.process import SWTDX
+from tests.boot.process import SWTDX, swtdx
 from tests.boot.test_peripherals import free_port
 from tests.fetching import cannot_fetch
 
@@ -31,6 +35,10 @@ pytestmark = [
 
 #: Seconds for a system to come up on a busy computer.
 PATIENCE = 400
+QUOTE = r"""
+modprobe tdx_guest; r=/sys/kernel/config/tsm/report/test; mkdir $r
+head -c 64 /dev/zero >$r/inblob; base64 $r/outblob
+"""
 
 
 @pytest.fixture(scope="session")
@@ -158,6 +166,26 @@ def test_a_restart_finds_what_was_written(running: Running) -> None:
         time.sleep(1)
     assert now.endswith("kept")
     assert any("it is a new TD now" in line for line in running.console)
+
+
+def test_registers_are_what_executing_the_disk_predicts(running: Running, firmware: Path) -> None:
+    """Firmware, partition table, boot loader, kernel, its command line and its initrd are all measured."""
+    done = swtdx(
+        "measure", "--firmware", str(firmware), "--disk", str(running.system.disk), "--memory", "1G",
+        "--json",
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    predicted: dict[str, Any] = json.loads(done.stdout)
+    assert predicted["entered"]
+    kinds = [event["type"] for event in predicted["events"]]
+    assert kinds.count("EV_EFI_BOOT_SERVICES_APPLICATION") == 2, "boot loader and kernel"
+    assert "EV_EFI_GPT_EVENT" in kinds
+    assert all(event["digest_is_of_data"] is not False for event in predicted["events"])
+    quote = ParsedQuote(base64.b64decode(running.ssh(QUOTE))).body()
+    assert quote["mrtd"].hex() == predicted["mrtd"]
+    # RTMR0 has the ACPI tables and boot variables, which tell of the other devices, too.
+    assert {n: quote[f"rtmr{n}"].hex() for n in (1, 2)} == {n: predicted[f"rtmr{n}"] for n in (1, 2)}
 
 
 def test_it_switches_off(running: Running) -> None:
