@@ -218,8 +218,9 @@ def test_secure_boot_refuses_and_the_tool_says_so(guest: Guest) -> None:
 def test_tables_of_the_qemu_here_are_those_that_its_guests_have(guest: Guest, tmp_path: Path) -> None:
     """`--like-qemu` measures what OVMF in a plain VM of this QEMU hands to Linux for the same line."""
     firmware = image("trixie")
-    # With a PIC, which a plain VM needs and a TD has not.
-    line = "-machine q35,smm=off,pic=on,hpet=off -m 512M -smp 2 -nodefaults -device virtio-rng-pci,addr=5"
+    # Without devices: where firmware puts their BARs is a window of the DSDT's.  With a PIC, which a plain VM
+    # needs and a TD has not.
+    line = "-machine q35,smm=off,pic=on,hpet=off -m 512M -smp 2 -nodefaults"
     job = Exec("true")
     (tmp_path / "initrd").write_bytes(guest.initramfs(job))
     done = swtdx(
@@ -241,7 +242,8 @@ def test_tables_of_the_qemu_here_are_those_that_its_guests_have(guest: Guest, tm
     (tmp_path / "plain").write_bytes(cpio.archive(entries))
     plain = subprocess.run(
         ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", *line.split(), "-bios", str(firmware.image),
-         "-kernel", str(guest.kernel), "-initrd", str(tmp_path / "plain"), "-append", "console=ttyS0 quiet",
+         "-kernel", str(guest.kernel), "-initrd", str(tmp_path / "plain"),
+         "-append", "console=ttyS0 quiet no_timer_check panic=-1",
          "-display", "none", "-serial", "stdio", "-no-reboot"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=250, check=True,
     )  # fmt: skip
@@ -249,5 +251,10 @@ def test_tables_of_the_qemu_here_are_those_that_its_guests_have(guest: Guest, tm
         _, _, rest = plain.stdout.replace("\r", "").partition(f"== {name}\n")
         lines = itertools.takewhile(lambda each: re.fullmatch(r"[A-Za-z0-9+/]+=*", each), rest.splitlines())
         theirs = base64.b64decode("".join(lines))
-        # Firmware sets the checksum, which is 0 in QEMU's file.
-        assert theirs[:9] + theirs[10:] == tables[name][:9] + tables[name][10:], name
+        # Firmware sets the checksum, which is 0 in QEMU's file; in the DSDT two bytes more follow from where it
+        # has put the BARs of QEMU's own devices.
+        assert len(theirs) == len(tables[name]), name
+        differ = [
+            at for at, (one, other) in enumerate(zip(theirs, tables[name], strict=True)) if one != other
+        ]
+        assert set(differ) <= {9} or (name == "DSDT" and len(differ) <= 3), (name, differ)
