@@ -319,6 +319,7 @@ NOT_SAVED = {
     "Virtio": "a part: its device is",
     "Power": "a part: its device is, and the alarm is set again",
     "InterruptController": "a part: its device is",
+    "_Strings": "of a table that is made when the board is",
     "VirtioBlk._transport": "attach gives it",
     "VirtioBlk._queue": "attach gives it",
     "VirtioRng": "it has no state of its own, and attach gives it the driver's queue",
