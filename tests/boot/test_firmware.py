@@ -251,8 +251,8 @@ def test_tables_of_the_qemu_here_are_those_that_its_guests_have(guest: Guest, tm
         _, _, rest = plain.stdout.replace("\r", "").partition(f"== {name}\n")
         lines = itertools.takewhile(lambda each: re.fullmatch(r"[A-Za-z0-9+/]+=*", each), rest.splitlines())
         theirs = base64.b64decode("".join(lines))
-        # Firmware sets the checksum, which is 0 in QEMU's file; in the DSDT two bytes more follow from where it
-        # has put the BARs of QEMU's own devices.
+        # Firmware sets the checksum, which is 0 in QEMU's file; two bytes more of the DSDT follow from where
+        # it has put the BARs of QEMU's own devices.
         assert len(theirs) == len(tables[name]), name
         differ = [
             at for at, (one, other) in enumerate(zip(theirs, tables[name], strict=True)) if one != other
