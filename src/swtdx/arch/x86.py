@@ -58,6 +58,8 @@ EFER_NXE: Final = 1 << 11
 CPUID_1_EAX_STEPPING: Final = 0xF
 
 # CPUID bits that mirror CR4
+#: The legacy region and the header of an XSAVE area, in bytes (SDM volume 1, 13.4).
+XSAVE_LEGACY: Final = 576
 CPUID_1_ECX_OSXSAVE: Final = 1 << 27
 CPUID_7_ECX_OSPKE: Final = 1 << 4
 

@@ -20,7 +20,7 @@ from swtdx.arch.exits import ExitReason, is_nmi
 from swtdx.arch.metadata import Context, by_name
 from swtdx.arch.units import MASK64, PAGE
 from swtdx.arch.vmx_controls import PROC_MOV_DR_EXITING
-from swtdx.arch.x86 import CR0_PG, FRAME_MASK, PTE_P, PTE_PS, RFLAGS_TF, VECTOR_DB
+from swtdx.arch.x86 import CR0_PG, FRAME_MASK, PTE_P, PTE_PS, RFLAGS_TF, VECTOR_BP, VECTOR_DB
 from swtdx.gdb.registers import BY_NAME, REGISTERS
 from swtdx.gdb.session import SIGTRAP, Breakpoint, Stop, TargetError
 from swtdx.vmm import seamcalls as sc
@@ -32,7 +32,6 @@ from swtdx.vmm.vcpu import Vcpu
 _EXCEPTION: Final = int(ExitReason.EXCEPTION_OR_NMI)
 _DR_ACCESS: Final = int(ExitReason.DR_ACCESS)
 _DR6_RESET: Final = 0xFFFF0FF0
-_VECTOR_BP: Final = 3
 _INT3: Final = b"\xcc"
 #: DR7: the kind of a breakpoint, and the code of its size.
 _KINDS: Final = {Breakpoint.HARDWARE: 0, Breakpoint.WRITE: 1, Breakpoint.READ: 3, Breakpoint.ACCESS: 3}
@@ -86,7 +85,7 @@ class DebugTd:
                 if found["RCX"] >> number & 1:
                     # Which kind the debugger has asked for does not matter to it here.
                     more = "" if kind is Breakpoint.HARDWARE else f"{_WATCHES[kind]}:{address:x}"
-        elif vector == _VECTOR_BP:
+        elif vector == VECTOR_BP:
             more = "swbreak:"
         if self._stop is None:
             self._stop = Stop(SIGTRAP, thread, more)
@@ -118,12 +117,12 @@ class DebugTd:
         self._stop = None
         self._stepping = step
         stops = (1 << VECTOR_DB if step is not None or self._hardware else 0) | (
-            1 << _VECTOR_BP if self._software else 0
+            1 << VECTOR_BP if self._software else 0
         )
         keeps = PROC_MOV_DR_EXITING if self._hardware else 0
         for vcpu in self._td.vcpus:
             self._write(vcpu, _CONTROLS, keeps, PROC_MOV_DR_EXITING)
-            self._write(vcpu, _BITMAP, stops, 1 << VECTOR_DB | 1 << _VECTOR_BP)
+            self._write(vcpu, _BITMAP, stops, 1 << VECTOR_DB | 1 << VECTOR_BP)
         if step is not None:
             self._write(self._vcpu(step), _RFLAGS, RFLAGS_TF, RFLAGS_TF)
 

@@ -38,15 +38,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swtdx.guests.errors import GuestError
-from swtdx.guests.exec_protocol import NO_STATUS
+from swtdx.guests.exec_protocol import LONGEST_LINE, NO_STATUS
 
 NAME: Final = "swtdx.agent"
 
-#: Bytes of a line at most; longer ones are not ours.
-_LONGEST_LINE: Final = 4096
 #: Most that one answer may bring, in bytes: a guest must not fill the host's memory.
 MOST: Final = 1 << 30
-_SEED_BYTES: Final = 64
+SEED_BYTES: Final = 64
 #: Answers with bytes behind them.
 _WITH_BYTES: Final = (b"OUT", b"ERR", b"FILE", b"TREE")
 #: Answers that end a request.
@@ -131,8 +129,8 @@ def renew_request(now: float, seed: bytes) -> Request:
     Raises:
         GuestError: the seed has another size.
     """
-    if len(seed) != _SEED_BYTES:
-        raise GuestError(f"a seed for the guest has {_SEED_BYTES} bytes, not {len(seed)}")
+    if len(seed) != SEED_BYTES:
+        raise GuestError(f"a seed for the guest has {SEED_BYTES} bytes, not {len(seed)}")
     seconds, fraction = divmod(now, 1)
     words = struct.pack("<qq", int(seconds), int(fraction * 1e9))
     return Request(b"RENEW " + (words + seed).hex().encode() + b"\n")
@@ -201,7 +199,7 @@ class AgentStream:
                 continue
             end = data.find(b"\n", at)
             self._line += data[at:] if end < 0 else data[at:end]
-            del self._line[_LONGEST_LINE:]
+            del self._line[LONGEST_LINE:]
             if end < 0:
                 return
             line, self._line = bytes(self._line), bytearray()

@@ -21,15 +21,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from swtdx.guests.exec_protocol import NO_STATUS
+from swtdx.guests.exec_protocol import LONGEST_LINE, NO_STATUS
 
 OUT: Final = "swtdx.out"
 ERR: Final = "swtdx.err"
 IN: Final = "swtdx.in"
 CTL: Final = "swtdx.ctl"
-
-#: Bytes of a line at most; longer ones are not ours.
-_LONGEST_LINE: Final = 4096
 
 
 class ControlStream:
@@ -72,8 +69,8 @@ class ControlStream:
                 continue
             end = data.find(b"\n", at)
             self._line += data[at:] if end < 0 else data[at:end]
-            if len(self._line) > _LONGEST_LINE:
-                del self._line[_LONGEST_LINE:]
+            if len(self._line) > LONGEST_LINE:
+                del self._line[LONGEST_LINE:]
             if end < 0:
                 return
             line, self._line = bytes(self._line), bytearray()

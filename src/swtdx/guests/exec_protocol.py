@@ -20,6 +20,8 @@ from typing import Final
 _RS: Final = b"\x1e"
 #: Digits of an exit status at most, and what stands for one that is none.
 _DIGITS: Final = 3
+#: Bytes of a line at most; longer ones are not ours.
+LONGEST_LINE: Final = 4096
 NO_STATUS: Final = 255
 
 

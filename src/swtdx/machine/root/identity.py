@@ -9,7 +9,7 @@ import math
 from typing import Final
 
 from swtdx.arch import msrs
-from swtdx.arch.x86 import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, LOCAL_APIC_BASE
+from swtdx.arch.x86 import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, LOCAL_APIC_BASE, XSAVE_LEGACY
 from swtdx.machine.cpu.features import host_word
 from swtdx.machine.engine.protocol import FIELD_MSRS, OTHER_MSRS, GuestContext
 from swtdx.machine.faults import GeneralProtection
@@ -24,8 +24,6 @@ _APIC_HZ: Final = 1_000_000_000
 _XAPIC_DISABLE: Final = 1 << 21
 #: IA32_VMX_EPT_VPID_CAP: EPT of five levels; the engine's guest-physical addresses have 48 bits.
 _EPT_5: Final = 1 << 7
-#: The legacy region and the header of an XSAVE area, in bytes.
-_XSAVE_LEGACY: Final = 576
 _EFER_BITS: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
 #: IA32_APIC_BASE: the local APIC is on, in its xAPIC mode; this is the bootstrap processor.
 _APIC_ON: Final = LOCAL_APIC_BASE | 1 << 11
@@ -68,7 +66,7 @@ class Identity:
     def _xsave_size(self) -> int:
         """Bytes of an XSAVE area with the components that XCR0 enables now."""
         areas = [self._lp.cpuid(0xD, number) for number in range(2, 63) if self._context.xcr0 >> number & 1]
-        return max([_XSAVE_LEGACY, *(offset + size for size, offset, _, _ in areas)])
+        return max([XSAVE_LEGACY, *(offset + size for size, offset, _, _ in areas)])
 
     def rdmsr(self, index: int) -> int:
         """RDMSR.

@@ -29,7 +29,7 @@ VMCLEAR_INVALID: Final = 2
 INVALID_INVALIDATION: Final = 28
 
 #: RFLAGS: CF, PF, AF, ZF, SF, OF.
-_ARITHMETIC: Final = 0x8D5
+ARITHMETIC: Final = 0x8D5
 _CF: Final = 1 << 0
 _ZF: Final = 1 << 6
 #: VMCS field 0x4400: the error of the last VM instruction that failed with a current VMCS.
@@ -108,7 +108,7 @@ class RootVmx:
             else:
                 flags = _ZF
                 self._fields[self._current][_INSTRUCTION_ERROR] = failure.error
-        context.rflags = context.rflags & ~_ARITHMETIC | flags
+        context.rflags = context.rflags & ~ARITHMETIC | flags
         context.rip += int(instruction.len)
 
     # ------------------------------------------------------------------ operands

@@ -44,14 +44,12 @@ from swtdx.machine.processor import LogicalProcessor
 from swtdx.machine.root.identity import Identity
 from swtdx.machine.root.memory import Reach, RootMemory
 from swtdx.machine.root.ports import NoPorts, RootPorts
-from swtdx.machine.root.vmx import RootVmx
+from swtdx.machine.root.vmx import ARITHMETIC, RootVmx
 from swtdx.machine.vmx import decode
 from swtdx.machine.vmx.control_registers import load_cr0, load_cr4
 from swtdx.machine.vmx.paging import linear_to_gpa
 
 _SEAMCALL: Final = b"\x66\x0f\x01\xcf"
-#: RFLAGS: CF, PF, AF, ZF, SF, OF.
-_ARITHMETIC: Final = 0x8D5
 #: In VMX operation these cannot be cleared (SDM volume 3, section 24.8).
 _CR0_FIXED: Final = CR0_PE | CR0_NE | CR0_PG
 
@@ -412,7 +410,7 @@ class RootWorld:
         lp.nmi_blocked = False
         lp.gpr[RSP] = stack
         context.gpr_bytes[:] = struct.pack("<16Q", *lp.gpr)
-        context.rflags = context.rflags & ~_ARITHMETIC | lp.cf
+        context.rflags = context.rflags & ~ARITHMETIC | lp.cf
         context.rip += len(_SEAMCALL)
 
     def _movdir64b(self, instruction: Any) -> None:

@@ -12,7 +12,7 @@ from swtdx.arch import cpuid_policy as policy
 from swtdx.arch.control_structs import TDCS, TDVPS
 from swtdx.arch.cpuid_table import OLD_TOPOLOGY_LEAF, TOPOLOGY_LEAF
 from swtdx.arch.regs import RAX, RBX, RCX, RDX
-from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE, CR4_OSXSAVE, CR4_PKE
+from swtdx.arch.x86 import CPUID_1_ECX_OSXSAVE, CPUID_7_ECX_OSPKE, CR4_OSXSAVE, CR4_PKE, XSAVE_LEGACY
 from swtdx.machine.vmx.exit import VmExit
 from swtdx.module.exits.inject import inject_ve
 from swtdx.module.vcpu import Vcpu
@@ -22,7 +22,6 @@ _VALUES: Final = TDCS.cpuid_values.offset
 _SYSCALL: Final = 1 << 11
 #: #VE without TD_CTLS.ENUM_TOPOLOGY, and always in modules that do not know that bit.
 _TOPOLOGY: Final = (OLD_TOPOLOGY_LEAF, TOPOLOGY_LEAF)
-_XSAVE_LEGACY: Final = 576
 
 
 def cpuid_exit(vcpu: Vcpu, out: VmExit) -> None:
@@ -66,7 +65,7 @@ def _asked_for_ve(vcpu: Vcpu, index: int) -> bool:
 
 def _enabled_size(vcpu: Vcpu) -> int:
     """Size of the XSAVE area for what XCR0 enables now (SDM volume 1, 13.2)."""
-    size = _XSAVE_LEGACY
+    size = XSAVE_LEGACY
     enabled = vcpu.context.xcr0
     for component in range(2, 19):
         if enabled >> component & 1:

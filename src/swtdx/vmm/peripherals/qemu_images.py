@@ -45,6 +45,13 @@ class QemuImage(NbdImage):
             stream = _connected(self._helper, address, path)
             try:
                 super().__init__(stream, read_only=read_only)
+            except (OSError, PeripheralError):
+                stream.close()
+                # It may listen before it looks at the image, and hang up then.
+                self._helper.wait()
+                if self._helper.ended:
+                    raise _refused(self._helper, path) from None
+                raise
             except BaseException:
                 stream.close()
                 raise
@@ -93,6 +100,10 @@ def _command(path: Path, format: str, address: Path, read_only: bool) -> Sequenc
     ]  # fmt: skip
 
 
+def _refused(helper: Helper, path: Path) -> PeripheralError:
+    return PeripheralError(f"the disk {path} cannot be opened by {helper.name}: {helper.words()}")
+
+
 def _connected(helper: Helper, address: Path, path: Path) -> socket.socket:
     """A connection to the server, once it listens."""
     end = time.monotonic() + _PATIENCE
@@ -104,9 +115,7 @@ def _connected(helper: Helper, address: Path, path: Path) -> socket.socket:
                 return stream
             except OSError:
                 if helper.ended:
-                    raise PeripheralError(
-                        f"the disk {path} cannot be opened by {helper.name}: {helper.words()}"
-                    ) from None
+                    raise _refused(helper, path) from None
                 if time.monotonic() > end:
                     raise PeripheralError(f"{helper.name} does not answer for the disk {path}") from None
             time.sleep(_LOOK_AGAIN)
