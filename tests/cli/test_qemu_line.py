@@ -143,6 +143,16 @@ def test_no_line_raises_anything_but_an_answer(words: list[str]) -> None:
             describe(read_line(tried))
 
 
+@pytest.mark.parametrize(
+    "line", ["qemu-system-x86_64 -name 'a", 'qemu-system-x86_64 -m "2G', "-m 2G -name a\\"]
+)
+def test_a_pasted_line_that_ends_within_a_word_is_refused(line: str) -> None:
+    with pytest.raises(
+        Unusable, match=r"cannot be split into words: No (closing quotation|escaped character)"
+    ):
+        read_line([line])
+
+
 def test_readconfig(tmp_path: Path, files: dict[str, str]) -> None:
     (tmp_path / "vm.cfg").write_text(
         "# a comment\n"

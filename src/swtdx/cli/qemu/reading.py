@@ -123,7 +123,12 @@ def read_line(arguments: Sequence[str]) -> Line:
     rest = list(arguments)
     if len(rest) == 1 and any(char.isspace() for char in rest[0]):
         # The whole line as one word, pasted into quotes.
-        rest = shlex.split(rest[0].replace("\\\n", " "))
+        try:
+            rest = shlex.split(rest[0].replace("\\\n", " "))
+        except ValueError as error:
+            raise Unusable(
+                f"the QEMU line cannot be split into words: {error}; close it, or give the words apart"
+            ) from None
     while rest and _ASSIGNMENT.fullmatch(rest[0]):
         rest.pop(0)
     if rest and _BINARY.fullmatch(rest[0]):
