@@ -33,7 +33,6 @@ OWN = {
     "REPORTDATA": "of the public interface, which verifies without guests, and of a guest's script",
     "HEADER": "of an ACPI table: reading logs shares nothing with the board",
     "SEED_BYTES": "of a command that loads no guests until it needs them, and of the guest's agent",
-    "LAST_LINES": "of a TD's console, and of a host's",
     "LARGEST": "limits of two kinds of files",
     "RAM_SIZE": "of our fw_cfg, and of QEMU's, which is asked",
     "NO_GRAPHIC": "of our fw_cfg, and of QEMU's, which is asked",
@@ -48,9 +47,6 @@ OWN = {
     "PR_SET_PDEATHSIG": "Linux's: the hypervisor shares nothing with the engine",
     "KEEP_SIZE": "Linux's: the hypervisor shares nothing with the machine's memory",
     "PUNCH_HOLE": "Linux's: the hypervisor shares nothing with the machine's memory",
-    "DEEPEST": "limits of two file servers",
-    "MOST_BYTES": "limits of two file servers",
-    "MODE": "of two protocols",
     "MOST": "limits of two",
 }
 

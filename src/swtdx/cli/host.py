@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from swtdx.arch.units import MIB
-from swtdx.cli.deadline import Deadline, TimeIsOver
-from swtdx.cli.failures import complain, explanation
+from swtdx.cli.deadline import Deadline
+from swtdx.cli.failures import complain
+from swtdx.cli.nothing_run import nothing_run
 from swtdx.cli.outputs import Outputs
-from swtdx.cli.run import Added
-from swtdx.cli.run_report import ABNORMAL, NOT_STARTED, TIMED_OUT
+from swtdx.cli.run import LAST_LINES, Added
+from swtdx.cli.run_report import ABNORMAL, TIMED_OUT
 from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size
 from swtdx.cli.tracing import tracing
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 #: Memory that a machine has at least and at most: the engine's QEMU puts more than that elsewhere.
 _LEAST: Final = 256 * MIB
 _MOST: Final = 2048 * MIB
-#: How many lines of the console are shown when a host ends badly.
-_LAST_LINES: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +97,8 @@ def host(context: click.Context, /, **given: Any) -> None:
     if not _LEAST <= options.memory <= _MOST:
         raise click.UsageError(f"--memory: a host has {_LEAST // MIB} MiB to {_MOST // MIB} MiB")
     started = time.perf_counter()
-    try:
-        with Outputs() as outputs:
-            status = _run(options, outputs, started)
-    except TimeIsOver as over:
-        complain(str(over))
-        raise click.exceptions.Exit(TIMED_OUT) from None
-    except Exception as error:
-        words = explanation(error)
-        if words is None or os.environ.get("SWTDX_TRACEBACK", "") not in ("", "0"):
-            raise
-        complain(words)
-        raise click.exceptions.Exit(NOT_STARTED) from None
+    with nothing_run(), Outputs() as outputs:
+        status = _run(options, outputs, started)
     raise click.exceptions.Exit(status)
 
 
@@ -246,7 +235,7 @@ def _report(result: HostResult, options: Options, last: bytes) -> None:
     elif not options.verbose:
         return
     if last and (result.status is None or end.why not in ("power off", "reset")):
-        lines = last.decode(errors="replace").splitlines()[-_LAST_LINES:]
+        lines = last.decode(errors="replace").splitlines()[-LAST_LINES:]
         click.echo("\n".join(f"  {line}" for line in lines), err=True)
     if options.verbose:
         stops = ", ".join(f"{count} {name}" for name, count in end.stops.most_common())

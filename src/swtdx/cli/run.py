@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from swtdx.cli.deadline import Deadline, TimeIsOver
+from swtdx.cli.deadline import Deadline
 from swtdx.cli.device_options import device_options
-from swtdx.cli.failures import complain, explanation
+from swtdx.cli.failures import complain
 from swtdx.cli.gdb_options import GdbWishes, gdb_options
+from swtdx.cli.nothing_run import nothing_run
 from swtdx.cli.outputs import OutputFile, Outputs
 from swtdx.cli.quote_service import ToldQuotes
-from swtdx.cli.run_report import NOT_STARTED, TIMED_OUT, complaint, document, exit_status
+from swtdx.cli.run_report import complaint, document, exit_status
 from swtdx.cli.seeds import Seed
 from swtdx.cli.sizes import Size
 from swtdx.cli.starting import Starting
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from swtdx.vmm.result import RunResult
 
 #: How much of a silent guest's messages is shown when it ends badly.
-_LAST_LINES: Final = 12
+LAST_LINES: Final = 12
 
 
 class Added(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -223,19 +224,8 @@ def run(**given: Any) -> None:
     options.warm.check(given)
     options.gdb.check(given)
     started = time.perf_counter()
-    try:
-        with Outputs() as outputs:
-            status = _run(options, outputs, started)
-    except TimeIsOver as over:
-        complain(str(over))
-        raise click.exceptions.Exit(TIMED_OUT) from None
-    except Exception as error:
-        # A traceback, if the user wants one, or if it is a mistake of ours.
-        words = explanation(error)
-        if words is None or os.environ.get("SWTDX_TRACEBACK", "") not in ("", "0"):
-            raise
-        complain(words)
-        raise click.exceptions.Exit(NOT_STARTED) from None
+    with nothing_run(), Outputs() as outputs:
+        status = _run(options, outputs, started)
     raise click.exceptions.Exit(status)
 
 
@@ -673,7 +663,7 @@ class _Messages:
     @property
     def last_words(self) -> bytes:
         """The last lines."""
-        return b"\n".join(self._tail.replace(b"\r", b"").splitlines()[-_LAST_LINES:])
+        return b"\n".join(self._tail.replace(b"\r", b"").splitlines()[-LAST_LINES:])
 
 
 def _report(result: RunResult, status: int, last_words: bytes, command: bool, verbose: bool) -> None:

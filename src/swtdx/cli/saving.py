@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from swtdx import __about__
 from swtdx.__about__ import __version__
+from swtdx.cli.starting import Writing
 from swtdx.cli.warm_options import WarmWishes
 from swtdx.machine.engine.qemu.process import find_qemu
 from swtdx.vmm.agent import AgentError, GuestAgent, Ports
@@ -20,25 +20,8 @@ from swtdx.vmm.result import EndReason, RunResult
 if TYPE_CHECKING:
     from swtdx.cli.deadline import Deadline
     from swtdx.platform import Platform
-    from swtdx.vmm.console import Console, Guest
+    from swtdx.vmm.console import Console
     from swtdx.vmm.launch import Launch
-
-
-class Listening:
-    """A console with another ``write``."""
-
-    def __init__(self, console: Console, write: Callable[[bytes], None]) -> None:
-        self._console = console
-        self.write = write
-
-    def attached(self, guest: Guest) -> contextlib.AbstractContextManager[None]:
-        """See :class:`swtdx.vmm.console.Console`."""
-        return self._console.attached(guest)
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """See :class:`swtdx.vmm.console.Console`."""
-        return self._console.size
 
 
 class Saving:
@@ -86,7 +69,7 @@ class Saving:
 
     def listening(self, console: Console) -> Console:
         """``console``, listened to if the time to save is told there."""
-        return console if self._wishes.when is None else Listening(console, self._watch(console.write))
+        return console if self._wishes.when is None else Writing(console, self._watch(console.write))
 
     def _watch(self, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
         """``write``, listening to what the guest's console shows."""

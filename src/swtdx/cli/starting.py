@@ -74,10 +74,10 @@ class Starting:
 
     def console(self, console: Console) -> Console:
         """``console`` that takes the line away before it writes."""
-        return _Erasing(console, self.before(console.write)) if self._shown else console
+        return Writing(console, self.before(console.write)) if self._shown else console
 
 
-class _Erasing:
+class Writing:
     """A console with another ``write``."""
 
     def __init__(self, console: Console, write: Callable[[bytes], None]) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
-from swtdx.cli.deadline import TimeIsOver
-from swtdx.cli.failures import complain, explanation
+from swtdx.cli.nothing_run import nothing_run
 from swtdx.cli.outputs import Outputs
-from swtdx.cli.run_report import NOT_STARTED, TIMED_OUT
 from swtdx.cli.seeds import Seed
 
 
@@ -87,20 +84,8 @@ def qemu(line: tuple[str, ...], **given: Any) -> None:
         return
     from swtdx.cli.qemu.start import Own, run
 
-    with Outputs() as outputs:
-        try:
-            summary = outputs.open(given["json_file"], "the summary")
-            own = Own(given["verbose"], given["seed"], given["timeout"], given["own_quotes"], summary)
-            status = run(machine, own)
-        except TimeIsOver as over:
-            complain(str(over))
-            raise click.exceptions.Exit(TIMED_OUT) from None
-        except click.exceptions.Exit:
-            raise
-        except Exception as error:
-            words = explanation(error)
-            if words is None or os.environ.get("SWTDX_TRACEBACK", "") not in ("", "0"):
-                raise
-            complain(words)
-            raise click.exceptions.Exit(NOT_STARTED) from None
+    with Outputs() as outputs, nothing_run():
+        summary = outputs.open(given["json_file"], "the summary")
+        own = Own(given["verbose"], given["seed"], given["timeout"], given["own_quotes"], summary)
+        status = run(machine, own)
     raise click.exceptions.Exit(status)

@@ -14,13 +14,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
+from swtdx.vmm.peripherals.folder import DEEPEST, HOLD
 from swtdx.vmm.peripherals.fuse.messages import ROOT
-
-_HOLD: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Folders inside of each other at most.
-_DEEPEST: Final = 4096
 
 
 @dataclass(slots=True)
@@ -117,7 +113,7 @@ class Inodes:
             inode = self.get(number)
             names.append(inode.name)
             number = inode.parent
-            if len(names) > _DEEPEST:
+            if len(names) > DEEPEST:
                 raise OSError(errno.ELOOP, "folders inside of each other")
         return names[::-1]
 
@@ -134,7 +130,7 @@ class Inodes:
         at = os.dup(self.root)
         try:
             for name in self._names(number):
-                below = os.open(name, _HOLD, dir_fd=at)
+                below = os.open(name, HOLD, dir_fd=at)
                 os.close(at)
                 at = below
             about = os.stat(at)
@@ -163,14 +159,3 @@ def opened(fd: int, flags: int) -> int:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EACCES, "neither a file nor a folder")
     return os.open(magic(fd), flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-
-
-def checked(name: bytes) -> bytes:
-    """``name`` if it is one name in a folder.
-
-    Raises:
-        OSError: it is a path, or none.
-    """
-    if not name or name in (b".", b"..") or b"/" in name:
-        raise OSError(errno.EINVAL, "not a name")
-    return name

@@ -22,14 +22,13 @@ from typing import Final
 
 from swtdx.vmm.peripherals.descriptors import descriptors
 from swtdx.vmm.peripherals.errors import PeripheralError
+from swtdx.vmm.peripherals.folder import MODE, MOST_BYTES, checked, moment, place
 from swtdx.vmm.peripherals.fuse import messages as fuse
-from swtdx.vmm.peripherals.fuse.inodes import Inodes, checked, magic, opened
+from swtdx.vmm.peripherals.fuse.inodes import Inodes, magic, opened
 from swtdx.vmm.peripherals.fuse.messages import Op, Valid
 
-_MOST_BYTES: Final = 1 << 20
 _FLAGS: Final = fuse.FLAG_ASYNC_READ | fuse.FLAG_BIG_WRITES | fuse.FLAG_PARALLEL_DIROPS | fuse.FLAG_MAX_PAGES
 _OPEN_FLAGS: Final = os.O_ACCMODE | os.O_TRUNC | os.O_DIRECTORY | os.O_SYNC | os.O_DSYNC
-_MODE: Final = 0o1777
 _NO_REPLY: Final = (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT)
 
 
@@ -180,7 +179,7 @@ class FuseServer:
             raise OSError(errno.EPROTO, "too old a protocol")
         self.reset()
         return fuse.INIT_OUT.pack(
-            fuse.MAJOR, fuse.MINOR, readahead, flags & _FLAGS, 0, 0, _MOST_BYTES, 1, _MOST_BYTES >> 12
+            fuse.MAJOR, fuse.MINOR, readahead, flags & _FLAGS, 0, 0, MOST_BYTES, 1, MOST_BYTES >> 12
         )
 
     def _destroy(self, call: _Call) -> bytes:
@@ -272,21 +271,21 @@ class FuseServer:
                 about = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if not stat.S_ISREG(about.st_mode):
                     raise OSError(errno.EEXIST, "not a file")
-            fd = os.open(name, flags, mode & _MODE, dir_fd=folder)
+            fd = os.open(name, flags, mode & MODE, dir_fd=folder)
             about = os.stat(fd)
             number = self._inodes.told(call.node, name, about)
         return fuse.entry(number, about) + self._add_file(number, fd)
 
     def _read(self, call: _Call) -> bytes:
         handle, offset, size = call.take(fuse.READ_IN)
-        return os.pread(self._file(handle).fd, min(size, call.room), _place(offset))
+        return os.pread(self._file(handle).fd, min(size, call.room), place(offset))
 
     def _write(self, call: _Call) -> bytes:
         handle, offset, size = call.take(fuse.WRITE_IN)
         data = memoryview(call.body)[fuse.WRITE_IN.size :]
         if len(data) < size:
             raise OSError(errno.EINVAL, "too short")
-        return fuse.WRITE_OUT.pack(os.pwrite(self._file(handle).fd, data[:size], _place(offset)))
+        return fuse.WRITE_OUT.pack(os.pwrite(self._file(handle).fd, data[:size], place(offset)))
 
     def _release(self, call: _Call) -> bytes:
         (handle,) = call.take(struct.Struct("<Q"))
@@ -316,18 +315,18 @@ class FuseServer:
                 with contextlib.suppress(PermissionError):
                     os.chown(where, uid if valid & Valid.UID else -1, gid if valid & Valid.GID else -1)
             if valid & Valid.MODE and not stat.S_ISLNK(about.st_mode):
-                os.chmod(where, mode & _MODE)
+                os.chmod(where, mode & MODE)
             if valid & Valid.SIZE:
                 if not stat.S_ISREG(about.st_mode):
                     raise OSError(errno.EINVAL, "not a file")
-                os.truncate(where, _place(size))
+                os.truncate(where, place(size))
             if valid & (Valid.ATIME | Valid.MTIME):
                 now = time.time_ns()
                 times = [about.st_atime_ns, about.st_mtime_ns]
                 if valid & Valid.ATIME:
-                    times[0] = now if valid & Valid.ATIME_NOW else _moment(atime, atime_ns)
+                    times[0] = now if valid & Valid.ATIME_NOW else moment(atime, atime_ns)
                 if valid & Valid.MTIME:
-                    times[1] = now if valid & Valid.MTIME_NOW else _moment(mtime, mtime_ns)
+                    times[1] = now if valid & Valid.MTIME_NOW else moment(mtime, mtime_ns)
                 os.utime(where, ns=(times[0], times[1]))
             return fuse.attributes_out(os.stat(fd))
 
@@ -356,7 +355,7 @@ class FuseServer:
         mode, _ = call.take(struct.Struct("<II"))
         name = checked(call.names(1, 8)[0])
         with self._inodes.held(call.node) as folder:
-            os.mkdir(name, mode & _MODE, dir_fd=folder)
+            os.mkdir(name, mode & MODE, dir_fd=folder)
             return self._entry(call.node, name, folder)
 
     def _mknod(self, call: _Call) -> bytes:
@@ -366,7 +365,7 @@ class FuseServer:
             raise OSError(errno.EPERM, "no devices, FIFOs and sockets")
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         with self._inodes.held(call.node) as folder:
-            os.close(os.open(name, flags, mode & _MODE, dir_fd=folder))
+            os.close(os.open(name, flags, mode & MODE, dir_fd=folder))
             return self._entry(call.node, name, folder)
 
     def _symlink(self, call: _Call) -> bytes:
@@ -407,25 +406,3 @@ class FuseServer:
             os.rename(checked(old), checked(new), src_dir_fd=from_, dst_dir_fd=to)
         self._inodes.moved(target, new)
         return b""
-
-
-def _place(offset: int) -> int:
-    """An offset in a file that the host can have.
-
-    Raises:
-        OSError: it is too large.
-    """
-    if offset >= 1 << 63:
-        raise OSError(errno.EINVAL, "beyond any file")
-    return offset
-
-
-def _moment(seconds: int, nanoseconds: int) -> int:
-    """Nanoseconds since 1970 that the host's interfaces take.
-
-    Raises:
-        OSError: they do not.
-    """
-    if seconds >= 1 << 33 or nanoseconds >= 1_000_000_000:
-        raise OSError(errno.EINVAL, "not a time")
-    return seconds * 1_000_000_000 + nanoseconds

@@ -12,13 +12,9 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
+from swtdx.vmm.peripherals.folder import DEEPEST, HOLD, checked
 from swtdx.vmm.peripherals.p9.messages import QID, QID_DIRECTORY, QID_LINK
-
-#: Folders inside of each other at most.
-_DEEPEST: Final = 4096
-_HOLD: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Node:
@@ -58,13 +54,13 @@ class Node:
         """
         if name == b"..":
             return self._parent(root)
-        return Node(os.open(checked(name), _HOLD, dir_fd=self.fd))
+        return Node(os.open(checked(name), HOLD, dir_fd=self.fd))
 
     def _parent(self, root: Node) -> Node:
         top = root.stat()
         if os.path.samestat(self.stat(), top):
             return self.copy()
-        parent = Node(os.open(b"..", _HOLD, dir_fd=self.fd))
+        parent = Node(os.open(b"..", HOLD, dir_fd=self.fd))
         try:
             parent._check_inside(top)
         except BaseException:
@@ -76,11 +72,11 @@ class Node:
         """Go up until the root; a folder that the host has moved away does not lead there."""
         at = self.copy()
         try:
-            for _ in range(_DEEPEST):
+            for _ in range(DEEPEST):
                 here = at.stat()
                 if os.path.samestat(here, top):
                     return
-                above = Node(os.open(b"..", _HOLD, dir_fd=at.fd))
+                above = Node(os.open(b"..", HOLD, dir_fd=at.fd))
                 at.close()
                 at = above
                 if os.path.samestat(here, at.stat()):
@@ -133,17 +129,6 @@ class Fid:
             os.close(self.file)
             self.file = None
         self.node.close()
-
-
-def checked(name: bytes) -> bytes:
-    """``name`` if it is one name in a folder.
-
-    Raises:
-        OSError: it is a path, or none.
-    """
-    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
-        raise OSError(errno.EINVAL, "not a name")
-    return name
 
 
 def qid(about: os.stat_result) -> bytes:

@@ -20,6 +20,7 @@ from typing import Final
 
 from swtdx.vmm.peripherals.descriptors import descriptors
 from swtdx.vmm.peripherals.errors import PeripheralError
+from swtdx.vmm.peripherals.folder import MODE, MOST_BYTES, checked, moment, place
 from swtdx.vmm.peripherals.p9.messages import (
     HEAD,
     MOST_NAMES,
@@ -29,14 +30,12 @@ from swtdx.vmm.peripherals.p9.messages import (
     Malformed,
     text,
 )
-from swtdx.vmm.peripherals.p9.nodes import Fid, Node, checked, qid
+from swtdx.vmm.peripherals.p9.nodes import Fid, Node, qid
 
 _VERSION: Final = b"9P2000.L"
-_MOST_BYTES: Final = 1 << 20
 _FEWEST_BYTES: Final = 4096
 #: What a client may ask for when it opens or makes a file (Linux's numbers, which are the protocol's).
 _OPEN_FLAGS: Final = os.O_ACCMODE | os.O_TRUNC | os.O_DIRECTORY | os.O_SYNC | os.O_DSYNC
-_MODE: Final = 0o1777
 #: Valid bits of SETATTR.
 _SET_MODE, _SET_UID, _SET_GID, _SET_SIZE, _SET_ATIME, _SET_MTIME = 1, 2, 4, 8, 16, 32
 _SET_ATIME_TO, _SET_MTIME_TO = 128, 256
@@ -171,7 +170,7 @@ class FileServer:
         self.reset()
         if msize < _FEWEST_BYTES:
             raise OSError(errno.EINVAL, "messages that short")
-        self._msize = min(msize, _MOST_BYTES)
+        self._msize = min(msize, MOST_BYTES)
         answer = _VERSION if version == _VERSION else b"unknown"
         return self._msize.to_bytes(4, "little") + text(answer)
 
@@ -283,7 +282,7 @@ class FileServer:
             about = os.stat(name, dir_fd=fid.node.fd, follow_symlinks=False)
             if not stat.S_ISREG(about.st_mode):
                 raise OSError(errno.EEXIST, "not a file")
-        file = os.open(name, flags, mode & _MODE, dir_fd=fid.node.fd)
+        file = os.open(name, flags, mode & MODE, dir_fd=fid.node.fd)
         try:
             node = fid.node.child(name, self._root)
         except BaseException:
@@ -296,13 +295,13 @@ class FileServer:
 
     def _read(self, body: Body, room: int) -> bytes:
         number, offset, count = body.numbers(4, 8, 4)
-        data = os.pread(self._opened(number), min(count, room - 4), _place(offset))
+        data = os.pread(self._opened(number), min(count, room - 4), place(offset))
         return len(data).to_bytes(4, "little") + data
 
     def _write(self, body: Body, room: int) -> bytes:
         number, offset, count = body.numbers(4, 8, 4)
         data = body.take(count)
-        return os.pwrite(self._opened(number), data, _place(offset)).to_bytes(4, "little")
+        return os.pwrite(self._opened(number), data, place(offset)).to_bytes(4, "little")
 
     def _fsync(self, body: Body, room: int) -> bytes:
         file = self._fid(body.number(4)).file
@@ -321,18 +320,18 @@ class FileServer:
             with contextlib.suppress(PermissionError):
                 os.chown(node.path, *owner)
         if valid & _SET_MODE and not stat.S_ISLNK(about.st_mode):
-            os.chmod(node.path, mode & _MODE)
+            os.chmod(node.path, mode & MODE)
         if valid & _SET_SIZE:
             if not stat.S_ISREG(about.st_mode):
                 raise OSError(errno.EINVAL, "not a file")
-            os.truncate(node.path, _place(size))
+            os.truncate(node.path, place(size))
         if valid & (_SET_ATIME | _SET_MTIME):
             now = time.time_ns()
             times = [about.st_atime_ns, about.st_mtime_ns]
             if valid & _SET_ATIME:
-                times[0] = _moment(atime, atime_ns) if valid & _SET_ATIME_TO else now
+                times[0] = moment(atime, atime_ns) if valid & _SET_ATIME_TO else now
             if valid & _SET_MTIME:
-                times[1] = _moment(mtime, mtime_ns) if valid & _SET_MTIME_TO else now
+                times[1] = moment(mtime, mtime_ns) if valid & _SET_MTIME_TO else now
             os.utime(node.path, ns=(times[0], times[1]))
         return b""
 
@@ -364,7 +363,7 @@ class FileServer:
     def _mkdir(self, body: Body, room: int) -> bytes:
         number, name, mode = body.number(4), checked(body.text()), body.number(4)
         folder = self._fid(number).node.fd
-        os.mkdir(name, mode & _MODE, dir_fd=folder)
+        os.mkdir(name, mode & MODE, dir_fd=folder)
         return qid(os.stat(name, dir_fd=folder, follow_symlinks=False))
 
     def _symlink(self, body: Body, room: int) -> bytes:
@@ -405,28 +404,6 @@ class FileServer:
         # It also ends the fid; as for RENAME there is a later request that clients use.
         self._clunk(body, room)
         raise OSError(errno.EOPNOTSUPP, "use UNLINKAT")
-
-
-def _place(offset: int) -> int:
-    """An offset in a file that the host can have.
-
-    Raises:
-        OSError: it is too large.
-    """
-    if offset >= 1 << 63:
-        raise OSError(errno.EINVAL, "beyond any file")
-    return offset
-
-
-def _moment(seconds: int, nanoseconds: int) -> int:
-    """Nanoseconds since 1970 that the host's interfaces take.
-
-    Raises:
-        OSError: they do not.
-    """
-    if seconds >= 1 << 33 or nanoseconds >= 1_000_000_000:
-        raise OSError(errno.EINVAL, "not a time")
-    return seconds * 1_000_000_000 + nanoseconds
 
 
 def _error(number: int) -> bytes:
